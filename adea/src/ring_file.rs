@@ -1,0 +1,182 @@
+//! `ring.json`: the ring's secret, this pod's name, and the administrator. Readable for its owner only.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use adea_ring::RingSecret;
+use serde::{Deserialize, Serialize};
+
+/// What `ring.json` holds.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RingFile {
+    /// The ring's secret, in hexadecimal.
+    ring_secret: String,
+    /// This pod's name in the ring.
+    pub pod_id: String,
+    /// The administrator.
+    pub admin: Admin,
+    /// Only for `podctl dev`, whose users shouldn't have to remember passwords.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dev: Option<DevSecrets>,
+}
+
+/// The administrator's name and password.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// The name.
+    pub name: String,
+    /// The password's argon2id hash, in PHC form.
+    pub password_hash: String,
+}
+
+/// Passwords that `podctl dev` has made up or been given, to be printed again at the next start.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevSecrets {
+    /// The administrator's.
+    pub admin_password: String,
+    /// That of the example's users; none if there is no example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub example_password: Option<String>,
+    /// Whether the example is still to be made.
+    #[serde(default)]
+    pub example_pending: bool,
+}
+
+/// A ring file that can't be used. No message shows what is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum RingFileError {
+    /// It can't be read or written.
+    #[error("can't {step} {path}: {source}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// It isn't what it should be.
+    #[error("{path} is no ring file: line {line}, column {column}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        line: usize,
+        /// Where.
+        column: usize,
+    },
+    /// The secret isn't one.
+    #[error("{path}: key `ring_secret`: {source}")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: adea_ring::SecretError,
+    },
+}
+
+impl RingFile {
+    /// A new ring with a new secret.
+    pub fn new(pod_id: String, admin: Admin) -> Self {
+        Self { ring_secret: RingSecret::random().to_hex(), pod_id, admin, dev: None }
+    }
+
+    /// Reads a ring file; none if there is no such file.
+    ///
+    /// # Errors
+    /// When it can't be read, or isn't a ring file.
+    pub fn load(path: &Path) -> Result<Option<Self>, RingFileError> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(RingFileError::Io { step: "read", path: path.to_path_buf(), source });
+            }
+        };
+        let file: Self = serde_json::from_slice(&text).map_err(|err| RingFileError::Parse {
+            path: path.to_path_buf(),
+            line: err.line(),
+            column: err.column(),
+        })?;
+        RingSecret::from_hex(&file.ring_secret)
+            .map_err(|source| RingFileError::Secret { path: path.to_path_buf(), source })?;
+        Ok(Some(file))
+    }
+
+    /// The ring's secret.
+    ///
+    /// # Errors
+    /// When it isn't one; [`RingFile::load`] has seen to that.
+    pub fn secret(&self) -> Result<RingSecret, adea_ring::SecretError> {
+        RingSecret::from_hex(&self.ring_secret)
+    }
+
+    /// Writes the file, whole or not at all, for its owner only.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn save(&self, path: &Path) -> Result<(), RingFileError> {
+        let fails = |step| move |source| RingFileError::Io { step, path: path.to_path_buf(), source };
+        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from).map_err(fails("write"))?;
+        replace(path, &text).map_err(fails("write"))
+    }
+}
+
+/// Replaces a file by way of a new one beside it, so that a reader or a crash sees the old or the new.
+///
+/// # Errors
+/// When it can't be written.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    // A leftover might have other permissions than ours.
+    match fs::remove_file(&new) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Admin, RingFile};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn is_kept_for_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ring.json");
+        assert!(RingFile::load(&path).unwrap().is_none());
+        let admin = Admin { name: "admin".into(), password_hash: "$argon2id$".into() };
+        let ring = RingFile::new("pod-1".into(), admin);
+        ring.save(&path).unwrap();
+        ring.save(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let read = RingFile::load(&path).unwrap().unwrap();
+        assert_eq!(read.secret().unwrap().to_hex(), ring.secret().unwrap().to_hex());
+        assert_eq!(read.pod_id, "pod-1");
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_without_showing_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ring.json");
+        for text in ["", "{}", r#"{"ring_secret":"secretish","pod_id":"p","admin":{"name":"a","password_hash":"h"}}"#] {
+            std::fs::write(&path, text).unwrap();
+            let err = RingFile::load(&path).err().expect("refused").to_string();
+            assert!(err.contains("ring.json") && !err.contains("secretish"), "{err}");
+        }
+    }
+}

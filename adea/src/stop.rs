@@ -1,0 +1,57 @@
+//! When a program has to stop: on SIGTERM and SIGINT, and when its parent is gone.
+//!
+//! A parent that dies, even by SIGKILL, closes its end of the pipe that is its child's standard input. A child
+//! that was started with `--exit-with-parent` sees the end of that and stops as if it had been told to. (Linux's
+//! parent-death signal would do for some of this, but it follows the parent's thread, not its process.)
+
+use std::io::Read;
+use std::thread;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// A program whose parent is gone and that doesn't manage to stop in this time ends itself.
+const ALONE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Resolves when the program has to stop, and says why. Call it early: signals before that end the program at once.
+///
+/// # Errors
+/// When the signals can't be listened to.
+pub fn requested(exit_with_parent: bool) -> std::io::Result<impl Future<Output = &'static str> + Send + 'static> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let orphaned = exit_with_parent.then(watch_parent).transpose()?;
+    Ok(async move {
+        let orphaned = async {
+            match orphaned {
+                Some(orphaned) => {
+                    // An error means that the watching thread is gone; it ends only at end of input.
+                    let _ = orphaned.await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = orphaned => "its parent is gone",
+        }
+    })
+}
+
+/// Reads standard input to its end on a thread of its own: the runtime's own way of reading it would keep the
+/// runtime from shutting down.
+fn watch_parent() -> std::io::Result<oneshot::Receiver<()>> {
+    let (gone, orphaned) = oneshot::channel();
+    thread::Builder::new().name("parent-watch".to_owned()).spawn(move || {
+        let mut ignored = [0u8; 64];
+        let mut input = std::io::stdin();
+        while !matches!(input.read(&mut ignored), Ok(0) | Err(_)) {}
+        let _ = gone.send(());
+        thread::sleep(ALONE_DEADLINE);
+        tracing::error!("could not stop in {} s", ALONE_DEADLINE.as_secs());
+        std::process::exit(1);
+    })?;
+    Ok(orphaned)
+}

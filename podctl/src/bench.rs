@@ -1,0 +1,187 @@
+//! Measures a server over HTTP, as its clients see it, and what its processes spend on it.
+//!
+//! Each figure is a line of JSON: `figure`, `value`, `unit`, `n` (operations), `wall_ms`, and where it makes sense
+//! `cpu_us_per_op` (processor time of the given processes, user and system), `p50_ms`, `p99_ms`. A figure that can't
+//! be had is a line with `skipped` or `error`. The client runs on the same machine, so figures by the clock are
+//! lower than what the server alone could do; those by processor time are not.
+//!
+//! All figures work on databases of their own, which are deleted at the end, also after a failure.
+
+mod documents;
+mod latency;
+mod listeners;
+mod partition;
+mod process;
+mod report;
+
+use adea::folder::Folder;
+use adea::plan::Program;
+use adea::ring_file::RingFile;
+use adea::state::State;
+use anyhow::{Context, bail};
+use http::Method;
+use serde_json::Value;
+
+use crate::bench::process::Processes;
+use crate::bench::report::{Report, Timer};
+use crate::command::bench::Args;
+use crate::http::{Conn, Peer};
+
+/// The figures, in the order in which they are taken.
+pub const FIGURES: [&str; 10] =
+    ["bulk", "disk", "changes", "all_docs", "get_32", "put_32", "latency", "listeners", "partition", "repartition"];
+
+/// What every figure needs.
+pub struct Bench {
+    peer: Peer,
+    processes: Processes,
+    /// Documents to insert.
+    docs: u32,
+    listeners: Vec<u32>,
+    only: Vec<String>,
+    quick: bool,
+    /// Part of the databases' names, so that two runs don't meet.
+    run: String,
+}
+
+/// Measures what was asked for.
+pub async fn run(args: &Args) -> anyhow::Result<()> {
+    let bench = Bench::new(args).await?;
+    let mut conn = bench.peer.connect().await?;
+    let root = conn.expect(Method::GET, "/", "").await?;
+    Report::about(&root, &bench.processes);
+    let stop = adea::stop::requested(false)?;
+    let measured = tokio::select! {
+        measured = bench.measure() => measured,
+        why = stop => Err(anyhow::anyhow!("stopped: {why}")),
+    };
+    let cleaned = bench.clean_up().await;
+    measured.and(cleaned)
+}
+
+impl Bench {
+    async fn new(args: &Args) -> anyhow::Result<Self> {
+        let run_dir = args.run_dir.as_deref().map(RunDir::load).transpose()?;
+        let mut peer = match (&args.url, &run_dir) {
+            (Some(url), _) => Peer::parse(url)?,
+            (None, Some(dir)) => Peer::parse(&dir.url)?,
+            (None, None) => bail!("give a URL, or --run-dir DATA of a running `podctl dev`"),
+        };
+        if let (false, Some(dir)) = (peer.has_login(), &run_dir) {
+            peer = peer.with_login(&dir.name, &dir.password)?;
+        }
+        if !args.allow_remote && !peer.is_loopback().await? {
+            bail!(
+                "that server is not on this machine: the load may be too much for it (--allow-remote if you mean it)"
+            );
+        }
+        let mut pids = args.pid.clone();
+        pids.extend(run_dir.iter().flat_map(|dir| &dir.pids));
+        Ok(Self {
+            peer,
+            processes: Processes::new(pids)?,
+            docs: if args.quick { args.docs / 10 } else { args.docs },
+            listeners: args.listeners.clone(),
+            only: args.only.clone(),
+            quick: args.quick,
+            run: format!("{:06x}", rand::random::<u32>() & 0xff_ffff),
+        })
+    }
+
+    async fn measure(&self) -> anyhow::Result<()> {
+        let bulk_needed = ["bulk", "disk", "changes", "all_docs", "get_32"];
+        if bulk_needed.iter().any(|figure| self.wants(figure)) {
+            documents::bulk(self).await.context("bulk")?;
+        }
+        for figure in FIGURES.into_iter().filter(|figure| self.wants(figure)) {
+            let measured = match figure {
+                "bulk" => Ok(()),
+                "disk" => documents::disk(self).await,
+                "changes" => documents::changes(self).await,
+                "all_docs" => documents::all_docs(self).await,
+                "get_32" => documents::get(self).await,
+                "put_32" => documents::put(self).await,
+                "latency" => latency::measure(self).await,
+                "listeners" => listeners::measure(self).await,
+                "partition" => partition::insert(self).await,
+                "repartition" => partition::change_rules(self).await,
+                other => bail!("no figure {other}"),
+            };
+            if let Err(err) = measured {
+                Report::error(figure, &err);
+            }
+        }
+        Ok(())
+    }
+
+    fn wants(&self, figure: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == figure)
+    }
+
+    fn timer(&self) -> Timer<'_> {
+        Timer::start(&self.processes)
+    }
+
+    /// The name of a database of this run.
+    fn db(&self, name: &str) -> String {
+        format!("podctl-bench-{}-{name}", self.run)
+    }
+
+    /// Makes a database and gives a connection to its server.
+    async fn make_db(&self, db: &str, query: &str) -> anyhow::Result<Conn> {
+        let mut conn = self.peer.connect().await?;
+        conn.expect(Method::PUT, &format!("/{db}{query}"), "").await?;
+        Ok(conn)
+    }
+
+    /// Deletes this run's databases.
+    async fn clean_up(&self) -> anyhow::Result<()> {
+        let mut conn = self.peer.connect().await?;
+        let all = conn.expect(Method::GET, "/_all_dbs", "").await?;
+        let prefix = self.db("");
+        let ours = all.as_array().into_iter().flatten().filter_map(Value::as_str);
+        // Partial databases go with their aggregate.
+        for db in ours.filter(|db| db.starts_with(&prefix) && !db[prefix.len()..].contains("--")) {
+            let (status, _) = conn.send(Method::DELETE, &format!("/{db}"), "").await?;
+            if !status.is_success() {
+                bail!("can't delete {db}: {status}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the data folder of a running `podctl dev` tells.
+struct RunDir {
+    url: String,
+    name: String,
+    password: String,
+    pids: Vec<u32>,
+}
+
+impl RunDir {
+    fn load(path: &std::path::Path) -> anyhow::Result<Self> {
+        if !path.is_dir() {
+            bail!("{} is no folder", path.display());
+        }
+        let folder = Folder::new(path)?;
+        let state = State::load(&folder.state_file()).with_context(|| format!("nothing runs in {}", path.display()))?;
+        let proxy = state
+            .programs
+            .get(&Program::Proxy)
+            .and_then(|proxy| proxy.addr)
+            .with_context(|| format!("no proxy runs in {}", path.display()))?;
+        let ring =
+            RingFile::load(&folder.ring_file())?.with_context(|| format!("{} has no ring.json", path.display()))?;
+        let password = ring
+            .dev
+            .map(|dev| dev.admin_password)
+            .with_context(|| format!("{} was not made by `podctl dev`: give a URL with a log-in", path.display()))?;
+        Ok(Self {
+            url: format!("http://{proxy}"),
+            name: ring.admin.name,
+            password,
+            pids: state.programs.values().filter_map(|program| program.pid).collect(),
+        })
+    }
+}

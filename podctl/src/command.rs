@@ -1,0 +1,20 @@
+//! The commands, one file each: what they take, and where the work is done.
+
+pub mod adea;
+pub mod bench;
+pub mod dev;
+pub mod proxy;
+pub mod rean;
+
+use std::future::Future;
+
+use anyhow::Context;
+
+/// Runs a program on all cores until it has finished.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Runtime::new().context("can't start the runtime")?;
+    let done = runtime.block_on(work);
+    // What is left are threads that wait for the outside, such as name look-ups; they are not to hold up the end.
+    runtime.shutdown_background();
+    done
+}

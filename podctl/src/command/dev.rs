@@ -1,0 +1,89 @@
+//! `podctl dev`: a ring on this machine, to work against.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::bail;
+
+use crate::dev;
+
+/// Start a ring on this machine and keep it running until Ctrl-C
+#[derive(clap::Args)]
+pub struct Args {
+    /// How many pods
+    #[arg(long, default_value_t = 1)]
+    pub pods: u16,
+    /// The (first) public port
+    #[arg(long, default_value_t = 5984, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Where everything is kept; the next start uses it again
+    #[arg(long, default_value = "./adea-data")]
+    pub data: PathBuf,
+    /// The administrator [default: `admin` and a made-up password, which is printed]
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    pub admin: Option<Login>,
+    /// Plain HTTP, as is always the case on loopback for now
+    #[arg(long)]
+    pub no_tls: bool,
+    /// The storage engine
+    #[arg(long, default_value = "fjall", value_parser = ["fjall", "sled"])]
+    pub engine: String,
+    /// Print one line of JSON when ready, for scripts, instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Log a line for each request to DATA/run/proxy.log
+    #[arg(long)]
+    pub access_log: bool,
+    /// Don't make the example app and its users in a new data folder
+    #[arg(long)]
+    pub no_example: bool,
+}
+
+/// A name and a password, as on the command line.
+#[derive(Clone)]
+pub struct Login {
+    pub name: String,
+    pub password: String,
+}
+
+impl FromStr for Login {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, password) = text.split_once(':').ok_or("must be NAME:PASSWORD")?;
+        if name.is_empty() || name.starts_with('_') {
+            return Err("the name must not be empty nor start with `_`");
+        }
+        if password.is_empty() {
+            return Err("the password must not be empty");
+        }
+        if text.chars().any(char::is_control) {
+            return Err("control characters can't be sent in a log-in");
+        }
+        Ok(Self { name: name.to_owned(), password: password.to_owned() })
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.pods {
+        1 => {}
+        0 => bail!("a ring needs at least one pod"),
+        _ => bail!("only one pod for now: rings of more pods are not built yet (leave out --pods)"),
+    }
+    ::adea::logging::init("warn");
+    super::block_on(dev::run(&args))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Login;
+
+    #[test]
+    fn a_login_is_split_at_the_first_colon() {
+        let login: Login = "ann:a:b".parse().ok().unwrap();
+        assert_eq!((login.name.as_str(), login.password.as_str()), ("ann", "a:b"));
+        for wrong in ["", "ann", ":x", "ann:", "_pod:x", "ann:x\ny"] {
+            assert!(wrong.parse::<Login>().is_err(), "{wrong:?}");
+        }
+    }
+}

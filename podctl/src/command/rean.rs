@@ -1,0 +1,38 @@
+//! `podctl rean`: the database server.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::programs;
+
+/// Run the database server of a pod
+#[derive(clap::Args)]
+pub struct Args {
+    /// The ring's secret and administrator
+    #[arg(long)]
+    pub ring_file: PathBuf,
+    /// Where the store is
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Where to listen
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// The storage engine
+    #[arg(long, default_value = "fjall")]
+    pub engine: String,
+    /// Stop when standard input ends
+    #[arg(long)]
+    pub exit_with_parent: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    ::adea::logging::init("info");
+    ::adea::limits::raise_open_files();
+    super::block_on(async {
+        let stop = ::adea::stop::requested(args.exit_with_parent)?;
+        programs::rean(&args, async {
+            tracing::info!("stopping: {}", stop.await);
+        })
+        .await
+    })
+}

@@ -1,0 +1,76 @@
+//! Keeps the agent running: it is a process like the others, and may be killed like them.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use adea::backoff::Backoff;
+use adea::folder::Folder;
+use adea::logs;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
+
+/// The agent gives its two programs 15 s each.
+const STOP_DEADLINE: Duration = Duration::from_secs(35);
+
+/// Runs the agent, again and again, until `stop` resolves; then stops it and returns when it is gone.
+pub async fn keep(folder: Folder, config_file: PathBuf, mut stop: oneshot::Receiver<()>) {
+    let mut backoff = Backoff::default();
+    loop {
+        let began = Instant::now();
+        match spawn(&folder, &config_file) {
+            Ok(mut child) => {
+                // Held until the child is gone: its end tells the child that we are.
+                let pipe = child.stdin.take();
+                tokio::select! {
+                    end = child.wait() => {
+                        let end = end.map_or_else(|err| err.to_string(), |status| status.to_string());
+                        tracing::warn!("the agent ended by itself ({end}): starting it again");
+                    }
+                    _ = &mut stop => {
+                        end(&mut child).await;
+                        drop(pipe);
+                        return;
+                    }
+                }
+            }
+            Err(err) => tracing::error!("can't start the agent: {err}"),
+        }
+        let ran_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let pause = Duration::from_millis(backoff.after_end(ran_ms));
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = &mut stop => return,
+        }
+    }
+}
+
+fn spawn(folder: &Folder, config_file: &Path) -> std::io::Result<Child> {
+    let log = logs::open(&folder.log_file("adea"))?;
+    Command::new(adea::process::this_program()?)
+        .args(["adea", "--exit-with-parent", "--config"])
+        .arg(config_file)
+        .stdin(Stdio::piped())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // A Ctrl-C at the terminal is for `dev`, which then stops the others in order.
+        .process_group(0)
+        .spawn()
+}
+
+async fn end(child: &mut Child) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    if let Some(pid) = pid
+        && let Err(err) = kill_process(pid, Signal::TERM)
+    {
+        tracing::warn!("can't signal the agent: {err}");
+    }
+    if timeout(STOP_DEADLINE, child.wait()).await.is_err() {
+        tracing::error!("the agent did not stop in time: killing it");
+        if let Err(err) = child.kill().await {
+            tracing::error!("can't kill the agent: {err}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! podctl: the operator's hand, and the one binary that can be each of the others.
+//!
+//! One file a command under [`command`]; what `dev` and `bench` are made of is in the folders of those names.
+
+mod bench;
+mod command;
+mod dev;
+mod http;
+mod programs;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Rows, revisions and bodies are many small allocations on many threads, where the system's allocator is slow and
+/// keeps much of what was freed.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Starts a ring of pods, looks at it, changes it.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Dev(command::dev::Args),
+    Bench(command::bench::Args),
+    Adea(command::adea::Args),
+    Rean(command::rean::Args),
+    Proxy(command::proxy::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Dev(args) => command::dev::run(args),
+        Command::Bench(args) => command::bench::run(args),
+        Command::Adea(args) => command::adea::run(args),
+        Command::Rean(args) => command::rean::run(args),
+        Command::Proxy(args) => command::proxy::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            // The reader may be gone, which is no reason to panic.
+            let _ = writeln!(io::stderr(), "error: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Users and sessions as documents in rean.
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+
+use super::password::Stored;
+use crate::upstream::{Upstream, UpstreamError};
+
+/// A user's document, as far as a log-in needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The document's revision.
+    pub rev: String,
+    /// The user's roles.
+    pub roles: Vec<String>,
+    /// What the password is checked against.
+    pub stored: Stored,
+}
+
+#[derive(Debug, Deserialize)]
+struct UserDoc {
+    #[serde(rename = "_rev")]
+    rev: String,
+    name: String,
+    #[serde(default)]
+    roles: Vec<String>,
+    password_scheme: Option<String>,
+    pbkdf2_prf: Option<String>,
+    derived_key: Option<String>,
+    salt: Option<String>,
+    iterations: Option<u32>,
+}
+
+/// A session's document. The secret itself is known to its client only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionDoc {
+    /// The document's revision.
+    #[serde(rename = "_rev", skip_serializing_if = "Option::is_none")]
+    pub rev: Option<String>,
+    /// What kind of document this is: `session`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The account that the session acts as.
+    pub user: String,
+    /// SHA-256 of the secret, in hexadecimal digits.
+    pub secret_sha256: String,
+    /// When it began, in milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// When it ends, in milliseconds since 1970.
+    pub expires_at_ms: u64,
+}
+
+/// Reads a user's document. `None` when there is none that fits the name.
+///
+/// # Errors
+/// When rean does not answer.
+pub async fn user(upstream: &Upstream, name: &str) -> Result<Option<User>, UpstreamError> {
+    let path = format!("/_users/{}", encode("org.couchdb.user:", name));
+    let Some(doc) = read::<UserDoc>(upstream, &path).await? else { return Ok(None) };
+    if doc.name != name {
+        return Ok(None);
+    }
+    // `_admin` and its like are the server's own: only the configuration gives them.
+    let roles = doc.roles.iter().filter(|role| !role.starts_with('_')).cloned().collect();
+    let UserDoc { rev, password_scheme, pbkdf2_prf, derived_key, salt, iterations, .. } = doc;
+    let stored = match (password_scheme.as_deref(), derived_key) {
+        (Some("argon2id"), Some(hash)) => Stored::Argon2(hash),
+        (Some("pbkdf2"), Some(derived_key)) if pbkdf2_prf.as_deref() == Some("sha256") => {
+            let (salt, iterations) = (salt.unwrap_or_default(), iterations.unwrap_or(0));
+            Stored::Pbkdf2 { derived_key, salt, iterations }
+        }
+        _ => Stored::Nothing,
+    };
+    Ok(Some(User { rev, roles, stored }))
+}
+
+/// Reads a session's document.
+///
+/// # Errors
+/// When rean does not answer.
+pub async fn session(upstream: &Upstream, id: &str) -> Result<Option<SessionDoc>, UpstreamError> {
+    read(upstream, &format!("/_ring/{}", encode("session:", id))).await
+}
+
+/// Writes a new session's document, and gives its revision.
+///
+/// # Errors
+/// When rean does not answer or does not take it.
+pub async fn create_session(upstream: &Upstream, id: &str, doc: &SessionDoc) -> Result<(), UpstreamError> {
+    let path = format!("/_ring/{}", encode("session:", id));
+    let body = Bytes::from(serde_json::to_vec(doc)?);
+    match upstream.ask(Method::PUT, &path, Some(body)).await? {
+        (StatusCode::CREATED | StatusCode::ACCEPTED, _) => Ok(()),
+        (other, _) => Err(UpstreamError::Unexpected(other)),
+    }
+}
+
+/// Deletes a session's document; one that is gone already is no error.
+///
+/// # Errors
+/// When rean does not answer or does not do it.
+pub async fn delete_session(upstream: &Upstream, id: &str, rev: &str) -> Result<(), UpstreamError> {
+    let path = format!("/_ring/{}?rev={rev}", encode("session:", id));
+    match upstream.ask(Method::DELETE, &path, None).await? {
+        (StatusCode::OK | StatusCode::ACCEPTED | StatusCode::NOT_FOUND, _) => Ok(()),
+        // Somebody else has just ended it: session documents are never changed otherwise.
+        (StatusCode::CONFLICT, _) => Ok(()),
+        (other, _) => Err(UpstreamError::Unexpected(other)),
+    }
+}
+
+/// A document, or `None` when there is none or it is not of the expected form.
+async fn read<T: for<'a> Deserialize<'a>>(upstream: &Upstream, path: &str) -> Result<Option<T>, UpstreamError> {
+    let (status, body) = upstream.ask(Method::GET, path, None).await?;
+    match status {
+        // A document of another form is an account that can't log in, not an error of the server.
+        StatusCode::OK => Ok(serde_json::from_slice(&body).ok()),
+        // 400: the name can't be an id.
+        StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Ok(None),
+        other => Err(UpstreamError::Unexpected(other)),
+    }
+}
+
+fn encode(prefix: &str, name: &str) -> String {
+    let id = format!("{prefix}{name}");
+    utf8_percent_encode(&id, NON_ALPHANUMERIC).to_string()
+}

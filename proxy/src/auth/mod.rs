@@ -1,0 +1,402 @@
+//! Who sends a request: Basic credentials of the administrator, of a user, or of a session.
+//!
+//! The quick way is a look-up in [`cache`]. The slow way asks rean for the document, checks the secret ([`password`])
+//! and is slowed down after failures ([`throttle`]). [`follow`] hears of changed accounts and ended sessions, and then
+//! [`Authenticator::changed`] makes both the cache and the open feeds forget them.
+
+pub mod accounts;
+pub mod cache;
+pub mod follow;
+pub mod password;
+pub mod throttle;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use adea_ring::{Identity, Signer, identity::ADMIN_ROLE};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::sync::OnceCell;
+
+use crate::clock;
+use crate::config::{Admin, Config};
+use crate::error::Refusal;
+use crate::feeds::Feeds;
+use crate::metrics::Metrics;
+use crate::upstream::{Upstream, UpstreamError, identity_headers};
+use accounts::SessionDoc;
+use cache::{Cache, Change, Digest, Epoch};
+use password::{Passwords, Stored};
+use throttle::{Throttle, Wait};
+
+/// What names of sessions begin with.
+pub const SESSION_PREFIX: &str = "session-";
+/// Digits of a session's id: 128 bits, so that nobody meets one by chance.
+const SESSION_ID_DIGITS: usize = 32;
+
+/// Somebody who has shown who they are, or nobody in particular.
+#[derive(Debug)]
+pub struct Login {
+    /// The account's name; empty for nobody in particular.
+    pub account: Arc<str>,
+    /// Name and roles.
+    pub identity: Identity,
+    /// The headers that tell rean so: made once, sent with every request.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The revision of the `_users` document, where the account has one.
+    pub user_rev: Option<String>,
+    /// The session, if it was one's credentials.
+    pub session: Option<Session>,
+    revoked: AtomicBool,
+}
+
+/// The session of a login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// The session's id, without prefix.
+    pub id: Box<str>,
+    /// The revision of its document.
+    pub rev: String,
+    /// When it ends, in milliseconds since 1970.
+    pub expires_at_ms: u64,
+}
+
+impl Login {
+    fn new(signer: &Signer, identity: Identity, user_rev: Option<String>, session: Option<Session>) -> Self {
+        Self {
+            account: identity.name.as_deref().unwrap_or("").into(),
+            headers: identity_headers(signer, &identity),
+            identity,
+            user_rev,
+            session,
+            revoked: AtomicBool::new(false),
+        }
+    }
+
+    /// Marks a login that counts no more.
+    pub fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+    }
+
+    /// Whether it counts no more.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// Nobody in particular, for the tests of other modules.
+    #[cfg(test)]
+    pub fn anonymous_for_tests() -> Self {
+        Self::new(&Signer::new(&adea_ring::RingSecret::random()), Identity::anonymous(), None, None)
+    }
+}
+
+/// A name and what is to prove it.
+pub struct Credentials {
+    /// The account's or the session's name.
+    pub name: String,
+    /// The password or the session's secret.
+    pub password: String,
+}
+
+type Outcome = Result<Arc<Login>, Refusal>;
+
+/// Finds out who sends a request.
+pub struct Authenticator {
+    admin: Option<Admin>,
+    signer: Signer,
+    anonymous: Arc<Login>,
+    cache: Cache,
+    throttle: Throttle,
+    passwords: Passwords,
+    /// The same credentials are checked once, however many requests bring them at the same moment. Bounded by the
+    /// number of open connections.
+    checking: Mutex<HashMap<Digest, Arc<OnceCell<Outcome>>>>,
+    /// How many of the two databases' changes can't be seen now.
+    blind: [AtomicBool; 2],
+    upstream: Arc<Upstream>,
+    feeds: Arc<Feeds>,
+    metrics: Arc<Metrics>,
+}
+
+impl Authenticator {
+    /// An authenticator that asks rean through `upstream`. Takes some 20 ms, for the dummy hash.
+    pub fn new(
+        config: &Config,
+        signer: Signer,
+        upstream: Arc<Upstream>,
+        feeds: Arc<Feeds>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            admin: config.admin.clone(),
+            anonymous: Arc::new(Login::new(&signer, Identity::anonymous(), None, None)),
+            signer,
+            cache: Cache::default(),
+            throttle: Throttle::default(),
+            passwords: Passwords::new(),
+            checking: Mutex::default(),
+            blind: [AtomicBool::new(true), AtomicBool::new(true)],
+            upstream,
+            feeds,
+            metrics,
+        }
+    }
+
+    /// Who the request's credentials name; without any, nobody in particular.
+    ///
+    /// # Errors
+    /// `BadCredentials` without telling what is wrong, `Throttled`, `Busy`, or why rean could not be asked.
+    pub async fn authenticate(&self, headers: &HeaderMap, peer: IpAddr) -> Outcome {
+        let Some(value) = headers.get(header::AUTHORIZATION) else {
+            return Ok(Arc::clone(&self.anonymous));
+        };
+        let digest = self.cache.digest(value.as_bytes());
+        let blind = self.blind.iter().any(|blind| blind.load(Ordering::Acquire));
+        if let Some(login) = self.cache.get(&digest, blind, clock::now_ms) {
+            self.metrics.auth_hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(login);
+        }
+        let Some(credentials) = basic(value.as_bytes())? else {
+            return Ok(Arc::clone(&self.anonymous));
+        };
+        self.metrics.auth_misses.fetch_add(1, Ordering::Relaxed);
+        // Boxed: the slow way's state is large, and every request would carry it.
+        Box::pin(self.check_once(digest, credentials, peer)).await
+    }
+
+    /// Checks a name and password that came in a body: an account's, not a session's.
+    ///
+    /// # Errors
+    /// As [`Authenticator::authenticate`].
+    pub async fn log_in(&self, credentials: Credentials, peer: IpAddr) -> Outcome {
+        let text = STANDARD.encode(format!("{}:{}", credentials.name, credentials.password));
+        // The same digest as the header's, so that a locked account's owner passes here as well.
+        let digest = self.cache.digest(format!("Basic {text}").as_bytes());
+        self.check_once(digest, credentials, peer).await
+    }
+
+    /// Counts a new session of an account.
+    ///
+    /// # Errors
+    /// `Throttled`, when the account has made too many.
+    pub fn new_session(&self, account: &str) -> Result<(), Refusal> {
+        self.throttle.new_session(account).map_err(|wait| self.throttled(wait))
+    }
+
+    /// Makes a changed account or session count at once: for further requests, and for open feeds.
+    pub fn changed(&self, change: Change) {
+        self.cache.change(change.clone());
+        match &change {
+            Change::User { name, .. } => self.feeds.end(name, |login| change.hits(login)),
+            Change::Session { id, rev: None } => self.feeds.end_session(id),
+            // A session's first revision: its feeds are only just being opened.
+            Change::Session { .. } => {}
+        }
+    }
+
+    /// Says whether the changes of a database (0: users, 1: sessions) can be seen.
+    pub fn set_blind(&self, database: usize, blind: bool) {
+        self.blind[database].store(blind, Ordering::Release);
+    }
+
+    /// Changes were missed: everybody has to show anew who they are.
+    pub fn forget(&self) {
+        self.cache.clear();
+        self.feeds.end_all();
+    }
+
+    async fn check_once(&self, digest: Digest, credentials: Credentials, peer: IpAddr) -> Outcome {
+        let cell = Arc::clone(self.checking.lock().entry(digest).or_default());
+        let outcome = cell.get_or_init(|| self.check(digest, credentials, peer)).await.clone();
+        let mut checking = self.checking.lock();
+        if checking.get(&digest).is_some_and(|found| Arc::ptr_eq(found, &cell)) {
+            checking.remove(&digest);
+        }
+        outcome
+    }
+
+    async fn check(&self, digest: Digest, credentials: Credentials, peer: IpAddr) -> Outcome {
+        let epoch = self.cache.now();
+        let session = credentials.name.strip_prefix(SESSION_PREFIX).map(str::to_owned);
+        let outcome = match session {
+            Some(id) => self.check_session(&id, &credentials.password, &digest, peer).await,
+            None => self.check_account(credentials, &digest, peer).await,
+        };
+        self.keep(outcome, digest, epoch)
+    }
+
+    fn keep(&self, outcome: Result<Login, Refusal>, digest: Digest, epoch: Epoch) -> Outcome {
+        match outcome {
+            Ok(login) => {
+                let login = Arc::new(login);
+                self.cache.put(digest, &login, epoch);
+                Ok(login)
+            }
+            Err(refusal) => {
+                if refusal == Refusal::BadCredentials {
+                    self.metrics.auth_failures.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn check_account(&self, credentials: Credentials, digest: &Digest, peer: IpAddr) -> Result<Login, Refusal> {
+        let Credentials { name, password } = credentials;
+        self.throttle.begin(&name, peer, digest).map_err(|wait| self.throttled(wait))?;
+        let checked = self.look_up(&name, password).await;
+        match &checked {
+            Ok(_) => self.throttle.right(&name, *digest),
+            Err(Refusal::BadCredentials) => self.throttle.wrong(peer, digest),
+            Err(_) => self.throttle.unknown(&name),
+        }
+        checked
+    }
+
+    /// The administrator of the configuration comes first, as in CouchDB.
+    async fn look_up(&self, name: &str, password: String) -> Result<Login, Refusal> {
+        let admin = self.admin.as_ref().filter(|admin| admin.name == name);
+        let (identity, rev, stored) = if let Some(admin) = admin {
+            (admin_identity(admin), None, Stored::Argon2(admin.hash.clone()))
+        } else {
+            match accounts::user(&self.upstream, name).await.map_err(|e| asking_failed(&e))? {
+                Some(user) => {
+                    let identity = Identity { name: Some(name.to_owned()), roles: user.roles };
+                    (identity, Some(user.rev), user.stored)
+                }
+                None => (Identity::anonymous(), None, Stored::Nothing),
+            }
+        };
+        match self.passwords.check(password, stored).await {
+            Ok(true) => Ok(Login::new(&self.signer, identity, rev, None)),
+            Ok(false) => Err(Refusal::BadCredentials),
+            Err(password::Busy) => Err(Refusal::Busy),
+        }
+    }
+
+    async fn check_session(&self, id: &str, secret: &str, digest: &Digest, peer: IpAddr) -> Result<Login, Refusal> {
+        self.throttle.begin_session(peer).map_err(|wait| self.throttled(wait))?;
+        let checked = self.look_up_session(id, secret).await;
+        if checked.as_ref().is_err_and(|refusal| *refusal == Refusal::BadCredentials) {
+            self.throttle.wrong(peer, digest);
+        }
+        checked
+    }
+
+    async fn look_up_session(&self, id: &str, secret: &str) -> Result<Login, Refusal> {
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if id.len() != SESSION_ID_DIGITS || !id.bytes().all(hex) {
+            return Err(Refusal::BadCredentials);
+        }
+        let doc = accounts::session(&self.upstream, id).await.map_err(|e| asking_failed(&e))?;
+        let doc = doc.ok_or(Refusal::BadCredentials)?;
+        let right = hash_secret(secret).as_bytes().ct_eq(doc.secret_sha256.as_bytes());
+        if !bool::from(right) || doc.expires_at_ms <= clock::now_ms() {
+            return Err(Refusal::BadCredentials);
+        }
+        let rev = doc.rev.unwrap_or_default();
+        let session = Session { id: id.into(), rev, expires_at_ms: doc.expires_at_ms };
+        // With the roles that the account has now, not those of the time of the log-in.
+        if let Some(admin) = self.admin.as_ref().filter(|admin| admin.name == doc.user) {
+            return Ok(Login::new(&self.signer, admin_identity(admin), None, Some(session)));
+        }
+        let user = accounts::user(&self.upstream, &doc.user).await.map_err(|e| asking_failed(&e))?;
+        let user = user.ok_or(Refusal::BadCredentials)?;
+        let identity = Identity { name: Some(doc.user), roles: user.roles };
+        Ok(Login::new(&self.signer, identity, Some(user.rev), Some(session)))
+    }
+
+    fn throttled(&self, wait: Wait) -> Refusal {
+        self.metrics.throttled.fetch_add(1, Ordering::Relaxed);
+        Refusal::Throttled { retry_after_s: wait.seconds }
+    }
+}
+
+/// A new session's id, secret and document.
+pub fn make_session(user: &str, now_ms: u64, expires_at_ms: u64) -> (String, String, SessionDoc) {
+    let id = hex::encode(rand::random::<[u8; SESSION_ID_DIGITS / 2]>());
+    let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
+    let doc = SessionDoc {
+        rev: None,
+        kind: "session".to_owned(),
+        user: user.to_owned(),
+        secret_sha256: hash_secret(&secret),
+        created_at_ms: now_ms,
+        expires_at_ms,
+    };
+    (id, secret, doc)
+}
+
+/// 256 random bits can't be guessed from their hash, so a fast one will do.
+fn hash_secret(secret: &str) -> String {
+    hex::encode(Sha256::digest(secret.as_bytes()))
+}
+
+fn admin_identity(admin: &Admin) -> Identity {
+    Identity { name: Some(admin.name.clone()), roles: vec![ADMIN_ROLE.to_owned()] }
+}
+
+fn asking_failed(error: &UpstreamError) -> Refusal {
+    tracing::warn!(%error, "an account can't be looked up");
+    Refusal::UpstreamDown
+}
+
+/// The credentials in an `Authorization` value. As in CouchDB, another scheme or a text without a colon is as good as
+/// no header, and bad Base64 is 400.
+fn basic(value: &[u8]) -> Result<Option<Credentials>, Refusal> {
+    const BAD: Refusal = Refusal::BadRequest("Authorization header has invalid base64 value");
+    let Some((scheme, encoded)) = value.split_at_checked(6) else { return Ok(None) };
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return Ok(None);
+    }
+    let encoded = encoded.trim_ascii();
+    let decoded = STANDARD.decode(encoded).or_else(|_| STANDARD_NO_PAD.decode(encoded));
+    let text = decoded.map_err(|_| BAD)?;
+    // Names and passwords are UTF-8 (RFC 7617, 2.1); an account can have no others.
+    let text = String::from_utf8(text).map_err(|_| Refusal::BadCredentials)?;
+    let Some((name, password)) = text.split_once(':') else { return Ok(None) };
+    // CouchDB's clients send `_:_` for "no one".
+    if name.is_empty() || (name, password) == ("_", "_") {
+        return Ok(None);
+    }
+    Ok(Some(Credentials { name: name.to_owned(), password: password.to_owned() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(value: &str) -> Result<Option<(String, String)>, Refusal> {
+        basic(value.as_bytes()).map(|found| found.map(|c| (c.name, c.password)))
+    }
+
+    #[test]
+    fn basic_credentials() {
+        let pair = |name: &str, password: &str| Ok(Some((name.to_owned(), password.to_owned())));
+        let encode = |text: &str| format!("Basic {}", STANDARD.encode(text));
+        assert_eq!(parse(&encode("ann:secret")), pair("ann", "secret"));
+        assert_eq!(parse(&encode("ü x:p:ä 1")), pair("ü x", "p:ä 1"));
+        assert_eq!(parse(&encode("ann:")), pair("ann", ""));
+        assert_eq!(parse("bAsIc YTpi"), pair("a", "b"));
+        for none in ["Basic", "", "Bearer x.y.z", "Zork", &encode("nocolon"), &encode("_:_"), &encode(":x")] {
+            assert_eq!(parse(none), Ok(None), "{none}");
+        }
+        assert!(matches!(parse("Basic !!!"), Err(Refusal::BadRequest(_))));
+        let latin1 = format!("Basic {}", STANDARD.encode(b"\xfc:x"));
+        assert_eq!(parse(&latin1), Err(Refusal::BadCredentials));
+    }
+
+    #[test]
+    fn a_session_has_256_bits() {
+        let (id, secret, doc) = make_session("ann", 1, 2);
+        assert_eq!((id.len(), secret.len()), (32, 43));
+        assert_eq!(doc.secret_sha256, hash_secret(&secret));
+        assert!(!serde_json::to_string(&doc).expect("JSON").contains(&secret));
+    }
+}

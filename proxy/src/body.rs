@@ -1,0 +1,415 @@
+//! Bodies on their way through the proxy. Neither kind is ever held as a whole.
+//!
+//! [`RequestBody`] goes to rean: it counts, stops at the limit and gives up on a client that pauses for too long.
+//! [`Body`] goes to the client: its own small answers, rean's answers as they come, compressed ones, and feeds.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::feeds::FeedTicket;
+use crate::gzip::GzipBody;
+use crate::metrics::Metrics;
+use crate::tally::Tally;
+use crate::upstream::{PoolLease, StreamLease};
+
+/// How much of a refused body is read and thrown away, in bytes, so that a client that sends first and listens later
+/// gets the answer and not a reset connection.
+const DRAIN_BYTES: u64 = 64 * 1024 * 1024;
+/// How long that may take.
+const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client sent more than it may.
+    #[error("the body is too large")]
+    TooLarge,
+    /// The client sent nothing for too long.
+    #[error("the body did not arrive in time")]
+    Timeout,
+    /// The connection broke, or what came was no HTTP.
+    #[error("the body was broken off")]
+    Broken(#[source] hyper::Error),
+    /// The right to the feed has ended.
+    #[error("the feed has ended")]
+    FeedEnded,
+    /// Compressing failed.
+    #[error("the body could not be compressed")]
+    Gzip(#[source] std::io::Error),
+}
+
+/// A body for rean.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// One of the proxy's own.
+    Full(Option<Bytes>),
+    /// A client's.
+    Stream(ClientBody),
+}
+
+/// A client's body.
+#[derive(Debug)]
+pub struct ClientBody {
+    /// Taken out when it has ended, so that what is left at the drop is what was not read.
+    incoming: Option<Incoming>,
+    left_bytes: u64,
+    idle: Duration,
+    pause: Option<Pin<Box<Sleep>>>,
+    metrics: Arc<Metrics>,
+    /// A client that waits for `100 Continue` has sent nothing yet, so there is nothing to throw away.
+    waits: bool,
+    /// Set once all of it was read.
+    sent: Arc<AtomicBool>,
+}
+
+impl ClientBody {
+    /// A client's body of at most `limit_bytes`.
+    pub fn new(incoming: Incoming, limit_bytes: u64, idle: Duration, waits: bool, metrics: Arc<Metrics>) -> Self {
+        Self {
+            incoming: Some(incoming),
+            left_bytes: limit_bytes,
+            idle,
+            pause: None,
+            metrics,
+            waits,
+            sent: Arc::default(),
+        }
+    }
+
+    /// The number of bytes that are to come, where that is known.
+    pub fn exact_bytes(&self) -> Option<u64> {
+        self.incoming.as_ref().and_then(|incoming| http_body::Body::size_hint(incoming).exact())
+    }
+
+    /// Lowers the limit.
+    pub fn limit(&mut self, limit_bytes: u64) {
+        self.left_bytes = self.left_bytes.min(limit_bytes);
+    }
+
+    /// The whole of a small body.
+    ///
+    /// # Errors
+    /// When it is larger than the limit, late or broken.
+    pub async fn collect(self) -> Result<Bytes, BodyError> {
+        Ok(RequestBody::Stream(self).collect().await?.to_bytes())
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        match http_body::Body::poll_frame(Pin::new(incoming), context) {
+            Poll::Pending => {
+                let idle = self.idle;
+                let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+                ready!(pause.as_mut().poll(context));
+                self.incoming = None;
+                Poll::Ready(Some(Err(BodyError::Timeout)))
+            }
+            Poll::Ready(None) => {
+                self.incoming = None;
+                self.sent.store(true, Release);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.incoming = None;
+                Poll::Ready(Some(Err(BodyError::Broken(error))))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(pause) = &mut self.pause {
+                    pause.as_mut().reset(Instant::now() + self.idle);
+                }
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.metrics.bytes_in.fetch_add(bytes, Relaxed);
+                match self.left_bytes.checked_sub(bytes) {
+                    Some(left) => self.left_bytes = left,
+                    None => return Poll::Ready(Some(Err(BodyError::TooLarge))),
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        let Some(incoming) = self.incoming.take() else { return };
+        if http_body::Body::is_end_stream(&incoming) {
+            self.sent.store(true, Release);
+            return;
+        }
+        if self.waits {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = tokio::time::timeout(DRAIN_TIME, drain(incoming)).await;
+            });
+        }
+    }
+}
+
+async fn drain(mut incoming: Incoming) {
+    let mut seen_bytes = 0;
+    while let Some(Ok(frame)) = incoming.frame().await {
+        seen_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        if seen_bytes > DRAIN_BYTES {
+            return;
+        }
+    }
+}
+
+impl RequestBody {
+    /// Is set once all of a client's body was read; `None` for a body that is there already.
+    pub fn sent_flag(&self) -> Option<Arc<AtomicBool>> {
+        match self {
+            Self::Stream(body) => Some(Arc::clone(&body.sent)),
+            Self::Empty | Self::Full(_) => None,
+        }
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(body) => body.poll(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Stream(body) => body.incoming.as_ref().is_none_or(http_body::Body::is_end_stream),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Stream(body) => match &body.incoming {
+                Some(incoming) => http_body::Body::size_hint(incoming),
+                None => SizeHint::with_exact(0),
+            },
+        }
+    }
+}
+
+/// A body for a client.
+#[derive(Debug)]
+pub struct Body {
+    kind: Kind,
+    /// Written down when the body has ended or was dropped.
+    tally: Option<Box<Tally>>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Full(Option<Bytes>),
+    Plain(UpstreamBody),
+    Gzip(Box<GzipBody>),
+    Feed(FeedBody),
+}
+
+/// rean's answer, and the connection that it comes from.
+#[derive(Debug)]
+pub struct UpstreamBody {
+    incoming: Incoming,
+    /// Given back when the whole body was read; dropped otherwise, which closes the connection.
+    lease: Option<PoolLease>,
+}
+
+/// A feed from rean.
+#[derive(Debug)]
+struct FeedBody {
+    incoming: Option<Incoming>,
+    ticket: FeedTicket,
+    /// A feed of lines may end after any line; a long poll's answer is one JSON value, which must not look complete.
+    lines: bool,
+    metrics: Arc<Metrics>,
+    _stream: StreamLease,
+}
+
+impl Drop for FeedBody {
+    fn drop(&mut self) {
+        self.metrics.feeds.fetch_sub(1, Relaxed);
+    }
+}
+
+impl UpstreamBody {
+    /// The body of an answer that came over a pooled connection.
+    pub fn new(incoming: Incoming, lease: PoolLease) -> Self {
+        let mut body = Self { incoming, lease: Some(lease) };
+        if http_body::Body::is_end_stream(&body.incoming) {
+            body.give_back();
+        }
+        body
+    }
+
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+
+    /// The next part.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(http_body::Body::poll_frame(Pin::new(&mut self.incoming), context));
+        if frame.is_none() || http_body::Body::is_end_stream(&self.incoming) {
+            self.give_back();
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+    }
+
+    /// The whole body, for the proxy's own questions.
+    ///
+    /// # Errors
+    /// When it is larger than `limit_bytes` or breaks off.
+    pub async fn collect(mut self, limit_bytes: usize) -> Result<Vec<u8>, BodyError> {
+        let mut all = Vec::new();
+        while let Some(frame) = std::future::poll_fn(|context| self.poll(context)).await {
+            if let Ok(data) = frame?.into_data() {
+                if all.len() + data.len() > limit_bytes {
+                    return Err(BodyError::TooLarge);
+                }
+                all.extend_from_slice(&data);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether nothing is to come, and how much is where that is known.
+    pub fn size_hint(&self) -> SizeHint {
+        http_body::Body::size_hint(&self.incoming)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        http_body::Body::is_end_stream(&self.incoming)
+    }
+}
+
+impl Body {
+    fn of(kind: Kind) -> Self {
+        Self { kind, tally: None }
+    }
+
+    /// No body.
+    pub fn empty() -> Self {
+        Self::of(Kind::Full(None))
+    }
+
+    /// A small body of the proxy's own.
+    pub fn full(bytes: Bytes) -> Self {
+        Self::of(Kind::Full(Some(bytes).filter(|bytes| !bytes.is_empty())))
+    }
+
+    /// rean's answer as it comes.
+    pub fn plain(body: UpstreamBody) -> Self {
+        Self::of(Kind::Plain(body))
+    }
+
+    /// rean's answer, to be compressed when [`Body::compress`] is called.
+    pub fn upstream_size(&self) -> Option<SizeHint> {
+        match &self.kind {
+            Kind::Plain(body) => Some(body.size_hint()),
+            _ => None,
+        }
+    }
+
+    /// Compresses rean's answer; any other body stays as it is.
+    pub fn compress(&mut self, permit: tokio::sync::OwnedSemaphorePermit) {
+        let kind = std::mem::replace(&mut self.kind, Kind::Full(None));
+        self.kind = match kind {
+            Kind::Plain(body) => Kind::Gzip(Box::new(GzipBody::new(body, permit))),
+            other => other,
+        };
+    }
+
+    /// A feed, which ends when its ticket says so.
+    pub fn feed(
+        incoming: Incoming,
+        stream: StreamLease,
+        ticket: FeedTicket,
+        lines: bool,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        metrics.feeds.fetch_add(1, Relaxed);
+        let incoming = Some(incoming);
+        Self::of(Kind::Feed(FeedBody { incoming, ticket, lines, metrics, _stream: stream }))
+    }
+
+    /// Has the request written down when the body has ended.
+    pub fn tallied(&mut self, tally: Box<Tally>) {
+        self.tally = Some(tally);
+    }
+
+    /// Throws the content away: the answer to a HEAD request.
+    pub fn clear(&mut self) {
+        self.kind = Kind::Full(None);
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let frame = ready!(match &mut this.kind {
+            Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Plain(body) => body.poll(context),
+            Kind::Gzip(body) => body.poll(context),
+            Kind::Feed(feed) => poll_feed(feed, context),
+        });
+        if let Some(tally) = &mut this.tally {
+            match &frame {
+                Some(Ok(frame)) => tally.sent(frame.data_ref().map_or(0, |data| data.len() as u64)),
+                Some(Err(_)) => tally.broken(),
+                None => {}
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Plain(body) => body.is_end_stream(),
+            Kind::Gzip(_) | Kind::Feed(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Kind::Plain(body) => body.size_hint(),
+            Kind::Gzip(_) | Kind::Feed(_) => SizeHint::default(),
+        }
+    }
+}
+
+fn poll_feed(feed: &mut FeedBody, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    let Some(incoming) = &mut feed.incoming else { return Poll::Ready(None) };
+    if feed.ticket.poll_ended(context.waker()) {
+        feed.incoming = None;
+        return Poll::Ready(if feed.lines { None } else { Some(Err(BodyError::FeedEnded)) });
+    }
+    let frame = ready!(http_body::Body::poll_frame(Pin::new(incoming), context));
+    Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+}

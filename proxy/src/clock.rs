@@ -1,0 +1,47 @@
+//! Wall-clock time as sessions need it: milliseconds since 1970, and ISO 8601.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970. A clock before 1970 counts as 1970.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `2026-01-31T12:00:00.000Z` for milliseconds since 1970.
+pub fn iso8601(ms: u64) -> String {
+    let (days, in_day_ms) = (ms / 86_400_000, ms % 86_400_000);
+    let (year, month, day) = civil(days);
+    let (seconds, millis) = (in_day_ms / 1000, in_day_ms % 1000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+/// Year, month and day of the `days`th day after 1 January 1970, in the Gregorian calendar.
+/// Counted in years that begin in March, so that the leap day is a year's last.
+fn civil(days: u64) -> (u64, u64, u64) {
+    const DAYS_IN_400_YEARS: u64 = 146_097;
+    // 719,468 days lie between 1 March of year 0 and 1 January 1970.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / DAYS_IN_400_YEARS, shifted % DAYS_IN_400_YEARS);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day_of_month = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year + era * 400 + u64::from(month <= 2), month, day_of_month)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::iso8601;
+
+    #[test]
+    fn known_moments() {
+        assert_eq!(iso8601(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(iso8601(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(iso8601(1_709_251_199_999), "2024-02-29T23:59:59.999Z");
+        assert_eq!(iso8601(1_767_225_600_001), "2026-01-01T00:00:00.001Z");
+        assert_eq!(iso8601(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+    }
+}

@@ -1,0 +1,49 @@
+//! The public port of a pod, and the only one that anybody but the pod itself can reach.
+//!
+//! What flows through it: a client's connection is accepted within bounds ([`server`], [`connection`]); each of its
+//! requests passes the [`stack`] - CORS, path rules, log-in, limits - and goes on to rean, with a signed header that
+//! says who asks ([`upstream`]). Bodies stream both ways ([`body`]).
+//!
+//! What always holds:
+//! - Identity headers from outside never reach rean, and no request reaches it without one of ours.
+//! - No body is held as a whole, and everything that a client can make grow has a bound.
+//! - A refused log-in does not tell which part was wrong, neither by its words nor by its time.
+//! - A feed ends when the session or the account that opened it does.
+//! - No secret is printed.
+//!
+//! What it is not: it knows nothing of documents and decides nothing about them; that is rean's.
+
+mod access_log;
+mod auth;
+mod body;
+pub mod cli;
+mod clock;
+mod config;
+mod connection;
+mod cors;
+mod error;
+mod feeds;
+mod gzip;
+mod health;
+mod metrics;
+mod rules;
+mod server;
+mod session;
+mod stack;
+mod tally;
+mod upstream;
+
+use std::future::Future;
+
+pub use config::{AccessLogTarget, Admin, Config, ConfigError, Cors, Limits, SECRET_VARIABLE};
+pub use rules::{Access, Rules};
+pub use server::{RunError, Server};
+
+/// Runs the proxy until `shutdown`, and then until its requests are answered or the drain time is over.
+///
+/// # Errors
+/// When the port can't be had or the access log can't be opened.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    Server::bind(&config)?.serve(shutdown).await;
+    Ok(())
+}

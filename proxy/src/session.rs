@@ -1,0 +1,159 @@
+//! `/_session`: who am I, log in, log out (<https://docs.couchdb.org/en/stable/api/server/authn.html>).
+//!
+//! A log-in gives no cookie but a temporary name and password, which work wherever Basic credentials do and on every
+//! pod. A page keeps them in memory; a browser never adds them by itself, so no foreign page can use them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::{HeaderMap, Method, Response, StatusCode, header};
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::auth::cache::Change;
+use crate::auth::{Authenticator, Credentials, Login, SESSION_PREFIX, accounts, make_session};
+use crate::body::{Body, BodyError, ClientBody};
+use crate::clock;
+use crate::error::{Refusal, json};
+use crate::upstream::{Upstream, UpstreamError};
+
+/// A name and a password, with room for escapes.
+const MAX_BODY_BYTES: u64 = 16 * 1024;
+
+/// Answers `GET /_session`.
+pub fn who_am_i(login: &Login) -> Response<Body> {
+    let mut info = json!({"authentication_handlers": ["default", "session"]});
+    if login.identity.name.is_some() {
+        info["authenticated"] = "default".into();
+    }
+    let user = json!({"name": login.identity.name, "roles": login.identity.roles});
+    json(StatusCode::OK, &json!({"ok": true, "userCtx": user, "info": info}))
+}
+
+/// Answers `POST /_session`.
+///
+/// # Errors
+/// `BadCredentials`, `Throttled`, a body that is not understood, or why rean could not be asked.
+pub async fn log_in(
+    authenticator: &Authenticator,
+    upstream: &Upstream,
+    headers: &HeaderMap,
+    body: Option<ClientBody>,
+    peer: IpAddr,
+    lifetime: Duration,
+) -> Result<Response<Body>, Refusal> {
+    let credentials = read_credentials(headers, body).await?;
+    if credentials.name.starts_with(SESSION_PREFIX) {
+        // Or a stolen session could be prolonged for ever.
+        return Err(Refusal::BadCredentials);
+    }
+    let login = authenticator.log_in(credentials, peer).await?;
+    authenticator.new_session(&login.account)?;
+    let now_ms = clock::now_ms();
+    let lifetime_ms = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
+    let expires_at_ms = now_ms.saturating_add(lifetime_ms);
+    let (id, secret, doc) = make_session(&login.account, now_ms, expires_at_ms);
+    accounts::create_session(upstream, &id, &doc).await.map_err(|error| failed(&error))?;
+    let answer = json!({
+        "ok": true,
+        "name": login.identity.name,
+        "roles": login.identity.roles,
+        "session": {
+            "name": format!("{SESSION_PREFIX}{id}"),
+            "password": secret,
+            "expires": clock::iso8601(expires_at_ms),
+        },
+    });
+    Ok(json(StatusCode::OK, &answer))
+}
+
+/// Answers `DELETE /_session`: ends the session whose credentials the request has. Without one there is nothing to
+/// end, and as in CouchDB that is no error.
+///
+/// # Errors
+/// Why rean could not be asked.
+pub async fn log_out(
+    authenticator: &Authenticator,
+    upstream: &Upstream,
+    login: &Login,
+) -> Result<Response<Body>, Refusal> {
+    if let Some(session) = &login.session {
+        let deleting = accounts::delete_session(upstream, &session.id, &session.rev);
+        deleting.await.map_err(|error| failed(&error))?;
+        // The answer must not come before the session has ended here; other pods hear of it by the feed.
+        authenticator.changed(Change::Session { id: session.id.to_string(), rev: None });
+    }
+    Ok(json(StatusCode::OK, &json!({"ok": true})))
+}
+
+/// What may be done with `/_session`.
+///
+/// # Errors
+/// When it is something else.
+pub fn check_method(method: &Method) -> Result<(), Refusal> {
+    match *method {
+        Method::GET | Method::HEAD | Method::POST | Method::DELETE => Ok(()),
+        _ => Err(Refusal::Method("DELETE,GET,HEAD,POST")),
+    }
+}
+
+#[derive(Deserialize)]
+struct Form {
+    name: Option<String>,
+    /// CouchDB takes this name for it as well.
+    username: Option<String>,
+    password: Option<String>,
+}
+
+async fn read_credentials(headers: &HeaderMap, body: Option<ClientBody>) -> Result<Credentials, Refusal> {
+    let Some(mut body) = body else {
+        return Err(Refusal::BadRequest("request body must contain name and password"));
+    };
+    body.limit(MAX_BODY_BYTES);
+    let bytes = body.collect().await.map_err(|error| match error {
+        BodyError::TooLarge => Refusal::BodyTooLarge,
+        BodyError::Timeout => Refusal::BodyTimeout,
+        _ => Refusal::BodyBroken,
+    })?;
+    let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
+    let form = if kind.starts_with(b"application/json") {
+        serde_json::from_slice(&bytes).map_err(|_| Refusal::BadRequest("invalid UTF-8 JSON"))?
+    } else if kind.is_empty() || kind.starts_with(b"application/x-www-form-urlencoded") {
+        parse_form(&bytes)
+    } else {
+        return Err(Refusal::ContentType);
+    };
+    let Form { name, username, password } = form;
+    Ok(Credentials { name: name.or(username).unwrap_or_default(), password: password.unwrap_or_default() })
+}
+
+/// `application/x-www-form-urlencoded` (<https://url.spec.whatwg.org/#urlencoded-parsing>).
+fn parse_form(bytes: &[u8]) -> Form {
+    let text = String::from_utf8_lossy(bytes).replace('+', " ");
+    let find = |wanted: &str| {
+        let pairs = text.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let mut found = pairs.filter(|(key, _)| percent_decode_str(key).eq(wanted.bytes()));
+        let value = found.next()?.1;
+        Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
+    };
+    Form { name: find("name"), username: find("username"), password: find("password") }
+}
+
+fn failed(error: &UpstreamError) -> Refusal {
+    tracing::warn!(%error, "a session can't be written");
+    Refusal::UpstreamDown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_are_decoded() {
+        let form = parse_form("x=1&name=%C3%BC+x&p%61ssword=a%2Bb%26c%3D&name=other".as_bytes());
+        assert_eq!(form.name.as_deref(), Some("ü x"));
+        assert_eq!(form.password.as_deref(), Some("a+b&c="));
+        assert_eq!(parse_form(b"").name, None);
+    }
+}

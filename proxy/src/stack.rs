@@ -1,0 +1,442 @@
+//! The path of a request, from top to bottom in one place: URI limit, CORS, path rules, own endpoints, log-in, body
+//! limits, forwarding; and back: CORS, compression, our headers, the tally.
+//!
+//! A 401 has no `WWW-Authenticate` unless the configuration asks for it. With it, a browser would ask its user for a
+//! password, remember it and add it to every request by itself, also to those that a foreign page makes. Without it,
+//! only a program that has credentials sends them, and that is what makes the open CORS rules safe (see `cors`).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use hyper::body::Incoming;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::access_log::AccessLog;
+use crate::auth::cache::Change;
+use crate::auth::{Authenticator, Login};
+use crate::body::{Body, ClientBody, RequestBody};
+use crate::config::{Config, Limits};
+use crate::cors::Cors;
+use crate::error::Refusal;
+use crate::feeds::{FeedTicket, Feeds};
+use crate::gzip;
+use crate::health::Health;
+use crate::metrics::{MethodClass, Metrics};
+use crate::rules::{AccountWrite, Rules, account_write, is_feed};
+use crate::session;
+use crate::tally::{Logged, Tally};
+use crate::upstream::{Upstream, UpstreamError};
+
+const SERVER: HeaderValue = HeaderValue::from_static(concat!("Adea/", env!("CARGO_PKG_VERSION")));
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-couch-request-id");
+const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
+
+/// Everything that a request passes.
+pub struct Stack {
+    limits: Limits,
+    cors: Cors,
+    rules: Rules,
+    health: Health,
+    session_lifetime: Duration,
+    www_authenticate: bool,
+    open_metrics: bool,
+    access_log: Arc<AccessLog>,
+    gzip_permits: Arc<Semaphore>,
+    /// Who sends a request.
+    pub authenticator: Arc<Authenticator>,
+    /// The way to rean.
+    pub upstream: Arc<Upstream>,
+    /// The open feeds.
+    pub feeds: Arc<Feeds>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What was found out about a request while it was answered, for the tally.
+#[derive(Default)]
+struct Seen {
+    feed: bool,
+    user: Option<Arc<str>>,
+}
+
+impl Stack {
+    /// The stack of a configuration.
+    pub fn new(config: &Config, access_log: AccessLog) -> Self {
+        let signer = adea_ring::Signer::new(&config.ring_secret);
+        let metrics = Arc::new(Metrics::default());
+        let feeds = Arc::new(Feeds::default());
+        let upstream = Upstream::new(config.rean, config.limits.connect_timeout, &signer);
+        let upstream = Arc::new(upstream);
+        let authenticator =
+            Authenticator::new(config, signer, Arc::clone(&upstream), Arc::clone(&feeds), Arc::clone(&metrics));
+        Self {
+            limits: config.limits.clone(),
+            cors: Cors::new(&config.cors),
+            rules: config.rules.clone(),
+            health: Health::default(),
+            session_lifetime: config.session_lifetime,
+            www_authenticate: config.www_authenticate,
+            open_metrics: config.open_metrics,
+            access_log: Arc::new(access_log),
+            gzip_permits: Arc::new(Semaphore::new(gzip::MOST_AT_ONCE)),
+            authenticator: Arc::new(authenticator),
+            upstream,
+            feeds,
+            metrics,
+        }
+    }
+
+    /// Answers a request.
+    pub async fn handle(&self, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
+        let started = Instant::now();
+        let (parts, incoming) = request.into_parts();
+        let class = MethodClass::of(&parts.method);
+        let head = parts.method == Method::HEAD;
+        let origin = self.cors.origin(&parts.headers);
+        let may_gzip = !head && !parts.headers.contains_key(header::RANGE) && gzip::accepts(&parts.headers);
+        let mut log = self.access_log.is_on().then(|| Logged {
+            log: Arc::clone(&self.access_log),
+            method: parts.method.clone(),
+            path: parts.uri.path().to_owned(),
+            user: None,
+            peer,
+        });
+        let mut seen = Seen::default();
+        let mut response =
+            self.answer(parts, incoming, peer, &mut seen).await.unwrap_or_else(|refusal| refusal.response());
+        if head {
+            without_content(&mut response);
+        } else if may_gzip && gzip::is_worth_it(&response) {
+            // No permit left: the answer goes out as it is.
+            if let Ok(permit) = Arc::clone(&self.gzip_permits).try_acquire_owned() {
+                gzip::compress(&mut response, permit);
+            }
+        }
+        self.our_headers(&mut response);
+        if let Some(origin) = origin {
+            Cors::allow(origin, response.headers_mut());
+        }
+        if let Some(log) = &mut log {
+            log.user = seen.user;
+        }
+        let status = response.status();
+        let metrics = Arc::clone(&self.metrics);
+        let tally = Tally::new(metrics, started, class, status, seen.feed, log);
+        response.body_mut().tallied(Box::new(tally));
+        response
+    }
+
+    async fn answer(
+        &self,
+        parts: Parts,
+        incoming: Incoming,
+        peer: IpAddr,
+        seen: &mut Seen,
+    ) -> Result<Response<Body>, Refusal> {
+        // First, so that a body is read to its end also where the request is refused below.
+        let body = self.body(&parts.headers, incoming);
+        self.check_uri(&parts)?;
+        if let Some(response) = self.cors.preflight(&parts) {
+            return Ok(response);
+        }
+        self.rules.check(&parts.method, parts.uri.path())?;
+        match parts.uri.path() {
+            "/_up" => return self.up(&parts.method).await,
+            "/_session" if parts.method == Method::POST => {
+                return Box::pin(self.log_in(&parts.headers, body, peer)).await;
+            }
+            "/_metrics" if self.open_metrics => return self.metrics(&parts.method),
+            _ => {}
+        }
+        let login = self.authenticator.authenticate(&parts.headers, peer).await?;
+        seen.user = login.identity.name.is_some().then(|| Arc::clone(&login.account));
+        match parts.uri.path() {
+            "/_session" => self.session(&parts.method, &login).await,
+            "/_metrics" if !login.identity.is_admin() => Err(Refusal::AdminOnly),
+            "/_metrics" => self.metrics(&parts.method),
+            _ => {
+                let body = self.limited(&parts.headers, body)?;
+                self.forward(parts, body, login, seen).await
+            }
+        }
+    }
+
+    /// The body with the widest limit; `None` when there is none.
+    fn body(&self, headers: &HeaderMap, incoming: Incoming) -> Option<ClientBody> {
+        if http_body::Body::is_end_stream(&incoming) {
+            return None;
+        }
+        let waits = headers.contains_key(header::EXPECT);
+        let Limits { max_body_bytes, idle_timeout, .. } = self.limits;
+        let metrics = Arc::clone(&self.metrics);
+        Some(ClientBody::new(incoming, max_body_bytes, idle_timeout, waits, metrics))
+    }
+
+    fn check_uri(&self, parts: &Parts) -> Result<(), Refusal> {
+        let Some(path) = parts.uri.path_and_query() else {
+            // Only CONNECT has a URI without a path.
+            return Err(Refusal::Method("DELETE,GET,HEAD,POST,PUT,COPY,OPTIONS"));
+        };
+        if path.as_str().len() > self.limits.max_uri_bytes {
+            return Err(Refusal::UriTooLong);
+        }
+        Ok(())
+    }
+
+    fn limited(&self, headers: &HeaderMap, mut body: Option<ClientBody>) -> Result<RequestBody, Refusal> {
+        let Some(client) = &mut body else { return Ok(RequestBody::Empty) };
+        let is_json =
+            headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+        let limit_bytes = if is_json { self.limits.max_json_body_bytes } else { self.limits.max_body_bytes };
+        client.limit(limit_bytes);
+        // What says that it is too large is refused before the first byte of it is read.
+        if client.exact_bytes().is_some_and(|bytes| bytes > limit_bytes) {
+            return Err(Refusal::BodyTooLarge);
+        }
+        Ok(body.map_or(RequestBody::Empty, RequestBody::Stream))
+    }
+
+    async fn up(&self, method: &Method) -> Result<Response<Body>, Refusal> {
+        read_only(method)?;
+        self.health.answer(&self.upstream).await
+    }
+
+    fn metrics(&self, method: &Method) -> Result<Response<Body>, Refusal> {
+        read_only(method)?;
+        let mut response = Response::new(Body::full(self.metrics.text().into()));
+        response.headers_mut().insert(header::CONTENT_TYPE, METRICS_TYPE);
+        Ok(response)
+    }
+
+    async fn log_in(
+        &self,
+        headers: &HeaderMap,
+        body: Option<ClientBody>,
+        peer: IpAddr,
+    ) -> Result<Response<Body>, Refusal> {
+        let (authenticator, upstream) = (&self.authenticator, &self.upstream);
+        session::log_in(authenticator, upstream, headers, body, peer, self.session_lifetime).await
+    }
+
+    async fn session(&self, method: &Method, login: &Login) -> Result<Response<Body>, Refusal> {
+        session::check_method(method)?;
+        if *method == Method::DELETE {
+            return Box::pin(session::log_out(&self.authenticator, &self.upstream, login)).await;
+        }
+        Ok(session::who_am_i(login))
+    }
+
+    async fn forward(
+        &self,
+        parts: Parts,
+        body: RequestBody,
+        login: Arc<Login>,
+        seen: &mut Seen,
+    ) -> Result<Response<Body>, Refusal> {
+        let path = parts.uri.path();
+        seen.feed = is_feed(path, parts.uri.query());
+        let write = account_write(&parts.method, path);
+        let lines = !parts.uri.query().is_some_and(|query| query.contains("longpoll"));
+        let request = self.upstream_request(parts, body, &login);
+        if seen.feed {
+            let ticket = self.feeds.enter(login);
+            return Box::pin(self.forward_feed(request, ticket, lines)).await;
+        }
+        let response = self.upstream.send(request).await.map_err(|error| self.failed(&error))?;
+        if let Some(write) = write.filter(|_| response.status().is_success()) {
+            // The feed of changes would tell as well, but perhaps after this client's next request.
+            self.authenticator.changed(match write {
+                AccountWrite::User(name) => Change::User { name, rev: new_rev(&response) },
+                AccountWrite::Session(id) => Change::Session { id, rev: new_rev(&response) },
+            });
+        }
+        Ok(response.map(Body::plain))
+    }
+
+    async fn forward_feed(
+        &self,
+        request: Request<RequestBody>,
+        ticket: FeedTicket,
+        lines: bool,
+    ) -> Result<Response<Body>, Refusal> {
+        let mut sending = Box::pin(self.upstream.send_shared(request));
+        let sent = std::future::poll_fn(|context| {
+            if ticket.poll_ended(context.waker()) {
+                return std::task::Poll::Ready(None);
+            }
+            sending.as_mut().poll(context).map(Some)
+        });
+        // The right to the feed may end before rean has anything to say.
+        let sent = sent.await.ok_or(Refusal::BadCredentials)?;
+        let (response, stream) = sent.map_err(|error| self.failed(&error))?;
+        let metrics = Arc::clone(&self.metrics);
+        let mut response = response.map(|incoming| Body::feed(incoming, stream, ticket, lines, metrics));
+        *response.version_mut() = http::Version::HTTP_11;
+        Ok(response)
+    }
+
+    /// The request as rean gets it: the same path and query to the byte, the headers without those that end here.
+    fn upstream_request(&self, parts: Parts, body: RequestBody, login: &Login) -> Request<RequestBody> {
+        let mut headers = parts.headers;
+        strip(&mut headers);
+        if !headers.contains_key(header::HOST) {
+            // HTTP/2 says it in the URI.
+            let host = parts.uri.authority().map(|host| HeaderValue::from_str(host.as_str()));
+            let host = host.and_then(Result::ok).unwrap_or_else(|| self.upstream.host());
+            headers.insert(header::HOST, host);
+        }
+        if http_body::Body::size_hint(&body).exact().is_none() {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        for (name, value) in &login.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        let mut request = Request::new(body);
+        *request.method_mut() = parts.method;
+        *request.uri_mut() = origin_form(parts.uri);
+        *request.headers_mut() = headers;
+        request
+    }
+
+    fn failed(&self, error: &UpstreamError) -> Refusal {
+        let refusal = Refusal::from(error);
+        if matches!(refusal, Refusal::UpstreamDown | Refusal::UpstreamBroke) {
+            self.metrics.upstream_errors.fetch_add(1, Relaxed);
+            tracing::warn!(%error, "rean did not answer");
+        }
+        refusal
+    }
+
+    fn our_headers(&self, response: &mut Response<Body>) {
+        let status = response.status();
+        let headers = response.headers_mut();
+        headers.remove(header::CONNECTION);
+        headers.remove(header::TRANSFER_ENCODING);
+        headers.remove("keep-alive");
+        headers.insert(header::SERVER, SERVER);
+        let id = format!("{:010x}", rand::random::<u64>() >> 24);
+        // Hexadecimal digits are always a valid value.
+        if let Ok(id) = HeaderValue::from_maybe_shared(bytes::Bytes::from(id)) {
+            headers.insert(REQUEST_ID, id);
+        }
+        headers.remove(header::WWW_AUTHENTICATE);
+        if status == StatusCode::UNAUTHORIZED && self.www_authenticate {
+            let challenge = HeaderValue::from_static("Basic realm=\"Adea\", charset=\"UTF-8\"");
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+    }
+}
+
+/// Our own answers to HEAD; those of rean have no content already.
+fn without_content(response: &mut Response<Body>) {
+    if response.body().upstream_size().is_some() {
+        return;
+    }
+    if let Some(bytes) = http_body::Body::size_hint(response.body()).exact().filter(|n| *n > 0) {
+        response.headers_mut().insert(header::CONTENT_LENGTH, bytes.into());
+    }
+    response.body_mut().clear();
+}
+
+fn read_only(method: &Method) -> Result<(), Refusal> {
+    if matches!(*method, Method::GET | Method::HEAD) { Ok(()) } else { Err(Refusal::Method("GET,HEAD")) }
+}
+
+/// Takes out what is meant for this connection only (RFC 9110, 7.6.1), the credentials, which rean has no use for,
+/// and everything that looks like an identity.
+fn strip(headers: &mut HeaderMap) {
+    let mut gone: Vec<HeaderName> = Vec::new();
+    for list in headers.get_all(header::CONNECTION) {
+        let names = list.to_str().unwrap_or("").split(',').map(str::trim);
+        gone.extend(names.filter_map(|name| name.parse().ok()));
+    }
+    gone.extend(headers.keys().filter(|name| ends_here(name.as_str())).cloned());
+    for name in gone {
+        headers.remove(name);
+    }
+    headers.remove(header::AUTHORIZATION);
+}
+
+fn ends_here(name: &str) -> bool {
+    match name.as_bytes().first() {
+        Some(b'x') => name.starts_with(adea_ring::identity::HEADER_PREFIX),
+        Some(b'c') => name == "connection",
+        // `Expect` was answered by our own server.
+        Some(b'e') => name == "expect",
+        Some(b'k') => name == "keep-alive",
+        Some(b'p') => name.starts_with("proxy-"),
+        Some(b't') => matches!(name, "te" | "trailer" | "transfer-encoding"),
+        Some(b'u') => name == "upgrade",
+        Some(b'h') => name == "http2-settings",
+        _ => false,
+    }
+}
+
+fn origin_form(uri: Uri) -> Uri {
+    if uri.scheme().is_none() && uri.authority().is_none() {
+        return uri;
+    }
+    let path = uri.into_parts().path_and_query;
+    Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
+}
+
+/// The revision that a write has made: CouchDB gives it as `ETag`. A deletion's is not wanted.
+fn new_rev<T>(response: &Response<T>) -> Option<String> {
+    if response.status() != StatusCode::CREATED {
+        return None;
+    }
+    let tag = response.headers().get(header::ETAG)?.to_str().ok()?;
+    Some(tag.trim_matches('"').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_end_here_are_stripped() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-auth-couchdb-username", "admin"),
+            ("x-auth-couchdb-roles", "_admin"),
+            ("x-auth-couchdb-token", "x"),
+            ("x-auth-couchdb-other", "x"),
+            ("connection", "keep-alive, X-Named, authorization"),
+            ("keep-alive", "5"),
+            ("x-named", "x"),
+            ("authorization", "Basic x"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers"),
+            ("proxy-authorization", "x"),
+            ("upgrade", "h2c"),
+            ("expect", "100-continue"),
+            ("content-type", "text/plain"),
+            ("x-auth", "stays"),
+            ("if-match", "1-a"),
+            ("destination", "b"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        strip(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-type", "destination", "if-match", "x-auth"]);
+    }
+
+    #[test]
+    fn paths_stay_as_they_are() {
+        for (uri, path) in [
+            ("/a%2Fb/%c3%BC?x=%2f&y", "/a%2Fb/%c3%BC?x=%2f&y"),
+            ("http://host:1/a/../b?c", "/a/../b?c"),
+            ("http://host", "/"),
+        ] {
+            assert_eq!(origin_form(uri.parse().expect("a URI")).to_string(), path);
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Request bodies: read whole where they are JSON, piece by piece where they are attachments, never beyond a limit.
+
+use std::io::Write as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use bytes::Bytes;
+use flate2::write::GzDecoder;
+use futures_util::{Stream, StreamExt};
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::ApiError;
+use crate::pod::Pod;
+
+/// Bodies up to this size, in bytes, don't wait for their share of the memory: most of what a pod takes is smaller,
+/// and as many of them as there are connections fit beside the budget.
+const SMALL_BODY_BYTES: usize = 16 << 10;
+/// How long a body waits for its share of the memory.
+const BUDGET_TIMEOUT: Duration = Duration::from_secs(20);
+/// Compressed bytes that are unpacked at once.
+const INFLATE_STEP_BYTES: usize = 4 << 10;
+
+/// The memory that all request bodies share.
+#[derive(Clone)]
+pub struct BodyBudget {
+    bytes: Arc<Semaphore>,
+}
+
+impl BodyBudget {
+    /// A budget of this many bytes (at most 4 GiB).
+    pub fn new(bytes: usize) -> Self {
+        Self {
+            bytes: Arc::new(Semaphore::new(bytes)),
+        }
+    }
+
+    /// Waits for a share, and gives up after a while: two bodies may each wait for what the other has.
+    async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let busy = || {
+            ApiError::new(
+                http::StatusCode::SERVICE_UNAVAILABLE,
+                "service_unavailable",
+                "too many large requests at once; try again",
+            )
+        };
+        let count = u32::try_from(bytes).map_err(|_| ApiError::body_too_large())?;
+        let permit = Arc::clone(&self.bytes).acquire_many_owned(count);
+        tokio::time::timeout(BUDGET_TIMEOUT, permit)
+            .await
+            .map_err(|_| busy())?
+            .map_err(|_| busy())
+    }
+}
+
+/// A body in memory, with the share of the budget that it takes until it is dropped.
+struct Held {
+    bytes: Vec<u8>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Reads a whole body that must say that it is JSON.
+///
+/// # Errors
+/// 415 for another content type; otherwise as [`read_any`].
+pub async fn read_json(pod: &Pod, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    require_json(headers)?;
+    read_any(pod, headers, body).await
+}
+
+/// Checks that a body says that it is JSON.
+///
+/// # Errors
+/// 415 `bad_content_type`.
+pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let text = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
+    let essence = text.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        Ok(())
+    } else {
+        Err(ApiError::bad_content_type("application/json"))
+    }
+}
+
+/// Reads a whole body, whatever its type.
+///
+/// # Errors
+/// 413 beyond `max_body_bytes`, 415 for an unknown `Content-Encoding`, 400 when it breaks off or can't be unpacked.
+pub async fn read_any(pod: &Pod, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let max = pod.limits.max_body_bytes;
+    let gzip = is_gzip(headers)?;
+    if declared_length(headers).is_some_and(|length| length > max as u64) {
+        return Err(ApiError::body_too_large());
+    }
+    let mut stream = body.into_data_stream();
+    let mut gathered = Gathered {
+        sink: Sink::new(gzip),
+        budget: pod.bodies.clone(),
+        max,
+        reserved: SMALL_BODY_BYTES,
+        permit: None,
+    };
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|_| broken_off())?;
+        gathered.add(&chunk).await?;
+    }
+    gathered.finish().await
+}
+
+/// A body on its way into memory.
+struct Gathered {
+    sink: Sink,
+    budget: BodyBudget,
+    max: usize,
+    reserved: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Gathered {
+    async fn add(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
+        for step in chunk.chunks(self.sink.step_bytes()) {
+            self.sink.write(step)?;
+            self.check().await?;
+        }
+        Ok(())
+    }
+
+    async fn check(&mut self) -> Result<(), ApiError> {
+        let length = self.sink.len();
+        if length > self.max {
+            return Err(ApiError::body_too_large());
+        }
+        if length > self.reserved {
+            // Twice as much each time, as the vector grows: nothing is reserved for bytes that never come.
+            let more = length.max(2 * self.reserved) - self.reserved;
+            let permit = self.budget.take(more).await?;
+            match &mut self.permit {
+                Some(held) => held.merge(permit),
+                None => self.permit = Some(permit),
+            }
+            self.reserved += more;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<Bytes, ApiError> {
+        self.sink.flush()?;
+        self.check().await?;
+        let bytes = self.sink.into_bytes()?;
+        Ok(Bytes::from_owner(Held {
+            bytes,
+            _permit: self.permit,
+        }))
+    }
+}
+
+/// Where received bytes go.
+enum Sink {
+    Plain(Vec<u8>),
+    Gzip(Box<GzDecoder<Vec<u8>>>),
+}
+
+impl Sink {
+    fn new(gzip: bool) -> Self {
+        if gzip {
+            Self::Gzip(Box::new(GzDecoder::new(Vec::new())))
+        } else {
+            Self::Plain(Vec::new())
+        }
+    }
+
+    /// How much may be written before the length is looked at again: deflate grows up to a thousandfold.
+    fn step_bytes(&self) -> usize {
+        match self {
+            Self::Plain(_) => usize::MAX,
+            Self::Gzip(_) => INFLATE_STEP_BYTES,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ApiError> {
+        match self {
+            Self::Plain(text) => {
+                text.extend_from_slice(bytes);
+                Ok(())
+            }
+            Self::Gzip(decoder) => decoder.write_all(bytes).map_err(|_| bad_gzip()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), ApiError> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Gzip(decoder) => decoder.try_finish().map_err(|_| bad_gzip()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Plain(text) => text.len(),
+            Self::Gzip(decoder) => decoder.get_ref().len(),
+        }
+    }
+
+    /// Takes what has been unpacked so far.
+    fn drain(&mut self) -> Vec<u8> {
+        match self {
+            Self::Plain(text) => std::mem::take(text),
+            Self::Gzip(decoder) => std::mem::take(decoder.get_mut()),
+        }
+    }
+
+    fn into_bytes(self) -> Result<Vec<u8>, ApiError> {
+        match self {
+            Self::Plain(text) => Ok(text),
+            Self::Gzip(decoder) => decoder.finish().map_err(|_| bad_gzip()),
+        }
+    }
+}
+
+/// An attachment's bytes as they arrive, unpacked if they came compressed.
+pub struct AttachmentBody {
+    stream: BodyDataStream,
+    sink: Option<Sink>,
+    left: u64,
+    done: bool,
+}
+
+impl AttachmentBody {
+    /// Begins to read.
+    ///
+    /// # Errors
+    /// 413 when the declared length is above the limit, 415 for an unknown `Content-Encoding`.
+    pub fn new(pod: &Pod, headers: &HeaderMap, body: Body) -> Result<Self, ApiError> {
+        let max = pod.limits.max_attachment_bytes;
+        if declared_length(headers).is_some_and(|length| length > max) {
+            return Err(ApiError::body_too_large());
+        }
+        Ok(Self {
+            stream: body.into_data_stream(),
+            sink: is_gzip(headers)?.then(|| Sink::new(true)),
+            left: max,
+            done: false,
+        })
+    }
+
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// 413 beyond the limit, 400 when the body breaks off or can't be unpacked.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
+        while !self.done {
+            let bytes: Bytes = match (self.stream.next().await, &mut self.sink) {
+                (Some(Err(_)), _) => return Err(broken_off()),
+                (Some(Ok(chunk)), None) => chunk,
+                (Some(Ok(chunk)), Some(sink)) => inflate(sink, &chunk, self.left)?.into(),
+                (None, sink) => {
+                    self.done = true;
+                    match sink {
+                        None => return Ok(None),
+                        Some(sink) => {
+                            sink.flush()?;
+                            sink.drain().into()
+                        }
+                    }
+                }
+            };
+            self.left = self
+                .left
+                .checked_sub(bytes.len() as u64)
+                .ok_or_else(ApiError::body_too_large)?;
+            if !bytes.is_empty() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Unpacks a chunk. One chunk of some 64 KiB unpacks to 64 MiB at most; the limit is looked at on the way.
+fn inflate(sink: &mut Sink, chunk: &[u8], left: u64) -> Result<Vec<u8>, ApiError> {
+    for step in chunk.chunks(INFLATE_STEP_BYTES) {
+        sink.write(step)?;
+        if sink.len() as u64 > left {
+            return Err(ApiError::body_too_large());
+        }
+    }
+    Ok(sink.drain())
+}
+
+/// A multipart body, which may be as long as a document and its attachments.
+pub struct Limited {
+    stream: BodyDataStream,
+    left: u64,
+}
+
+impl Limited {
+    /// Reads at most `max` bytes.
+    pub fn new(body: Body, max: u64) -> Self {
+        Self {
+            stream: body.into_data_stream(),
+            left: max,
+        }
+    }
+}
+
+/// Why a multipart body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum LimitedError {
+    /// It is longer than allowed.
+    #[error("the body is too large")]
+    TooLarge,
+    /// The connection broke.
+    #[error("the body broke off")]
+    BrokenOff,
+}
+
+impl Stream for Limited {
+    type Item = Result<Bytes, LimitedError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = std::task::ready!(self.stream.poll_next_unpin(cx));
+        Poll::Ready(next.map(|chunk| {
+            let chunk = chunk.map_err(|_| LimitedError::BrokenOff)?;
+            self.left = self
+                .left
+                .checked_sub(chunk.len() as u64)
+                .ok_or(LimitedError::TooLarge)?;
+            Ok(chunk)
+        }))
+    }
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn is_gzip(headers: &HeaderMap) -> Result<bool, ApiError> {
+    let Some(value) = headers.get(CONTENT_ENCODING) else {
+        return Ok(false);
+    };
+    match value.as_bytes() {
+        b"" => Ok(false),
+        value if value.eq_ignore_ascii_case(b"identity") => Ok(false),
+        value if value.eq_ignore_ascii_case(b"gzip") => Ok(true),
+        _ => Err(ApiError::new(
+            http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "bad_ctype",
+            "Only gzip is supported as Content-Encoding",
+        )),
+    }
+}
+
+fn bad_gzip() -> ApiError {
+    ApiError::bad_request("The body is not valid gzip")
+}
+
+/// The client has gone, or the proxy cut it off: the answer is for the log.
+fn broken_off() -> ApiError {
+    ApiError::bad_request("The body ended too early")
+}

@@ -1,0 +1,217 @@
+//! What rean is started with: one JSON file, checked whole before anything is opened or bound.
+//!
+//! ```json
+//! {"listen": "127.0.0.1:5986", "data_dir": "/data/rean", "engine": "fjall", "ring_secret": "64 hex digits", "limits": {}}
+//! ```
+//! `engine` and `limits` may be left out. A listen port of 0 takes a free one, which the `ready` line tells.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use adea_ring::RingSecret;
+use rean_store::EngineKind;
+use serde::Deserialize;
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen: loopback only, the proxy is the public port.
+    pub listen: SocketAddr,
+    /// The store's folder.
+    pub data_dir: PathBuf,
+    /// The storage engine.
+    pub engine: EngineKind,
+    /// The ring's secret: identities are signed under it, and the store's keys are made from it.
+    pub ring_secret: RingSecret,
+    /// Bounds on requests.
+    pub limits: Limits,
+}
+
+/// Bounds on what a request may carry.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest document without its attachments, in bytes (CouchDB's `max_document_size`, same default).
+    pub max_document_bytes: usize,
+    /// Largest JSON body of a request, in bytes, after decompression: eight of the largest documents.
+    pub max_body_bytes: usize,
+    /// Largest attachment, in bytes (CouchDB's `max_attachment_size`, same default).
+    pub max_attachment_bytes: u64,
+    /// All request bodies that are in memory at once, in bytes; more wait their turn.
+    pub max_bodies_bytes: usize,
+    /// Connections at once. The proxy keeps a few and sends all requests through them.
+    pub max_connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_document_bytes: 8_000_000,
+            max_body_bytes: 64 << 20,
+            max_attachment_bytes: 1 << 30,
+            max_bodies_bytes: 256 << 20,
+            max_connections: 20_000,
+        }
+    }
+}
+
+/// Why a configuration isn't one. It names the key.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file isn't the JSON that it should be.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// A value isn't possible.
+    #[error("{key}: {why}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+/// The file as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    listen: SocketAddr,
+    data_dir: PathBuf,
+    #[serde(default)]
+    engine: Option<String>,
+    ring_secret: String,
+    #[serde(default)]
+    limits: Limits,
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// When the file can't be read or a value in it isn't possible; the message names the key and never the secret.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &[u8], path: &Path) -> Result<Self, ConfigError> {
+        let raw: Raw = serde_json::from_slice(text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source,
+        })?;
+        let value = |key, why| ConfigError::Value { key, why };
+        if !raw.listen.ip().is_loopback() {
+            return Err(value(
+                "listen",
+                "rean listens on loopback only; the proxy is the public port",
+            ));
+        }
+        let limits = raw.limits;
+        if limits.max_document_bytes == 0 || limits.max_document_bytes > limits.max_body_bytes {
+            return Err(value(
+                "limits.max_document_bytes",
+                "must be from 1 to limits.max_body_bytes",
+            ));
+        }
+        if limits.max_body_bytes > limits.max_bodies_bytes
+            || limits.max_bodies_bytes > (u32::MAX as usize)
+        {
+            return Err(value(
+                "limits.max_bodies_bytes",
+                "must be from limits.max_body_bytes to 4 GiB",
+            ));
+        }
+        if limits.max_connections == 0 {
+            return Err(value("limits.max_connections", "must be at least 1"));
+        }
+        Ok(Self {
+            listen: raw.listen,
+            data_dir: raw.data_dir,
+            engine: engine(raw.engine.as_deref())?,
+            ring_secret: RingSecret::from_hex(&raw.ring_secret)
+                .map_err(|_| value("ring_secret", "must be 64 hexadecimal digits"))?,
+            limits,
+        })
+    }
+}
+
+fn engine(name: Option<&str>) -> Result<EngineKind, ConfigError> {
+    name.unwrap_or("fjall")
+        .parse()
+        .map_err(|_| ConfigError::Value {
+            key: "engine",
+            why: "must be \"fjall\", or \"sled\" where that was built in",
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Config, ConfigError};
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text.as_bytes(), Path::new("rean.json"))
+    }
+
+    fn secret() -> String {
+        "ab".repeat(32)
+    }
+
+    #[test]
+    fn the_shortest_file_is_enough_and_the_secret_is_not_printed() {
+        let config = parse(&format!(
+            r#"{{"listen":"127.0.0.1:0","data_dir":"/d","ring_secret":"{}"}}"#,
+            secret()
+        ))
+        .expect("a good file");
+        assert_eq!(config.limits.max_document_bytes, 8_000_000);
+        assert!(!format!("{config:?}").contains("abab"));
+    }
+
+    #[test]
+    fn a_bad_value_names_its_key() {
+        for (text, key) in [
+            (
+                format!(
+                    r#"{{"listen":"0.0.0.0:1","data_dir":"/d","ring_secret":"{}"}}"#,
+                    secret()
+                ),
+                "listen",
+            ),
+            (
+                r#"{"listen":"127.0.0.1:1","data_dir":"/d","ring_secret":"zz"}"#.to_owned(),
+                "ring_secret",
+            ),
+            (
+                format!(
+                    r#"{{"listen":"127.0.0.1:1","data_dir":"/d","ring_secret":"{}","engine":"zork"}}"#,
+                    secret()
+                ),
+                "engine",
+            ),
+        ] {
+            match parse(&text) {
+                Err(ConfigError::Value { key: named, .. }) => assert_eq!(named, key),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(parse("{}").is_err());
+    }
+}

@@ -1,0 +1,379 @@
+//! From what a client sends to what the store takes: a document's text or multipart body becomes an edit, with its
+//! attachments stored and waiting for the commit.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use axum::body::Body;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use flate2::write::GzDecoder;
+use http::header::CONTENT_TYPE;
+use http::HeaderMap;
+use rean_store::document::{AttachmentSource, IncomingAttachment, IncomingDoc, parse_document};
+use rean_store::{
+    AttachmentEdit, AttachmentEditSource, BlobRef, Db, Edit, Mode, Write, Written,
+};
+
+use crate::accounts;
+use crate::body_in::{self, Limited};
+use crate::error::ApiError;
+use crate::multipart::{Multipart, MultipartError, boundary_of};
+use crate::pod::Pod;
+use crate::target::Target;
+
+/// Compressed bytes of an attachment that are unpacked at once.
+const INFLATE_STEP_BYTES: usize = 4 << 10;
+/// Documents' texts above this size, in bytes, are parsed off the threads that serve requests.
+const PARSE_ASIDE_BYTES: usize = 256 << 10;
+
+/// A document as it came, with the attachments that followed it.
+pub struct Incoming {
+    /// The document.
+    pub doc: IncomingDoc,
+    /// Stored attachments by name; empty but for a multipart body.
+    pub follows: HashMap<String, BlobRef>,
+}
+
+/// Reads the document that a PUT or POST carries: JSON, or `multipart/related` with its attachments.
+///
+/// # Errors
+/// 400 for malformed input, 413 for what is too large.
+pub async fn read_document(
+    pod: &Pod,
+    target: &Target,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Incoming, ApiError> {
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
+    let is_related = content_type
+        .get(..17)
+        .is_some_and(|start| start.eq_ignore_ascii_case("multipart/related"));
+    if is_related {
+        return read_related(pod, &target.db, content_type, body).await;
+    }
+    let text = body_in::read_any(pod, headers, body).await?;
+    Ok(Incoming {
+        doc: aside(text.len(), move || parse_document(&text)).await??,
+        follows: HashMap::new(),
+    })
+}
+
+/// Runs a parser, on another thread if its input is large.
+///
+/// # Errors
+/// When the server is stopping.
+pub async fn aside<T: Send + 'static>(
+    input_bytes: usize,
+    parse: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if input_bytes <= PARSE_ASIDE_BYTES {
+        return Ok(parse());
+    }
+    tokio::task::spawn_blocking(parse)
+        .await
+        .map_err(|_| ApiError::internal("the body could not be parsed"))
+}
+
+async fn read_related(
+    pod: &Pod,
+    db: &Db,
+    content_type: &str,
+    body: Body,
+) -> Result<Incoming, ApiError> {
+    let boundary = boundary_of(content_type).map_err(multipart_error)?;
+    let limits = &pod.limits;
+    // One bound for the document and all of its attachments together.
+    let max = limits.max_attachment_bytes + limits.max_body_bytes as u64;
+    let mut parts = Multipart::new(Limited::new(body, max), &boundary);
+    if parts.next_part().await.map_err(multipart_error)?.is_none() {
+        return Err(ApiError::bad_request("The multipart body has no document"));
+    }
+    let mut text = Vec::new();
+    while let Some(chunk) = parts.chunk().await.map_err(multipart_error)? {
+        // Attachments come in parts of their own here, so this is the document alone.
+        if text.len() + chunk.len() > limits.max_document_bytes {
+            return Err(ApiError::body_too_large());
+        }
+        text.extend_from_slice(&chunk);
+    }
+    let doc = parse_document(&text)?;
+    let mut expected: Vec<&IncomingAttachment> = doc
+        .attachments
+        .iter()
+        .flatten()
+        .filter(|attachment| matches!(attachment.source, AttachmentSource::Follows { .. }))
+        .collect();
+    let mut follows = HashMap::new();
+    while let Some(headers) = parts.next_part().await.map_err(multipart_error)? {
+        if expected.is_empty() {
+            return Err(ApiError::bad_request(
+                "The multipart body has more parts than attachments that follow",
+            ));
+        }
+        // By name where the part says one, else in the order of `_attachments`.
+        let named = headers.filename().and_then(|name| {
+            expected
+                .iter()
+                .position(|attachment| attachment.name == name)
+        });
+        let attachment = expected.remove(named.unwrap_or(0));
+        let blob = store_part(pod, db, &mut parts, attachment).await?;
+        follows.insert(attachment.name.clone(), blob);
+    }
+    if let Some(attachment) = expected.first() {
+        return Err(ApiError::bad_request(format!(
+            "The attachment {:?} does not follow",
+            attachment.name
+        )));
+    }
+    Ok(Incoming { doc, follows })
+}
+
+async fn store_part(
+    pod: &Pod,
+    db: &Db,
+    parts: &mut Multipart<Limited>,
+    attachment: &IncomingAttachment,
+) -> Result<BlobRef, ApiError> {
+    let mut upload = Upload::new(db, attachment.encoding.as_deref(), pod)?;
+    while let Some(chunk) = parts.chunk().await.map_err(multipart_error)? {
+        upload.write(&chunk)?;
+    }
+    upload.finish()
+}
+
+/// An attachment on its way into the store, unpacked if it comes compressed: CouchDB's replicator sends text so.
+pub struct Upload {
+    blob: rean_store::BlobWriter,
+    decoder: Option<Box<GzDecoder<Vec<u8>>>>,
+    left: u64,
+}
+
+impl Upload {
+    /// Begins one.
+    ///
+    /// # Errors
+    /// 415 for an encoding other than gzip.
+    pub fn new(db: &Db, encoding: Option<&str>, pod: &Pod) -> Result<Self, ApiError> {
+        let decoder = match encoding {
+            None | Some("" | "identity") => None,
+            Some("gzip") => Some(Box::new(GzDecoder::new(Vec::new()))),
+            Some(_) => {
+                return Err(ApiError::new(
+                    http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    "bad_ctype",
+                    "Only gzip is supported as encoding of an attachment",
+                ));
+            }
+        };
+        Ok(Self {
+            blob: db.blob_writer(),
+            decoder,
+            left: pod.limits.max_attachment_bytes,
+        })
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// 413 beyond the limit, 400 for broken gzip.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ApiError> {
+        if self.decoder.is_none() {
+            return self.store(bytes);
+        }
+        for step in bytes.chunks(INFLATE_STEP_BYTES) {
+            let unpacked = match &mut self.decoder {
+                None => return Ok(()),
+                Some(decoder) => {
+                    decoder.write_all(step).map_err(|_| bad_encoding())?;
+                    std::mem::take(decoder.get_mut())
+                }
+            };
+            self.store(&unpacked)?;
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> Result<(), ApiError> {
+        self.left = self
+            .left
+            .checked_sub(bytes.len() as u64)
+            .ok_or_else(ApiError::body_too_large)?;
+        Ok(self.blob.write(bytes)?)
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// 400 for gzip that ends too early.
+    pub fn finish(mut self) -> Result<BlobRef, ApiError> {
+        if let Some(decoder) = self.decoder.take() {
+            let rest = decoder.finish().map_err(|_| bad_encoding())?;
+            self.store(&rest)?;
+        }
+        Ok(self.blob.finish()?)
+    }
+}
+
+fn bad_encoding() -> ApiError {
+    ApiError::bad_request("The attachment is not valid gzip")
+}
+
+fn multipart_error(error: MultipartError) -> ApiError {
+    use std::error::Error as _;
+    if let Some(source) = error.source()
+        && let Some(body_in::LimitedError::TooLarge) = source.downcast_ref()
+    {
+        return ApiError::body_too_large();
+    }
+    match error {
+        MultipartError::TooLarge => ApiError::body_too_large(),
+        MultipartError::Malformed(_) | MultipartError::Body(_) => {
+            ApiError::bad_request(error.to_string())
+        }
+    }
+}
+
+/// Makes the edit of a document: stores its inline attachments, checks its size.
+///
+/// # Errors
+/// 413 for a document above the limit, 400 for attachments that can't be decoded or don't follow.
+pub fn edit(
+    pod: &Pod,
+    db: &Db,
+    id: String,
+    incoming: Incoming,
+    mode: Mode,
+) -> Result<Edit, ApiError> {
+    let Incoming { doc, mut follows } = incoming;
+    if doc.body.len() > pod.limits.max_document_bytes {
+        return Err(ApiError::document_too_large(&id));
+    }
+    let mut attachments = Vec::new();
+    for attachment in doc.attachments.unwrap_or_default() {
+        let source = match attachment.source {
+            AttachmentSource::Stub => AttachmentEditSource::Stub {
+                digest: attachment.digest,
+            },
+            AttachmentSource::Inline(text) => {
+                AttachmentEditSource::Blob(store_inline(db, &attachment.name, &text)?)
+            }
+            AttachmentSource::Follows { .. } => {
+                let blob = follows.remove(&attachment.name).ok_or_else(|| {
+                    ApiError::bad_request(format!(
+                        "The attachment {:?} does not follow",
+                        attachment.name
+                    ))
+                })?;
+                AttachmentEditSource::Blob(blob)
+            }
+        };
+        attachments.push(AttachmentEdit {
+            name: attachment.name,
+            content_type: attachment.content_type,
+            revpos: attachment.revpos,
+            source,
+        });
+    }
+    let history = match (mode, doc.revisions, &doc.rev) {
+        (Mode::Interactive, ..) => Vec::new(),
+        (Mode::Replicated, Some(revisions), _) => revisions,
+        (Mode::Replicated, None, Some(rev)) => vec![rev.clone()],
+        (Mode::Replicated, None, None) => Vec::new(),
+    };
+    Ok(Edit {
+        id,
+        parent: doc.rev.filter(|_| mode == Mode::Interactive),
+        history,
+        deleted: doc.deleted,
+        body: Bytes::from(doc.body),
+        access: doc.access,
+        attachments,
+    })
+}
+
+fn store_inline(db: &Db, name: &str, text: &str) -> Result<BlobRef, ApiError> {
+    let bytes = STANDARD.decode(text).map_err(|_| {
+        ApiError::bad_request(format!("Invalid attachment data for {name:?}"))
+    })?;
+    let mut blob = db.blob_writer();
+    blob.write(&bytes)?;
+    Ok(blob.finish()?)
+}
+
+/// Writes edits, through the hooks of the pod's own databases. One result an edit, in order.
+///
+/// # Errors
+/// When nothing could be tried.
+pub async fn write_all(
+    pod: &Arc<Pod>,
+    target: &Target,
+    edits: Vec<Edit>,
+    mode: Mode,
+) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
+    if !accounts::has_hook(target) {
+        return submit(pod, target, edits, mode).await;
+    }
+    let checked = accounts::before_write(pod, target, edits, mode).await;
+    let mut results = Vec::with_capacity(checked.len());
+    let mut allowed = Vec::with_capacity(checked.len());
+    for edit in checked {
+        match edit {
+            Ok(edit) => {
+                allowed.push(edit);
+                results.push(None);
+            }
+            Err(error) => results.push(Some(Err(error))),
+        }
+    }
+    let mut written = submit(pod, target, allowed, mode).await?.into_iter();
+    Ok(results
+        .into_iter()
+        .map(|refused| refused.or_else(|| written.next()).unwrap_or_else(no_result))
+        .collect())
+}
+
+async fn submit(
+    pod: &Arc<Pod>,
+    target: &Target,
+    edits: Vec<Edit>,
+    mode: Mode,
+) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
+    if edits.is_empty() {
+        return Ok(Vec::new());
+    }
+    let write = Write {
+        edits,
+        author: target.author.clone(),
+        mode,
+    };
+    let results = pod.write(&target.db, write).await?;
+    Ok(results
+        .into_iter()
+        .map(|result| result.map_err(ApiError::from))
+        .collect())
+}
+
+/// Writes one edit.
+///
+/// # Errors
+/// Why it was refused.
+pub async fn write_one(
+    pod: &Arc<Pod>,
+    target: &Target,
+    edit: Edit,
+    mode: Mode,
+) -> Result<Written, ApiError> {
+    let results = write_all(pod, target, vec![edit], mode).await?;
+    results.into_iter().next().unwrap_or_else(no_result)
+}
+
+fn no_result<T>() -> Result<T, ApiError> {
+    Err(ApiError::internal("the store gave no result"))
+}

@@ -1,0 +1,509 @@
+//! The answer of `_changes`, made while it is sent.
+//!
+//! A feed reads the store page by page until there is nothing more, then (if it waits at all) takes its changes from
+//! the hub, and goes back to the store when it has missed some. It makes the next piece only when the last one has been
+//! sent: a slow listener costs a place in the store's sequence, not memory. Before each piece it asks whether its
+//! reader's rights have changed since it began; if so, it ends.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use adea_ring::Identity;
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::stream;
+use rean_store::json::push_string;
+use rean_store::{Change, Feed, FeedRow, Offer, Since, StoreError};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::accounts::AccountWatch;
+use crate::changes::{Filter, Form, Options};
+use crate::error::ApiError;
+use crate::hub::{News, Place, Subscription};
+use crate::page_body::Out;
+use crate::pod::Pod;
+use crate::render;
+use crate::target::Target;
+
+/// Rows that are read from the store at once.
+const PAGE_ROWS: usize = 200;
+/// The longest serialized row that all listeners share, in bytes. The hub keeps 1,024 changes of a database, so the rows
+/// that hang on them take at most 16 MiB twice.
+const MAX_SHARED_BYTES: usize = 16 * 1024;
+
+/// Ends a feed when its reader's rights change.
+pub struct Guard {
+    /// Counts the feed while it waits.
+    _place: Option<Place>,
+    news: Subscription,
+    account: Option<AccountWatch>,
+}
+
+impl Guard {
+    /// Watches the database and the account. Ask for the rights after this.
+    ///
+    /// # Errors
+    /// 429 and 503 when there are too many waiting feeds.
+    pub fn new(
+        pod: &Arc<Pod>,
+        who: &Identity,
+        target: &Target,
+        waits: bool,
+    ) -> Result<Self, ApiError> {
+        let name = who.name.as_deref();
+        let place = waits
+            .then(|| pod.hub.admit(name, who.is_admin()))
+            .transpose()?;
+        Ok(Self {
+            _place: place,
+            news: pod.hub.subscribe(&target.db),
+            account: name.map(|name| pod.accounts.watch(name)),
+        })
+    }
+
+    /// Whether nothing has changed.
+    pub fn holds(&self) -> bool {
+        !self.news.ended()
+            && self
+                .account
+                .as_ref()
+                .is_none_or(|account| !account.has_changed())
+    }
+}
+
+/// Where a feed is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Head,
+    Read,
+    Wait,
+    Tail,
+    Done,
+}
+
+/// One feed.
+pub struct Run {
+    target: Target,
+    options: Options,
+    guard: Guard,
+    source: Source,
+    phase: Phase,
+    out: Out,
+    /// What is left of the page that was read last.
+    rows: std::vec::IntoIter<FeedRow>,
+    /// How many rows were given.
+    sent: u64,
+    /// The sequence of the last row that was given or left out by the filter.
+    last_seq: Option<String>,
+    last_output: Instant,
+}
+
+enum Source {
+    Forward(Box<Feed>),
+    /// Newest first; the sequence of the last row that was given.
+    Back(Option<rean_store::Seq>),
+}
+
+/// Why a feed was cut off.
+#[derive(Debug, thiserror::Error)]
+pub enum CutOff {
+    /// The store failed, or the database went while it was read.
+    #[error("the feed was cut off: {0}")]
+    Store(#[from] StoreError),
+    /// A document could not be given.
+    #[error("the feed was cut off: {0}")]
+    Document(String),
+    /// The reader's rights changed while a feed was read that can't end early.
+    #[error("the feed was cut off: its reader's rights have changed")]
+    Rights,
+}
+
+/// A body that is the feed.
+pub fn body(run: Box<Run>) -> Body {
+    Body::from_stream(stream::unfold(Some(run), |run| async {
+        let mut run = run?;
+        match run.next().await {
+            Ok(Some(bytes)) => Some((Ok(bytes), Some(run))),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::debug!(%error, "a feed ended early");
+                Some((Err(error), None))
+            }
+        }
+    }))
+}
+
+impl Run {
+    /// A feed from a place on.
+    ///
+    /// # Errors
+    /// 400 when the place isn't one of this reader's feed.
+    pub fn new(
+        target: Target,
+        since: Since,
+        options: Options,
+        guard: Guard,
+    ) -> Result<Box<Self>, ApiError> {
+        let feed = target.db.feed(&target.scope, since)?;
+        let source = if options.descending {
+            Source::Back(None)
+        } else {
+            Source::Forward(Box::new(feed))
+        };
+        Ok(Box::new(Self {
+            target,
+            options,
+            guard,
+            source,
+            phase: Phase::Head,
+            out: Out::default(),
+            rows: Vec::new().into_iter(),
+            sent: 0,
+            last_seq: None,
+            last_output: Instant::now(),
+        }))
+    }
+
+    /// The next piece; `None` after the last one.
+    async fn next(&mut self) -> Result<Option<Bytes>, CutOff> {
+        loop {
+            let full = self.out.is_full() || matches!(self.phase, Phase::Wait | Phase::Done);
+            if full && let Some(piece) = self.out.next_chunk(&self.target.db)? {
+                self.last_output = Instant::now();
+                return Ok(Some(piece));
+            }
+            match self.phase {
+                Phase::Head => {
+                    self.head();
+                    self.phase = Phase::Read;
+                }
+                Phase::Read => self.read()?,
+                Phase::Wait => self.wait().await?,
+                Phase::Tail => {
+                    self.tail();
+                    self.phase = Phase::Done;
+                }
+                Phase::Done => return Ok(None),
+            }
+            if self.phase == Phase::Read {
+                // A page that passes no filter makes no output: others must get the processor all the same.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn is_object(&self) -> bool {
+        matches!(self.options.form, Form::Normal | Form::Longpoll)
+    }
+
+    fn head(&mut self) {
+        if self.is_object() {
+            self.out.text.extend_from_slice(b"{\"results\":[\n");
+        }
+    }
+
+    /// Rows from the store, until there is enough to send.
+    fn read(&mut self) -> Result<(), CutOff> {
+        if !self.guard.holds() {
+            return self.lost();
+        }
+        while self.sent < self.options.limit && !self.out.is_full() {
+            let Some(row) = self.rows.next() else {
+                return self.next_page();
+            };
+            self.row(row)?;
+        }
+        if self.sent >= self.options.limit {
+            self.phase = Phase::Tail;
+        }
+        Ok(())
+    }
+
+    fn next_page(&mut self) -> Result<(), CutOff> {
+        self.rows = self.page()?.into_iter();
+        if self.rows.len() == 0 {
+            let done =
+                !self.options.waits() || (self.options.form == Form::Longpoll && self.sent > 0);
+            self.phase = if done { Phase::Tail } else { Phase::Wait };
+            self.rows = Vec::new().into_iter();
+            return Ok(());
+        }
+        if let Some(heartbeat) = self.options.heartbeat
+            && self.last_output.elapsed() >= heartbeat
+            && self.out.text.is_empty()
+        {
+            self.beat();
+            self.last_output = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn page(&mut self) -> Result<Vec<FeedRow>, StoreError> {
+        let most = match self.options.filter {
+            Filter::All => usize::try_from(self.options.limit - self.sent).unwrap_or(PAGE_ROWS),
+            _ => PAGE_ROWS,
+        };
+        let most = most.min(PAGE_ROWS);
+        match &mut self.source {
+            Source::Forward(feed) => feed.next_page(most),
+            Source::Back(before) => {
+                let scope = &self.target.scope;
+                let rows = self.target.db.changes_back(scope, *before, most)?;
+                if let Some((seq, _)) = rows.last() {
+                    *before = Some(*seq);
+                }
+                Ok(rows.into_iter().map(|(_, row)| row).collect())
+            }
+        }
+    }
+
+    /// The reader's rights, or the database, are not what they were.
+    fn lost(&mut self) -> Result<(), CutOff> {
+        if !self.options.waits() {
+            return Err(CutOff::Rights);
+        }
+        self.phase = Phase::Tail;
+        Ok(())
+    }
+
+    /// Waits for changes, the next heartbeat, or the end of patience.
+    async fn wait(&mut self) -> Result<(), CutOff> {
+        if !self.guard.holds() {
+            return self.lost();
+        }
+        let until = match self.options.heartbeat {
+            Some(heartbeat) => self.last_output + heartbeat,
+            None => self.last_output + self.options.timeout,
+        };
+        let account = self.guard.account.as_mut();
+        let account_changed = async {
+            match account {
+                Some(account) => account.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = account_changed => return self.lost(),
+            () = self.guard.news.changed() => {}
+            () = tokio::time::sleep_until(until) => {
+                if self.options.heartbeat.is_some() {
+                    self.beat();
+                } else {
+                    self.phase = Phase::Tail;
+                }
+                return Ok(());
+            }
+        }
+        self.take()
+    }
+
+    /// Takes what the hub has.
+    fn take(&mut self) -> Result<(), CutOff> {
+        let mut changes = Vec::new();
+        match self.guard.news.take(&mut changes) {
+            News::Ended => return self.lost(),
+            News::Missed => self.phase = Phase::Read,
+            News::Changes => {
+                for change in &changes {
+                    if !self.offer(change)? {
+                        break;
+                    }
+                }
+            }
+        }
+        let enough = self.options.form == Form::Longpoll && self.sent > 0;
+        if self.sent >= self.options.limit || (enough && self.phase == Phase::Wait) {
+            self.phase = Phase::Tail;
+        }
+        Ok(())
+    }
+
+    /// Whether to go on with the next change.
+    fn offer(&mut self, change: &Arc<Change>) -> Result<bool, CutOff> {
+        let Source::Forward(feed) = &mut self.source else {
+            return Ok(false);
+        };
+        match feed.offer(change) {
+            Offer::Row(row) => self.row(row)?,
+            Offer::Skipped => {}
+            Offer::Gap => {
+                self.phase = Phase::Read;
+                return Ok(false);
+            }
+        }
+        // Many large documents at once are read from the store, page by page, as the listener takes them.
+        if self.out.is_full() {
+            self.phase = Phase::Read;
+            return Ok(false);
+        }
+        Ok(self.sent < self.options.limit)
+    }
+
+    fn beat(&mut self) {
+        let beat: &[u8] = match self.options.form {
+            Form::EventSource => b"event: heartbeat\ndata: \n\n",
+            _ => b"\n",
+        };
+        self.out.text.extend_from_slice(beat);
+    }
+
+    fn row(&mut self, row: FeedRow) -> Result<(), CutOff> {
+        if !self.passes(&row)? {
+            self.last_seq = Some(row.seq_token);
+            return Ok(());
+        }
+        let text = &mut self.out.text;
+        match self.options.form {
+            Form::EventSource => text.extend_from_slice(b"data: "),
+            Form::Normal | Form::Longpoll if self.sent > 0 => text.extend_from_slice(b",\n"),
+            _ => {}
+        }
+        text.extend_from_slice(b"{\"seq\":");
+        push_string(text, &row.seq_token);
+        text.push(b',');
+        self.push_tail(&row)?;
+        let text = &mut self.out.text;
+        match self.options.form {
+            Form::EventSource => {
+                text.extend_from_slice(b"\nid: ");
+                text.extend_from_slice(row.seq_token.as_bytes());
+                text.extend_from_slice(b"\n\n");
+            }
+            Form::Continuous => text.push(b'\n'),
+            _ => {}
+        }
+        self.sent += 1;
+        self.last_seq = Some(row.seq_token);
+        Ok(())
+    }
+
+    /// What comes after the sequence. Listeners who see the same take it from the change, where the first one put it.
+    fn push_tail(&mut self, row: &FeedRow) -> Result<(), CutOff> {
+        let slot = row
+            .change
+            .as_ref()
+            .filter(|_| row.shared && row.revs.len() == 1 && self.options.document.is_plain())
+            .map(|change| {
+                if self.options.include_docs {
+                    &change.line_with_doc
+                } else {
+                    &change.line
+                }
+            });
+        if let Some(line) = slot.and_then(|slot| slot.get()) {
+            self.out.text.extend_from_slice(line);
+            return Ok(());
+        }
+        let before = self.out.text.len();
+        push_id_and_revs(&mut self.out.text, row, self.options.all_leaves);
+        if self.options.include_docs {
+            self.out.text.extend_from_slice(b",\"doc\":");
+            self.push_doc(row)?;
+        }
+        self.out.text.push(b'}');
+        if let Some(slot) = slot
+            && let Some(line) = self.out.text.get(before..)
+            && line.len() <= MAX_SHARED_BYTES
+        {
+            // Another listener may have been first; it wrote the same.
+            let _ = slot.set(Bytes::copy_from_slice(line));
+        }
+        Ok(())
+    }
+
+    fn push_doc(&mut self, row: &FeedRow) -> Result<(), CutOff> {
+        let db = &self.target.db;
+        if !self.options.document.is_plain() && !row.tomb {
+            let doc = db.doc(&self.target.scope, &row.id)?;
+            let leaf = doc.as_ref().and_then(|doc| {
+                let leaf = doc.leaves.iter().find(|leaf| leaf.rev == row.revs[0])?;
+                Some((doc, leaf))
+            });
+            if let Some((doc, leaf)) = leaf {
+                return render::push_document(&mut self.out, db, doc, leaf, &self.options.document)
+                    .map(|_| ())
+                    .map_err(|error| CutOff::Document(error.reason.into_owned()));
+            }
+            // It has changed since: the row's own revision is given, and a later row follows.
+        }
+        push_plain_doc(&mut self.out.text, &self.target, row)?;
+        Ok(())
+    }
+
+    fn passes(&self, row: &FeedRow) -> Result<bool, StoreError> {
+        Ok(match &self.options.filter {
+            Filter::All => true,
+            Filter::DocIds(ids) => ids.contains(&*row.id),
+            Filter::Design => row.id.starts_with("_design/"),
+            // Who lost the right to a document must be told, whatever they filter by; they could read it before.
+            Filter::Selector(_) if row.tomb => true,
+            Filter::Selector(selector) => {
+                let mut text = Vec::new();
+                push_plain_doc(&mut text, &self.target, row)?;
+                // What is nested too deeply for a tree matches no selector.
+                serde_json::from_slice::<Value>(&text).is_ok_and(|doc| selector.matches(&doc))
+            }
+        })
+    }
+
+    fn tail(&mut self) {
+        let left = self.rows.len() as u64;
+        let stopped_by_limit = self.sent >= self.options.limit;
+        let (token, pending) = match &self.source {
+            Source::Forward(feed) if stopped_by_limit => (feed.token(), feed.pending() + left),
+            Source::Forward(feed) => (feed.token(), left),
+            Source::Back(_) => (String::new(), 0),
+        };
+        // The feed may have read further than it gave.
+        let behind = stopped_by_limit || left > 0 || self.options.descending;
+        let last_seq = match self.last_seq.take() {
+            Some(last) if behind => last,
+            _ => token,
+        };
+        let text = &mut self.out.text;
+        match self.options.form {
+            Form::Normal | Form::Longpoll => text.extend_from_slice(b"\n],\n\"last_seq\":"),
+            Form::Continuous => text.extend_from_slice(b"{\"last_seq\":"),
+            // An event stream just ends, and its client comes back with the last event's id.
+            Form::EventSource => return,
+        }
+        push_string(text, &last_seq);
+        // Writing to a vector can't fail.
+        let _ = writeln!(text, ",\"pending\":{pending}}}");
+    }
+}
+
+fn push_id_and_revs(out: &mut Vec<u8>, row: &FeedRow, all_leaves: bool) {
+    out.extend_from_slice(b"\"id\":");
+    push_string(out, &row.id);
+    out.extend_from_slice(b",\"changes\":[");
+    let shown = if all_leaves { row.revs.len() } else { 1 };
+    for (n, rev) in row.revs.iter().take(shown).enumerate() {
+        render::push_rev(out, if n == 0 { b"{\"rev\":" } else { b",{\"rev\":" }, rev);
+        out.push(b'}');
+    }
+    out.push(b']');
+    if row.deleted {
+        out.extend_from_slice(b",\"deleted\":true");
+    }
+}
+
+fn push_plain_doc(out: &mut Vec<u8>, target: &Target, row: &FeedRow) -> Result<(), StoreError> {
+    let body = match &row.body {
+        Some(at) => target.db.body(at.clone())?,
+        None => None,
+    };
+    let Some(rev) = row.revs.first() else {
+        out.extend_from_slice(b"null");
+        return Ok(());
+    };
+    if body.is_none() && !row.deleted {
+        // Compacted away since: a later row of this document follows.
+        out.extend_from_slice(b"null");
+        return Ok(());
+    }
+    render::push_plain(out, &row.id, rev, row.deleted, body.as_ref());
+    Ok(())
+}

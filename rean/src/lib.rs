@@ -1,0 +1,53 @@
+//! rean: the database server of a pod and its workers.
+//!
+//! What flows through it: the proxy forwards each request over HTTP with a signed identity ([`server`]); [`route`]
+//! finds the resource; [`target`] turns the database's name and the identity into a database, a scope to read
+//! through and an author to write as; the handlers ([`docs`], [`bulk`], [`all_docs`], [`attachments`], [`changes`],
+//! [`databases`]) speak CouchDB's HTTP API (<https://docs.couchdb.org/en/stable/api/index.html>) over `rean-store`.
+//!
+//! What always holds: nothing is read but through [`target::Target`]'s scope; an unreadable document and a missing
+//! one give the same answer; a feed, a list or an attachment is never wholly in memory; a write is acknowledged
+//! after its durable commit.
+//!
+//! What it is not: it knows no passwords in requests (the proxy authenticates) and is bound to loopback only.
+
+pub mod account_doc;
+pub mod accounts;
+pub mod all_docs;
+pub mod apps;
+pub mod attachments;
+pub mod body_in;
+pub mod bulk;
+pub mod bulk_get;
+pub mod capped;
+pub mod changes;
+pub mod cleaner;
+pub mod config;
+pub mod databases;
+pub mod docs;
+pub mod edit_in;
+pub mod error;
+pub mod feed_body;
+pub mod hub;
+pub mod local_docs;
+pub mod maintenance;
+pub mod multipart;
+pub mod multipart_out;
+pub mod open_revs;
+pub mod page_body;
+pub mod password;
+pub mod pod;
+pub mod query;
+pub mod range;
+pub mod render;
+pub mod route;
+pub mod security;
+pub mod server;
+pub mod server_info;
+pub mod stubs;
+pub mod target;
+pub mod tasks;
+pub mod workers;
+
+pub use config::{Config, ConfigError, Limits};
+pub use server::{RunError, run};

@@ -1,0 +1,239 @@
+//! Answers that are made page by page while they are sent: text with attachments in between, never whole in memory.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body::Frame;
+use rean_store::{BlobId, Db, StoreError};
+
+use crate::error::ApiError;
+
+/// A page of text is sent when it has grown to this, in bytes: few frames, little memory.
+pub const PAGE_BYTES: usize = 64 << 10;
+/// What is read of an attachment at once, in bytes. A multiple of three, so that Base64 needs no padding in between.
+const BLOB_CHUNK_BYTES: usize = 48 << 10;
+
+/// What is to be sent, in order.
+#[derive(Default)]
+pub struct Out {
+    /// The text at the end; add to it freely.
+    pub text: Vec<u8>,
+    queue: VecDeque<Piece>,
+}
+
+enum Piece {
+    Text(Bytes),
+    Blob(BlobPiece),
+}
+
+/// A part of an attachment that is still to be sent.
+struct BlobPiece {
+    blob: BlobId,
+    at: u64,
+    end: u64,
+    base64: bool,
+}
+
+impl Out {
+    /// Adds the bytes `from..to` of an attachment as they are.
+    pub fn push_blob(&mut self, blob: BlobId, from: u64, to: u64) {
+        self.push_piece(BlobPiece {
+            blob,
+            at: from,
+            end: to,
+            base64: false,
+        });
+    }
+
+    /// Adds a whole attachment as Base64 text.
+    pub fn push_base64(&mut self, blob: BlobId, length: u64) {
+        self.push_piece(BlobPiece {
+            blob,
+            at: 0,
+            end: length,
+            base64: true,
+        });
+    }
+
+    fn push_piece(&mut self, piece: BlobPiece) {
+        self.close_text();
+        self.queue.push_back(Piece::Blob(piece));
+    }
+
+    fn close_text(&mut self) {
+        if !self.text.is_empty() {
+            let text = std::mem::take(&mut self.text);
+            self.queue.push_back(Piece::Text(text.into()));
+        }
+    }
+
+    /// Whether enough has been gathered to be sent.
+    pub fn is_full(&self) -> bool {
+        self.text.len() >= PAGE_BYTES || !self.queue.is_empty()
+    }
+
+    /// The whole text, if there is nothing but text.
+    pub fn into_text(self) -> Option<Vec<u8>> {
+        self.queue.is_empty().then_some(self.text)
+    }
+
+    /// The next bytes to send; `None` when all has been sent.
+    ///
+    /// # Errors
+    /// When an attachment can't be read or is shorter than its record says.
+    pub fn next_chunk(&mut self, db: &Db) -> Result<Option<Bytes>, StoreError> {
+        loop {
+            match self.queue.front_mut() {
+                None => {
+                    let text = std::mem::take(&mut self.text);
+                    return Ok((!text.is_empty()).then(|| text.into()));
+                }
+                Some(Piece::Text(text)) => {
+                    let text = std::mem::take(text);
+                    self.queue.pop_front();
+                    return Ok(Some(text));
+                }
+                Some(Piece::Blob(piece)) if piece.at >= piece.end => {
+                    self.queue.pop_front();
+                }
+                Some(Piece::Blob(piece)) => return piece.next_chunk(db).map(Some),
+            }
+        }
+    }
+}
+
+impl BlobPiece {
+    fn next_chunk(&mut self, db: &Db) -> Result<Bytes, StoreError> {
+        if !self.base64 {
+            return self.read(db, BLOB_CHUNK_BYTES);
+        }
+        let first = self.read(db, BLOB_CHUNK_BYTES)?;
+        if first.len().is_multiple_of(3) || self.at >= self.end {
+            return Ok(STANDARD.encode(&first).into());
+        }
+        // The store gave less than asked for: fill up to whole groups of three.
+        let mut bytes = first.to_vec();
+        while !bytes.len().is_multiple_of(3) && self.at < self.end {
+            let missing = 3 - bytes.len() % 3;
+            bytes.extend_from_slice(&self.read(db, missing)?);
+        }
+        Ok(STANDARD.encode(&bytes).into())
+    }
+
+    fn read(&mut self, db: &Db, max: usize) -> Result<Bytes, StoreError> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let bytes = db.blob_read(self.blob, self.at, max.min(left))?;
+        if bytes.is_empty() {
+            return Err(StoreError::Damaged(
+                "an attachment is shorter than its record",
+            ));
+        }
+        self.at += bytes.len() as u64;
+        Ok(bytes)
+    }
+}
+
+/// Makes an answer page by page.
+pub trait Pages: Send + 'static {
+    /// Adds the next page; says whether there is more to come.
+    ///
+    /// # Errors
+    /// An error after the first page cuts the answer off: the client sees that it isn't whole.
+    fn fill(&mut self, out: &mut Out) -> Result<bool, ApiError>;
+}
+
+/// The one page that is there already.
+struct Nothing;
+
+impl Pages for Nothing {
+    fn fill(&mut self, _: &mut Out) -> Result<bool, ApiError> {
+        Ok(false)
+    }
+}
+
+/// A body that sends what `out` holds.
+pub fn body(db: &Db, out: Out) -> Body {
+    if out.queue.is_empty() {
+        return Body::from(out.text);
+    }
+    Body::new(PageBody {
+        db: db.clone(),
+        out,
+        pages: Box::new(Nothing),
+        more: false,
+    })
+}
+
+/// A body that is made while it is sent. The first page is made at once, so that its error becomes the answer,
+/// and so that a short answer has its length.
+///
+/// # Errors
+/// That of the first page.
+pub fn paged(db: &Db, mut pages: impl Pages) -> Result<Body, ApiError> {
+    let mut out = Out::default();
+    let more = pages.fill(&mut out)?;
+    if !more {
+        return Ok(body(db, out));
+    }
+    Ok(Body::new(PageBody {
+        db: db.clone(),
+        out,
+        pages: Box::new(pages),
+        more,
+    }))
+}
+
+struct PageBody {
+    db: Db,
+    out: Out,
+    pages: Box<dyn Pages>,
+    more: bool,
+}
+
+/// Why an answer was cut off.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was cut off: {0}")]
+struct CutOff(String);
+
+impl PageBody {
+    fn next(&mut self) -> Result<Option<Bytes>, CutOff> {
+        loop {
+            let chunk = self.out.next_chunk(&self.db);
+            if let Some(chunk) = chunk.map_err(|error| CutOff(error.to_string()))? {
+                return Ok(Some(chunk));
+            }
+            if !self.more {
+                return Ok(None);
+            }
+            self.more = self
+                .pages
+                .fill(&mut self.out)
+                .map_err(|error| CutOff(error.reason.into_owned()))?;
+        }
+    }
+}
+
+impl http_body::Body for PageBody {
+    type Data = Bytes;
+    type Error = CutOff;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+        let chunk = self.get_mut().next();
+        Poll::Ready(match chunk {
+            Ok(Some(bytes)) => Some(Ok(Frame::data(bytes))),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(%error, "an answer was cut off");
+                Some(Err(error))
+            }
+        })
+    }
+}

@@ -1,0 +1,135 @@
+//! Everything that the requests of one pod share, and how it comes up.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use adea_ring::RingSecret;
+use rean_store::{
+    Db, DbKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written,
+};
+use tokio::sync::oneshot;
+
+use crate::accounts::Accounts;
+use crate::body_in::BodyBudget;
+use crate::config::{Config, Limits};
+use crate::error::ApiError;
+use crate::hub::Hub;
+use crate::tasks::Tasks;
+
+/// The databases that a pod always has.
+pub const SYSTEM_DATABASES: [&str; 4] = ["_users", "_ring", "_pods", "_replicator"];
+
+/// One running pod's shared state.
+pub struct Pod {
+    /// The documents.
+    pub store: Store,
+    /// Who waits for changes.
+    pub hub: Arc<Hub>,
+    /// Background work and its progress.
+    pub tasks: Tasks,
+    /// Accounts and their re-grants.
+    pub accounts: Accounts,
+    /// The memory that request bodies share.
+    pub bodies: BodyBudget,
+    /// Bounds on requests.
+    pub limits: Limits,
+    /// Who this server is, for `GET /` and the ids of replications: the same for the whole life of the ring.
+    pub uuid: String,
+    /// When this process started.
+    pub started: Instant,
+}
+
+/// Why a pod did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The store can't be opened.
+    #[error("the store could not be opened: {0}")]
+    Open(#[from] OpenError),
+    /// A system database can't be made.
+    #[error("the system database {name} could not be made: {source}")]
+    System {
+        /// Its name.
+        name: &'static str,
+        /// What the store said.
+        source: StoreError,
+    },
+}
+
+impl Pod {
+    /// Opens the store and makes the system databases. Blocking: call it before serving.
+    ///
+    /// # Errors
+    /// When the store can't be opened or written.
+    pub fn boot(config: &Config, secret: &RingSecret) -> Result<Arc<Self>, BootError> {
+        let hub = Arc::new(Hub::new());
+        let store = Store::open(StoreOptions {
+            path: config.data_dir.clone(),
+            engine: config.engine,
+            keys: StoreKeys {
+                chain: secret.key("chain"),
+                bookmark: secret.key("bookmark"),
+            },
+            observer: Arc::clone(&hub) as Arc<dyn rean_store::Observer>,
+        })?;
+        for name in SYSTEM_DATABASES {
+            if store.db(name).is_none() {
+                store
+                    .create_db(name, DbKind::Plain)
+                    .map_err(|source| BootError::System { name, source })?;
+            }
+        }
+        let accounts = Accounts::open(&store, &hub);
+        Ok(Arc::new(Self {
+            store,
+            hub,
+            tasks: Tasks::new(),
+            accounts,
+            bodies: BodyBudget::new(config.limits.max_bodies_bytes),
+            limits: config.limits.clone(),
+            uuid: hex::encode(&secret.key("uuid")[..16]),
+            started: Instant::now(),
+        }))
+    }
+
+    /// Hands a batch to the store's writer and waits for its durable commit. One result an edit, in order.
+    /// A caller that goes away in the meantime does not undo the write.
+    ///
+    /// # Errors
+    /// When nothing of the batch could be tried: the database is gone or the store failed.
+    pub async fn write(
+        &self,
+        db: &Db,
+        write: Write,
+    ) -> Result<Vec<Result<Written, WriteError>>, ApiError> {
+        let (done, answer) = oneshot::channel();
+        db.submit(
+            write,
+            Box::new(move |result| {
+                // Nobody listens any more when the client has gone; the write stands.
+                let _ = done.send(result);
+            }),
+        );
+        Ok(answer.await.map_err(|_| stopped())??)
+    }
+
+    /// As [`Pod::write`], for a batch of one edit.
+    ///
+    /// # Errors
+    /// Also when the edit itself was refused.
+    pub async fn write_one(&self, db: &Db, write: Write) -> Result<Written, ApiError> {
+        let results = self.write(db, write).await?;
+        match results.into_iter().next() {
+            Some(result) => Ok(result?),
+            None => Err(ApiError::internal("the store gave no result")),
+        }
+    }
+}
+
+/// The writer has ended before it answered: the server is stopping.
+pub fn stopped() -> ApiError {
+    ApiError::new(
+        http::StatusCode::SERVICE_UNAVAILABLE,
+        "service_unavailable",
+        "the server is stopping",
+    )
+}

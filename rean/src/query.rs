@@ -1,0 +1,147 @@
+//! The parameters after the question mark, decoded once and read by name.
+
+use std::borrow::Cow;
+
+use serde::de::DeserializeOwned;
+
+use crate::error::ApiError;
+
+/// More parameters than any CouchDB resource has; the rest is refused.
+const MAX_PARAMETERS: usize = 64;
+
+/// The decoded parameters of a request, in order. Of a name that comes twice the last one counts, as in CouchDB.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    pairs: Vec<(String, String)>,
+}
+
+impl Query {
+    /// Parses what stands after the question mark.
+    ///
+    /// # Errors
+    /// When there are too many parameters.
+    pub fn parse(raw: Option<&str>) -> Result<Self, ApiError> {
+        let Some(raw) = raw.filter(|raw| !raw.is_empty()) else {
+            return Ok(Self::default());
+        };
+        let mut pairs = Vec::new();
+        for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
+            if pairs.len() == MAX_PARAMETERS {
+                return Err(ApiError::query("too many query parameters"));
+            }
+            pairs.push((Cow::into_owned(name), Cow::into_owned(value)));
+        }
+        Ok(Self { pairs })
+    }
+
+    /// Parameters that are given as pairs, for queries that come in a body.
+    pub fn from_pairs(pairs: Vec<(String, String)>) -> Self {
+        Self { pairs }
+    }
+
+    /// The text of a parameter.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.pairs
+            .iter()
+            .rev()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The text of the first of these names that is there: CouchDB has `startkey` and `start_key`.
+    pub fn any(&self, names: &[&str]) -> Option<&str> {
+        names.iter().find_map(|name| self.get(name))
+    }
+
+    /// All pairs, in order.
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.pairs
+    }
+
+    /// `true` or `false`; absent is `None`.
+    ///
+    /// # Errors
+    /// 400 `query_parse_error` for anything else.
+    pub fn bool(&self, name: &str) -> Result<Option<bool>, ApiError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(other) => Err(ApiError::query(format!(
+                "Invalid boolean parameter: {:?}",
+                clip(other)
+            ))),
+        }
+    }
+
+    /// Whether the parameter is `true`.
+    ///
+    /// # Errors
+    /// As [`Query::bool`].
+    pub fn flag(&self, name: &str) -> Result<bool, ApiError> {
+        Ok(self.bool(name)?.unwrap_or(false))
+    }
+
+    /// A whole number from 0 up; absent is `None`.
+    ///
+    /// # Errors
+    /// 400 `query_parse_error` for anything else.
+    pub fn u64(&self, name: &str) -> Result<Option<u64>, ApiError> {
+        let Some(text) = self.get(name) else {
+            return Ok(None);
+        };
+        text.parse::<u64>().map(Some).map_err(|_| {
+            ApiError::query(format!("Invalid value for integer: {:?}", clip(text)))
+        })
+    }
+
+    /// A JSON value of this type; absent is `None`.
+    ///
+    /// # Errors
+    /// 400 `query_parse_error` for what isn't.
+    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ApiError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(text) => parse_json(name, text).map(Some),
+        }
+    }
+}
+
+/// Parses the JSON text of a parameter.
+///
+/// # Errors
+/// 400 `query_parse_error`.
+pub fn parse_json<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, ApiError> {
+    serde_json::from_str(text)
+        .map_err(|_| ApiError::query(format!("Invalid JSON value for query parameter {name}")))
+}
+
+/// The beginning of what a client sent, short enough to send back.
+fn clip(text: &str) -> &str {
+    match text.char_indices().nth(80) {
+        Some((at, _)) => &text[..at],
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Query;
+
+    #[test]
+    fn the_last_of_a_name_counts_and_plus_is_a_space() {
+        let query = Query::parse(Some("a=1&b=x+y%20z&a=2")).expect("parses");
+        assert_eq!(query.get("a"), Some("2"));
+        assert_eq!(query.get("b"), Some("x y z"));
+        assert_eq!(query.u64("a").expect("a number"), Some(2));
+        assert!(query.u64("b").is_err());
+        assert!(query.bool("a").is_err());
+        assert_eq!(query.any(&["none", "b"]), Some("x y z"));
+    }
+
+    #[test]
+    fn too_many_parameters_are_refused() {
+        let raw = "a=1&".repeat(65);
+        assert!(Query::parse(Some(&raw)).is_err());
+    }
+}

@@ -1,0 +1,380 @@
+//! From a method and a path to the handler of a resource.
+//!
+//! Paths are CouchDB's: segments are percent-decoded one by one, `db%2Fsub` names one database, `_design/x` and
+//! `_local/x` are two segments (or one, encoded), and an attachment's name is all that follows its document.
+
+use std::sync::Arc;
+
+use adea_ring::Identity;
+use axum::body::Body;
+use http::{HeaderMap, HeaderName, Method};
+use percent_encoding::percent_decode_str;
+
+use crate::error::ApiError;
+use crate::pod::Pod;
+pub use crate::query::Query;
+use crate::{all_docs, attachments, bulk, bulk_get, changes, databases, docs, local_docs};
+
+/// What every handler answers with.
+pub type Response = http::Response<Body>;
+
+/// A request after its path and parameters have been read.
+#[derive(Debug)]
+pub struct Request {
+    /// The method; HEAD arrives as GET with `head` set, and the server strips the body.
+    pub method: Method,
+    /// Whether the client sent HEAD: no body will be sent, so none need be made.
+    pub head: bool,
+    /// The decoded segments of the path; the first is the database.
+    pub segments: Vec<String>,
+    /// The parameters.
+    pub query: Query,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, not yet read.
+    pub body: Body,
+}
+
+impl Request {
+    /// Reads method, path and parameters.
+    ///
+    /// # Errors
+    /// 400 when the path holds bad escapes or no UTF-8.
+    pub fn from_http(request: http::Request<Body>) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let head = parts.method == Method::HEAD;
+        Ok(Self {
+            method: if head { Method::GET } else { parts.method },
+            head,
+            segments: split_path(parts.uri.path())?,
+            query: Query::parse(parts.uri.query())?,
+            headers: parts.headers,
+            body,
+        })
+    }
+
+    /// The text of a header; a value that isn't visible ASCII counts as absent.
+    pub fn header(&self, name: impl Into<HeaderName>) -> Option<&str> {
+        self.headers
+            .get(name.into())
+            .and_then(|value| value.to_str().ok())
+    }
+
+    /// The database's name as it was asked for; empty for the server's own resources.
+    pub fn db_name(&self) -> &str {
+        self.segments.first().map_or("", String::as_str)
+    }
+}
+
+/// Splits a raw path into decoded segments. Empty ones don't count (CouchDB: a trailing slash is nothing), and `+` is
+/// a space, as CouchDB's `decode_plus_to_space` has it by default.
+fn split_path(path: &str) -> Result<Vec<String>, ApiError> {
+    path.split('/')
+        .filter(|segment| !segment.is_empty())
+        .map(decode_segment)
+        .collect()
+}
+
+fn decode_segment(segment: &str) -> Result<String, ApiError> {
+    let bytes = segment.as_bytes();
+    if !bytes.contains(&b'%') && !bytes.contains(&b'+') {
+        return Ok(segment.to_owned());
+    }
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'%') {
+        let digits = rest.get(at + 1..at + 3).unwrap_or_default();
+        if digits.len() != 2 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(ApiError::bad_request("Invalid percent-escape in the path"));
+        }
+        rest = &rest[at + 3..];
+    }
+    let spaced = segment.replace('+', " ");
+    let decoded = percent_decode_str(&spaced)
+        .decode_utf8()
+        .map_err(|_| ApiError::bad_request("The path is not UTF-8"))?;
+    Ok(decoded.into_owned())
+}
+
+/// Refuses a method that a resource doesn't have.
+fn only(request: &Request, allowed: &'static str) -> Result<(), ApiError> {
+    let method = request.method.as_str();
+    if allowed.split(',').any(|name| name == method) {
+        Ok(())
+    } else {
+        Err(ApiError::method_not_allowed(allowed))
+    }
+}
+
+/// Finds the resource and lets it answer.
+///
+/// # Errors
+/// Whatever the resource says; 404 and 405 when there is none.
+pub async fn dispatch(
+    pod: &Arc<Pod>,
+    who: &Identity,
+    mut request: Request,
+) -> Result<Response, ApiError> {
+    join_prefixed(&mut request.segments);
+    let segments: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    match segments.as_slice() {
+        [] => {
+            only(&request, "GET,HEAD")?;
+            databases::root(pod, who, request).await
+        }
+        [first, ..] if is_server_resource(first) => server_resource(pod, who, request).await,
+        [_] => database(pod, who, request).await,
+        [_, second, ..] if is_database_resource(second) => {
+            database_resource(pod, who, request).await
+        }
+        [_, id, ..] if id.starts_with("_local/") => {
+            if segments.len() > 2 {
+                return Err(ApiError::bad_request(
+                    "_local documents do not accept attachments.",
+                ));
+            }
+            only(&request, "DELETE,GET,HEAD,PUT,COPY")?;
+            local_docs::document(pod, who, request).await
+        }
+        [_, id, rest, ..] if id.starts_with("_design/") && rest.starts_with('_') => {
+            design_resource(pod, who, request).await
+        }
+        [_, _] => document(pod, who, request).await,
+        _ => {
+            only(&request, "DELETE,GET,HEAD,PUT")?;
+            attachments::attachment(pod, who, request).await
+        }
+    }
+}
+
+/// `_design/x` and `_local/x` are one name each, whether they came as one segment or as two.
+fn join_prefixed(segments: &mut Vec<String>) {
+    if segments.len() >= 3 && matches!(segments[1].as_str(), "_design" | "_local") {
+        let name = segments.remove(2);
+        segments[1].push('/');
+        segments[1].push_str(&name);
+    }
+}
+
+/// The server's own resources; `_users` and its like are databases.
+fn is_server_resource(name: &str) -> bool {
+    matches!(
+        name,
+        "_all_dbs"
+            | "_dbs_info"
+            | "_uuids"
+            | "_membership"
+            | "_active_tasks"
+            | "_session"
+            | "_up"
+            | "_pod"
+            | "_utils"
+    )
+}
+
+async fn server_resource(
+    pod: &Arc<Pod>,
+    who: &Identity,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let name = request.db_name().to_owned();
+    match (name.as_str(), request.segments.len()) {
+        ("_all_dbs", 1) => {
+            only(&request, "GET,HEAD")?;
+            databases::all_dbs(pod, who, request).await
+        }
+        ("_dbs_info", 1) => {
+            only(&request, "GET,HEAD,POST")?;
+            databases::dbs_info(pod, who, request).await
+        }
+        ("_uuids", 1) => {
+            only(&request, "GET,HEAD")?;
+            databases::uuids(pod, who, request).await
+        }
+        ("_membership", 1) => {
+            only(&request, "GET,HEAD")?;
+            databases::membership(pod, who, request).await
+        }
+        ("_active_tasks", 1) => {
+            only(&request, "GET,HEAD")?;
+            databases::active_tasks(pod, who, request).await
+        }
+        ("_session", 1) => {
+            only(&request, "GET,HEAD")?;
+            databases::session(pod, who, request).await
+        }
+        ("_pod", 2) if request.segments[1] == "workers" => {
+            only(&request, "GET,HEAD")?;
+            databases::workers(pod, who, request).await
+        }
+        _ => Err(ApiError::missing()),
+    }
+}
+
+async fn database(
+    pod: &Arc<Pod>,
+    who: &Identity,
+    request: Request,
+) -> Result<Response, ApiError> {
+    only(&request, "DELETE,GET,HEAD,POST,PUT")?;
+    match request.method {
+        Method::GET => databases::info(pod, who, request).await,
+        Method::PUT => databases::create(pod, who, request).await,
+        Method::DELETE => databases::delete(pod, who, request).await,
+        _ => docs::post(pod, who, request).await,
+    }
+}
+
+/// What begins with `_` below a database and isn't a document.
+fn is_database_resource(name: &str) -> bool {
+    name.starts_with('_')
+        && !name.starts_with("_design/")
+        && !name.starts_with("_local/")
+}
+
+async fn database_resource(
+    pod: &Arc<Pod>,
+    who: &Identity,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let name = request.segments[1].clone();
+    let below: Vec<&str> = request.segments[2..].iter().map(String::as_str).collect();
+    match (name.as_str(), below.as_slice()) {
+        ("_all_docs", []) | ("_design_docs", []) | ("_local_docs", []) => {
+            only(&request, "GET,HEAD,POST")?;
+            all_docs::all_docs(pod, who, request).await
+        }
+        ("_all_docs" | "_design_docs" | "_local_docs", ["queries"]) => {
+            only(&request, "POST")?;
+            all_docs::queries(pod, who, request).await
+        }
+        ("_bulk_docs", []) => {
+            only(&request, "POST")?;
+            bulk::bulk_docs(pod, who, request).await
+        }
+        ("_bulk_get", []) => {
+            only(&request, "POST")?;
+            bulk_get::bulk_get(pod, who, request).await
+        }
+        ("_revs_diff", []) => {
+            only(&request, "POST")?;
+            bulk::revs_diff(pod, who, request).await
+        }
+        ("_missing_revs", []) => {
+            only(&request, "POST")?;
+            bulk::missing_revs(pod, who, request).await
+        }
+        ("_changes", []) => {
+            only(&request, "GET,HEAD,POST")?;
+            changes::changes(pod, who, request).await
+        }
+        ("_access", []) => {
+            only(&request, "GET,HEAD")?;
+            databases::access(pod, who, request).await
+        }
+        _ => maintenance_resource(pod, who, request).await,
+    }
+}
+
+async fn maintenance_resource(
+    pod: &Arc<Pod>,
+    who: &Identity,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let name = request.segments[1].clone();
+    let depth = request.segments.len() - 2;
+    match (name.as_str(), depth) {
+        ("_security", 0) => {
+            only(&request, "GET,HEAD,PUT")?;
+            databases::security(pod, who, request).await
+        }
+        ("_revs_limit", 0) => {
+            only(&request, "GET,HEAD,PUT")?;
+            databases::revs_limit(pod, who, request).await
+        }
+        ("_compact", 0 | 1) | ("_view_cleanup", 0) => {
+            only(&request, "POST")?;
+            databases::compact(pod, who, request).await
+        }
+        ("_ensure_full_commit", 0) => {
+            only(&request, "POST")?;
+            databases::ensure_full_commit(pod, who, request).await
+        }
+        ("_purge", 0) => {
+            only(&request, "POST")?;
+            databases::purge(pod, who, request).await
+        }
+        ("_find" | "_explain", 0) => {
+            only(&request, "POST")?;
+            databases::find(pod, who, request).await
+        }
+        ("_index", 0) => {
+            only(&request, "GET,HEAD,POST")?;
+            databases::index(pod, who, request).await
+        }
+        ("_index", _) => {
+            only(&request, "DELETE,POST")?;
+            databases::index(pod, who, request).await
+        }
+        // `PUT /db/_zork`: a document can't have such a name.
+        (_, 0) if request.method == Method::PUT => {
+            docs::refuse_reserved(pod, who, request).await
+        }
+        _ => docs::no_such_resource(pod, who, request).await,
+    }
+}
+
+async fn design_resource(
+    pod: &Arc<Pod>,
+    who: &Identity,
+    request: Request,
+) -> Result<Response, ApiError> {
+    if request.segments[2] == "_view" {
+        only(&request, "GET,HEAD,POST")?;
+        return databases::view(pod, who, request).await;
+    }
+    databases::design_other(pod, who, request).await
+}
+
+async fn document(
+    pod: &Arc<Pod>,
+    who: &Identity,
+    request: Request,
+) -> Result<Response, ApiError> {
+    match request.method.as_str() {
+        "GET" => docs::get(pod, who, request).await,
+        "PUT" => docs::put(pod, who, request).await,
+        "DELETE" => docs::delete(pod, who, request).await,
+        "COPY" => docs::copy(pod, who, request).await,
+        _ => Err(ApiError::method_not_allowed("DELETE,GET,HEAD,PUT,COPY")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{join_prefixed, split_path};
+
+    fn segments(path: &str) -> Vec<String> {
+        let mut segments = split_path(path).expect("a good path");
+        join_prefixed(&mut segments);
+        segments
+    }
+
+    #[test]
+    fn segments_are_decoded_one_by_one() {
+        assert_eq!(segments("/"), Vec::<String>::new());
+        assert_eq!(segments("/db/"), ["db"]);
+        assert_eq!(segments("/db%2Fsub/a%2Fb"), ["db/sub", "a/b"]);
+        assert_eq!(segments("/db/a+b%2Bc"), ["db", "a b+c"]);
+        assert_eq!(segments("/db/%2E%2E"), ["db", ".."]);
+        assert_eq!(segments("/db/_design/x/_view/y"), ["db", "_design/x", "_view", "y"]);
+        assert_eq!(segments("/db/_design%2Fx"), ["db", "_design/x"]);
+        assert_eq!(segments("/db/_local/x"), ["db", "_local/x"]);
+    }
+
+    #[test]
+    fn bad_escapes_and_bad_text_are_refused() {
+        for path in ["/%zz", "/%", "/a%", "/a%2", "/%ff%fe", "/db/%C3"] {
+            assert!(split_path(path).is_err(), "{path}");
+        }
+    }
+}

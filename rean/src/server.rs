@@ -1,0 +1,269 @@
+//! Boot, serving and shutdown.
+//!
+//! HTTP/1.1 and HTTP/2 without TLS on loopback. The proxy sends all of its requests through a few HTTP/2 connections,
+//! so that an idle changes feed costs one stream and not a socket with its buffers.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adea_ring::identity::{ROLES_HEADER, TOKEN_HEADER, USER_NAME_HEADER};
+use adea_ring::{Identity, Signer};
+use axum::body::Body;
+use futures_util::FutureExt;
+use http::header::{CONTENT_LENGTH, SERVER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::error::ApiError;
+use crate::pod::{BootError, Pod};
+use crate::route::{self, Request, Response};
+use crate::tasks;
+
+/// Streams of one HTTP/2 connection: a stream is one listener of the proxy, which has up to tens of thousands.
+const MAX_STREAMS: u32 = 20_000;
+/// All headers of a request, in bytes: an identity with some hundred roles fits.
+const MAX_HEADERS_BYTES: u32 = 64 << 10;
+/// Read buffer of an HTTP/1.1 connection, in bytes; its headers must fit.
+const MAX_BUFFER_BYTES: usize = 128 << 10;
+/// What one stream may send unread, in bytes: an upload runs at full speed on loopback with this.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// What one connection may send unread, in bytes; many uploads share it.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Reading the headers of a request may take this long.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long running requests have at shutdown.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after the listener failed (out of file descriptors), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What `Server` says.
+const SERVER_NAME: &str = concat!("Adea/", env!("CARGO_PKG_VERSION"));
+
+/// Why rean ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The pod did not come up.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The address can't be listened on.
+    #[error("can't listen on {listen}: {source}")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A blocking step was cut off.
+    #[error("{step} did not finish")]
+    Step {
+        /// Which step.
+        step: &'static str,
+    },
+}
+
+/// Opens the store, serves until `shutdown` resolves, drains and closes. Prints one line `ready rean http://ADDRESS`.
+///
+/// # Errors
+/// When the store can't be opened or the address can't be listened on.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|source| RunError::Listen { listen, source })?;
+    let address = listener.local_addr().unwrap_or(listen);
+    let signer = Signer::new(&config.ring_secret);
+    let pod = blocking("opening the store", move || {
+        Pod::boot(&config, &config.ring_secret)
+    })
+    .await??;
+    tasks::start(&pod);
+    println!("ready rean http://{address}");
+    tracing::info!(%address, "rean is ready");
+
+    let graceful = serve(&pod, signer, listener, shutdown).await;
+
+    tracing::info!("rean is stopping");
+    pod.hub.close();
+    if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!("some requests did not end in time");
+    }
+    pod.tasks.stop().await;
+    blocking("closing the store", move || pod.store.close()).await
+}
+
+async fn blocking<T: Send + 'static>(
+    step: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RunError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| RunError::Step { step })
+}
+
+/// Accepts connections until `shutdown` resolves; gives back the watch over those that are still open.
+async fn serve(
+    pod: &Arc<Pod>,
+    signer: Signer,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> GracefulShutdown {
+    let graceful = GracefulShutdown::new();
+    let connections = Arc::new(Semaphore::new(pod.limits.max_connections));
+    let builder = builder();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => return graceful,
+            accepted = accept(&listener, &connections) => accepted,
+        };
+        let Some((stream, permit)) = accepted else {
+            continue;
+        };
+        let pod = Arc::clone(pod);
+        let signer = signer.clone();
+        let service = service_fn(move |request| {
+            // Boxed, so that an answer that streams for hours does not keep the largest handler's state.
+            Box::pin(answer(Arc::clone(&pod), signer.clone(), request))
+        });
+        let connection = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(connections).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => {
+            // Small answers must not wait for an acknowledgement; a socket that refuses this still works.
+            let _ = stream.set_nodelay(true);
+            Some((stream, permit))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "accepting a connection failed");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_BUFFER_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    builder
+}
+
+/// Answers one request. Whatever goes wrong becomes an answer: other streams of the connection go on.
+async fn answer(
+    pod: Arc<Pod>,
+    signer: Signer,
+    request: http::Request<Incoming>,
+) -> Result<Response, Infallible> {
+    let head = request.method() == Method::HEAD;
+    let request = request.map(Body::new);
+    let handled = AssertUnwindSafe(handle(&pod, &signer, request))
+        .catch_unwind()
+        .await;
+    let mut response = match handled {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => error.into_response(),
+        Err(_) => {
+            tracing::error!("a handler panicked");
+            ApiError::internal("the request could not be handled").into_response()
+        }
+    };
+    response
+        .headers_mut()
+        .insert(SERVER, HeaderValue::from_static(SERVER_NAME));
+    if head {
+        strip_body(&mut response);
+    }
+    Ok(response)
+}
+
+async fn handle(
+    pod: &Arc<Pod>,
+    signer: &Signer,
+    request: http::Request<Body>,
+) -> Result<Response, ApiError> {
+    if request.uri().path() == "/_up" {
+        return Ok(up());
+    }
+    let who = identity(signer, request.headers())?;
+    let request = Request::from_http(request)?;
+    route::dispatch(pod, &who, request).await
+}
+
+/// Who the signed headers name; a request without valid ones did not come through the proxy.
+fn identity(signer: &Signer, headers: &HeaderMap) -> Result<Identity, ApiError> {
+    let text = |name: &str| -> Result<Option<&str>, ApiError> {
+        headers
+            .get(name)
+            .map(|value| value.to_str().map_err(|_| no_identity()))
+            .transpose()
+    };
+    signer
+        .verify(
+            text(USER_NAME_HEADER)?,
+            text(ROLES_HEADER)?,
+            text(TOKEN_HEADER)?,
+        )
+        .map_err(|_| no_identity())
+}
+
+fn no_identity() -> ApiError {
+    ApiError::unauthorized("This port takes requests of the pod's proxy only.")
+}
+
+fn up() -> Response {
+    crate::render::json(StatusCode::OK, &b"{\"status\":\"ok\"}\n"[..])
+}
+
+/// A HEAD answer has the headers of the GET answer, also its length, and no body.
+fn strip_body(response: &mut Response) {
+    if let Some(length) = response.body().size_hint().exact()
+        && !response.headers().contains_key(CONTENT_LENGTH)
+        && response.status() != StatusCode::NOT_MODIFIED
+    {
+        response
+            .headers_mut()
+            .insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = Body::empty();
+}

@@ -1,0 +1,117 @@
+//! What the server says of itself: `/`, `_uuids`, `_membership`, `_session`, `_active_tasks`, the workers.
+//!
+//! Source: <https://docs.couchdb.org/en/stable/api/server/common.html>.
+
+use std::sync::Arc;
+
+use adea_ring::Identity;
+use http::header::{CACHE_CONTROL, ETAG, PRAGMA};
+use http::{HeaderValue, StatusCode};
+use serde_json::json;
+
+use crate::databases::{NODE, json_line};
+use crate::error::ApiError;
+use crate::pod::Pod;
+use crate::route::{Request, Response};
+use crate::target::require_server_admin;
+
+/// The CouchDB whose protocol is spoken: clients that look at the version mean that.
+const COUCHDB_VERSION: &str = "3.5.0";
+/// Ids that one `_uuids` gives; CouchDB's bound.
+const MAX_UUIDS: u64 = 1_000;
+
+/// `GET /`.
+///
+/// # Errors
+/// None.
+pub async fn root(pod: &Arc<Pod>, _: &Identity, _: Request) -> Result<Response, ApiError> {
+    let answer = json!({
+        "couchdb": "Welcome",
+        "version": COUCHDB_VERSION,
+        "uuid": pod.uuid,
+        "features": ["access-ready"],
+        "vendor": {"name": "Adea", "version": env!("CARGO_PKG_VERSION")},
+    });
+    Ok(json_line(StatusCode::OK, &answer))
+}
+
+/// `GET /_uuids`.
+///
+/// # Errors
+/// 400 for more than [`MAX_UUIDS`].
+pub async fn uuids(_: &Arc<Pod>, _: &Identity, request: Request) -> Result<Response, ApiError> {
+    let count = request.query.u64("count")?.unwrap_or(1);
+    if count > MAX_UUIDS {
+        return Err(ApiError::bad_request("count parameter too large"));
+    }
+    let uuids: Vec<String> = (0..count)
+        .map(|_| hex::encode(rand::random::<[u8; 16]>()))
+        .collect();
+    let mut response = json_line(StatusCode::OK, &json!({ "uuids": uuids }));
+    let headers = response.headers_mut();
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("must-revalidate, no-cache"),
+    );
+    headers.insert(PRAGMA, HeaderValue::from_static("no-cache"));
+    let tag = format!("\"{}\"", hex::encode(rand::random::<[u8; 16]>()));
+    if let Ok(tag) = HeaderValue::try_from(tag) {
+        headers.insert(ETAG, tag);
+    }
+    Ok(response)
+}
+
+/// `GET /_membership`, for administrators.
+///
+/// # Errors
+/// 401 for others.
+pub async fn membership(_: &Arc<Pod>, who: &Identity, _: Request) -> Result<Response, ApiError> {
+    require_server_admin(who)?;
+    let answer = json!({"all_nodes": [NODE], "cluster_nodes": [NODE]});
+    Ok(json_line(StatusCode::OK, &answer))
+}
+
+/// `GET /_active_tasks`, for administrators: it names databases.
+///
+/// # Errors
+/// 401 for others.
+pub async fn active_tasks(
+    pod: &Arc<Pod>,
+    who: &Identity,
+    _: Request,
+) -> Result<Response, ApiError> {
+    require_server_admin(who)?;
+    Ok(json_line(StatusCode::OK, &json!(pod.tasks.list())))
+}
+
+/// `GET /_pod/workers`, for administrators.
+///
+/// # Errors
+/// 401 for others.
+pub async fn workers(pod: &Arc<Pod>, who: &Identity, _: Request) -> Result<Response, ApiError> {
+    require_server_admin(who)?;
+    let answer = json!({
+        "workers": pod.tasks.workers.list(),
+        "listeners": pod.hub.listeners(),
+        "uptime_s": pod.started.elapsed().as_secs(),
+    });
+    Ok(json_line(StatusCode::OK, &answer))
+}
+
+/// `GET /_session`: who the request is from, with the roles that count at this moment.
+///
+/// # Errors
+/// 401 when the account was removed.
+pub async fn session(pod: &Arc<Pod>, who: &Identity, _: Request) -> Result<Response, ApiError> {
+    let now = pod.accounts.who(who)?;
+    let mut info = json!({"authentication_handlers": ["default"]});
+    if now.name.is_some() {
+        info["authenticated"] = "default".into();
+    }
+    let answer = json!({
+        "ok": true,
+        "userCtx": {"name": now.name, "roles": now.roles},
+        "info": info,
+    });
+    Ok(json_line(StatusCode::OK, &answer))
+}

@@ -1,0 +1,157 @@
+//! Background work and its progress: what `_active_tasks` tells, and the pod's workers.
+//!
+//! Source: <https://docs.couchdb.org/en/stable/api/server/common.html#active-tasks>.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::pod::Pod;
+use crate::workers::{Workers, now_s};
+use crate::{apps, cleaner};
+
+/// Tasks that are shown at once. Each is a piece of background work, of which there are never many.
+const MAX_TASKS: usize = 1_000;
+
+/// All background work of a pod.
+#[derive(Default)]
+pub struct Tasks {
+    running: Arc<Mutex<Running>>,
+    /// The workers.
+    pub workers: Workers,
+}
+
+#[derive(Default)]
+struct Running {
+    last: u64,
+    tasks: BTreeMap<u64, State>,
+}
+
+struct State {
+    kind: &'static str,
+    database: String,
+    done: u64,
+    total: u64,
+    started_on: u64,
+    updated_on: u64,
+}
+
+/// Starts the workers of a pod. Inside Tokio, once.
+pub fn start(pod: &Arc<Pod>) {
+    let for_apps = Arc::clone(pod);
+    pod.tasks
+        .workers
+        .start("apps", move |stop| apps::run(Arc::clone(&for_apps), stop));
+    let for_sessions = Arc::clone(pod);
+    pod.tasks.workers.start("sessions", move |stop| {
+        cleaner::run(Arc::clone(&for_sessions), stop)
+    });
+}
+
+impl Tasks {
+    /// Nothing running.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Shows a piece of work until the handle is dropped.
+    pub fn begin(&self, kind: &'static str, database: &str) -> Task {
+        let mut running = self.running.lock();
+        running.last += 1;
+        let id = running.last;
+        if running.tasks.len() < MAX_TASKS {
+            running.tasks.insert(
+                id,
+                State {
+                    kind,
+                    database: database.to_owned(),
+                    done: 0,
+                    total: 0,
+                    started_on: now_s(),
+                    updated_on: now_s(),
+                },
+            );
+        }
+        Task {
+            running: Arc::clone(&self.running),
+            id,
+        }
+    }
+
+    /// What `_active_tasks` tells.
+    pub fn list(&self) -> Vec<Value> {
+        let running = self.running.lock();
+        running
+            .tasks
+            .iter()
+            .map(|(id, task)| {
+                json!({
+                    "type": task.kind,
+                    "database": task.database,
+                    "progress": percent(task.done, task.total),
+                    "changes_done": task.done,
+                    "total_changes": task.total,
+                    "started_on": task.started_on,
+                    "updated_on": task.updated_on,
+                    "node": crate::databases::NODE,
+                    "pid": format!("<0.{id}.0>"),
+                })
+            })
+            .collect()
+    }
+
+    /// Stops the workers, with a deadline.
+    pub async fn stop(&self) {
+        self.workers.stop().await;
+    }
+}
+
+fn percent(done: u64, total: u64) -> u64 {
+    match total {
+        0 => 0,
+        _ => (u128::from(done.min(total)) * 100 / u128::from(total)) as u64,
+    }
+}
+
+/// A piece of work that is shown.
+pub struct Task {
+    running: Arc<Mutex<Running>>,
+    id: u64,
+}
+
+impl Task {
+    /// How far it is.
+    pub fn progress(&self, done: u64, total: u64) {
+        if let Some(task) = self.running.lock().tasks.get_mut(&self.id) {
+            task.done = done;
+            task.total = total;
+            task.updated_on = now_s();
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.running.lock().tasks.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tasks;
+
+    #[test]
+    fn a_task_is_shown_while_it_runs() {
+        let tasks = Tasks::new();
+        let task = tasks.begin("access_repartition", "notes");
+        task.progress(50, 200);
+        let shown = tasks.list();
+        assert_eq!(shown.len(), 1);
+        assert_eq!(shown[0]["type"], "access_repartition");
+        assert_eq!(shown[0]["progress"], 25);
+        drop(task);
+        assert!(tasks.list().is_empty());
+    }
+}

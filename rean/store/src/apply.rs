@@ -1,0 +1,367 @@
+//! Applying an edit, on the writer thread: the one path that every write takes.
+//!
+//! An edit either stages everything that it needs (document, row, body, partial databases, counts) or, when
+//! it is refused, nothing.
+
+use crate::app::AppState;
+use crate::db::{Db, DbKind};
+use crate::edit::{AttachmentEdit, AttachmentEditSource, Author, Edit, Mode, Write, Written};
+use crate::engine::Space;
+use crate::error::{StoreError, WriteError};
+use crate::feed::Change;
+use crate::record::{
+    AclNo, Attachment, DocRecord, Leaf, PartNo, Seq, SeqRow, decode, decode_body, encode, encode_body, key,
+};
+use crate::rev::Rev;
+use crate::tree::{Merged, RevTree};
+use crate::writer::Tx;
+
+/// What `submit` calls when the edits are durable: one result an edit, in order.
+pub type Done = Box<dyn FnOnce(Result<Vec<Result<Written, WriteError>>, StoreError>) + Send>;
+
+impl Db {
+    /// Hands edits to the writer. `done` is called on the writer thread: it must not block.
+    pub fn submit(&self, write: Write, done: Done) {
+        let db = self.clone();
+        let job = Box::new(move |tx: &mut Tx<'_>| -> crate::writer::After {
+            let Write { edits, author, mode } = write;
+            let results: Vec<_> = edits.into_iter().map(|edit| tx.edit(&db, edit, &author, mode)).collect();
+            Box::new(move |committed| done(committed.map(|()| results)))
+        });
+        // Nobody takes the job of a store that is closing: then `done` is dropped with it, and the caller,
+        // who waits for it, sees that.
+        let _ = self.inner().store.submit(job);
+    }
+}
+
+/// A document as it is about to become.
+struct Draft {
+    record: DocRecord,
+    rev: Rev,
+    /// The attachments of the body that is to be stored; `None`: only history came, no body.
+    body: Option<Vec<Attachment>>,
+}
+
+impl Tx<'_> {
+    pub(crate) fn edit(&mut self, db: &Db, edit: Edit, author: &Author, mode: Mode) -> Result<Written, WriteError> {
+        let result = self.try_edit(db, edit, author, mode);
+        if let Err(WriteError::Store(error)) = &result
+            && !matches!(error, StoreError::Gone)
+        {
+            // It may have staged a part of itself.
+            self.fail(error.clone());
+        }
+        result
+    }
+
+    fn try_edit(&mut self, db: &Db, edit: Edit, author: &Author, mode: Mode) -> Result<Written, WriteError> {
+        db.present()?;
+        let doc_key = key::doc(db.inner().id, &edit.id);
+        let old = self.doc_record(&doc_key)?;
+        if mode == Mode::Replicated
+            && let Some(written) = known_already(db, old.as_ref(), &edit, author)
+        {
+            return Ok(written);
+        }
+        let parent = match mode {
+            Mode::Interactive => interactive_parent(db, old.as_ref(), &edit, author),
+            Mode::Replicated => Ok(replicated_parent(old.as_ref(), &edit)),
+        };
+        let acl = match db.kind() {
+            DbKind::Plain => 0,
+            DbKind::App => self.admit(db, old.as_ref(), &edit, author, mode, parent.as_deref().ok())?,
+        };
+        let parent = parent?;
+        let draft = match mode {
+            Mode::Interactive => self.draft_interactive(db, old.as_ref(), &edit, parent, acl)?,
+            Mode::Replicated => match self.draft_replicated(db, old.as_ref(), &edit, &parent, acl)? {
+                Some(draft) => draft,
+                None => {
+                    let rev = edit.history.first().cloned().ok_or(WriteError::Conflict)?;
+                    return Ok(Written { id: edit.id, rev, changed: false });
+                }
+            },
+        };
+        let Draft { record, rev, body } = draft;
+        if let Some(attachments) = body {
+            self.state(db).bytes += edit.body.len() as u64;
+            let value = encode_body(&attachments, &edit.body);
+            self.put(Space::Bodies, key::seq(db.inner().id, record.seq), value);
+        }
+        self.store_doc(db, &edit.id, old.as_ref(), record)?;
+        Ok(Written { id: edit.id, rev, changed: true })
+    }
+
+    pub(crate) fn doc_record(&self, doc_key: &[u8]) -> Result<Option<DocRecord>, StoreError> {
+        self.get(Space::Docs, doc_key)?.map(|value| decode(&value, "a document")).transpose()
+    }
+
+    fn draft_interactive(
+        &mut self,
+        db: &Db,
+        old: Option<&DocRecord>,
+        edit: &Edit,
+        parent: Vec<Rev>,
+        acl: AclNo,
+    ) -> Result<Draft, WriteError> {
+        let mut record = old.cloned().unwrap_or_default();
+        let generation = parent.first().map_or(1, |rev| rev.generation + 1);
+        let attachments = self.attachments(db, &record.tree, edit, &parent, generation, Mode::Interactive)?;
+        let digests = attachments.iter().map(|a| (a.name.as_str(), a.content_type.as_str(), &a.digest_md5[..]));
+        let mut rev = Rev::next(parent.first(), edit.deleted, &edit.body, digests);
+        if db.kind() == DbKind::App {
+            rev = db.inner().chain.veil(&edit.id, &rev);
+        }
+        let mut history = vec![rev.clone()];
+        history.extend(parent);
+        let seq = self.next_seq();
+        if let Merged::Known(_) | Merged::Grafted(_) = record.tree.merge(&history, edit.deleted, Some(seq), acl) {
+            // The same edit of the same parent stands on another branch.
+            return Err(WriteError::Conflict);
+        }
+        self.stem(db, &mut record)?;
+        record.seq = seq;
+        Ok(Draft { record, rev, body: Some(attachments) })
+    }
+
+    /// `None`: the revision was known, nothing is to be stored.
+    fn draft_replicated(
+        &mut self,
+        db: &Db,
+        old: Option<&DocRecord>,
+        edit: &Edit,
+        parent: &[Rev],
+        acl: AclNo,
+    ) -> Result<Option<Draft>, WriteError> {
+        let mut record = old.cloned().unwrap_or_default();
+        let Some(rev) = edit.history.first().cloned() else {
+            return Err(WriteError::BadRequest("a replicated revision needs a `_rev`".to_owned()));
+        };
+        let seq = self.clock.seq + 1;
+        let body = match record.tree.merge(&edit.history, edit.deleted, Some(seq), acl) {
+            Merged::Known(_) => return Ok(None),
+            Merged::Grafted(_) => None,
+            Merged::Filled(_) | Merged::Extended { .. } | Merged::Branched { .. } => {
+                Some(self.attachments(db, &record.tree, edit, parent, rev.generation, Mode::Replicated)?)
+            }
+        };
+        record.seq = self.next_seq();
+        self.stem(db, &mut record)?;
+        Ok(Some(Draft { record, rev, body }))
+    }
+
+    fn stem(&mut self, db: &Db, record: &mut DocRecord) -> Result<(), StoreError> {
+        let limit = usize::try_from(db.revs_limit()).unwrap_or(usize::MAX);
+        for body in record.tree.stem(limit) {
+            self.drop_body(db, body)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a stored body.
+    pub(crate) fn drop_body(&mut self, db: &Db, body: Seq) -> Result<(), StoreError> {
+        let body_key = key::seq(db.inner().id, body);
+        if let Some(value) = self.get(Space::Bodies, &body_key)? {
+            let (_, json) = decode_body(&value)?;
+            let state = self.state(db);
+            state.bytes = state.bytes.saturating_sub(json.len() as u64);
+        }
+        self.delete(Space::Bodies, body_key);
+        Ok(())
+    }
+
+    fn attachments(
+        &mut self,
+        db: &Db,
+        tree: &RevTree,
+        edit: &Edit,
+        parent: &[Rev],
+        generation: u64,
+        mode: Mode,
+    ) -> Result<Vec<Attachment>, WriteError> {
+        let mut out = Vec::with_capacity(edit.attachments.len());
+        // Read once, and only if there are stubs.
+        let mut inherited: Option<Vec<Attachment>> = None;
+        for wanted in &edit.attachments {
+            let attachment = match &wanted.source {
+                AttachmentEditSource::Blob(blob) => {
+                    let blob_id = blob.take_up(self, db)?;
+                    Attachment {
+                        name: wanted.name.clone(),
+                        content_type: content_type(wanted),
+                        digest_md5: blob.digest_md5(),
+                        length: blob.length(),
+                        revpos: match mode {
+                            Mode::Replicated => wanted.revpos.unwrap_or(generation).min(generation),
+                            Mode::Interactive => generation,
+                        },
+                        blob: blob_id,
+                    }
+                }
+                AttachmentEditSource::Existing(attachment) => {
+                    Attachment { name: wanted.name.clone(), revpos: generation, ..attachment.clone() }
+                }
+                AttachmentEditSource::Stub { digest } => {
+                    if inherited.is_none() {
+                        inherited = Some(self.inherited(db, tree, parent)?);
+                    }
+                    let found = inherited.iter().flatten().find(|a| {
+                        a.name == wanted.name
+                            && digest.as_ref().is_none_or(|d| *d == crate::blob::digest_text(&a.digest_md5))
+                    });
+                    found
+                        .cloned()
+                        .ok_or_else(|| WriteError::MissingStub { id: edit.id.clone(), name: wanted.name.clone() })?
+                }
+            };
+            out.push(attachment);
+        }
+        if db.inner().compacting.load(std::sync::atomic::Ordering::Acquire) {
+            db.inner().pinned.lock().extend(out.iter().map(|a| a.blob));
+        }
+        Ok(out)
+    }
+
+    /// The attachments of the nearest ancestor that has a body.
+    fn inherited(&self, db: &Db, tree: &RevTree, parent: &[Rev]) -> Result<Vec<Attachment>, StoreError> {
+        let known = |rev: &Rev| tree.nodes()[tree.find(rev)?].body;
+        let Some(body) = parent.iter().find_map(known) else { return Ok(Vec::new()) };
+        match self.get(Space::Bodies, &key::seq(db.inner().id, body))? {
+            Some(value) => Ok(decode_body(&value)?.0),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Stages a document's record with its row, its partial databases and the counts.
+    pub(crate) fn store_doc(
+        &mut self,
+        db: &Db,
+        id: &str,
+        old: Option<&DocRecord>,
+        mut record: DocRecord,
+    ) -> Result<(), StoreError> {
+        let db_id = db.inner().id;
+        let seq = record.seq;
+        if let Some(old) = old {
+            self.delete(Space::Seqs, key::seq(db_id, old.seq));
+        }
+        let leaves = leaves_of(&record.tree);
+        let part_rows = match db.kind() {
+            DbKind::Plain => Vec::new(),
+            DbKind::App => self.place(db, id, old, &mut record, &leaves)?,
+        };
+        let deleted = leaves.first().is_none_or(|leaf| leaf.deleted);
+        let was_deleted = old.map(|old| old.tree.winner().is_none_or(|w| old.tree.nodes()[w].deleted));
+        let prev = {
+            let state = self.state(db);
+            match was_deleted {
+                Some(true) => state.deleted -= 1,
+                Some(false) => state.docs -= 1,
+                None => {}
+            }
+            if deleted {
+                state.deleted += 1
+            } else {
+                state.docs += 1
+            }
+            std::mem::replace(&mut state.seq, seq)
+        };
+        let row = SeqRow { id: id.to_owned(), leaves };
+        self.put(Space::Seqs, key::seq(db_id, seq), encode(&row));
+        self.put(Space::Docs, key::doc(db_id, id), encode(&record));
+        self.changed(db, Change::new(seq, prev, row, record.place, part_rows));
+        Ok(())
+    }
+}
+
+/// The history below an interactive edit, newest first; empty for a first revision.
+fn interactive_parent(db: &Db, old: Option<&DocRecord>, edit: &Edit, author: &Author) -> Result<Vec<Rev>, WriteError> {
+    let Some(record) = old else {
+        return if edit.parent.is_some() { Err(WriteError::Conflict) } else { Ok(Vec::new()) };
+    };
+    let tree = &record.tree;
+    let Some(parent) = &edit.parent else {
+        return match tree.winner() {
+            Some(winner) if tree.nodes()[winner].deleted && !edit.deleted => Ok(tree.path(winner)),
+            None => Ok(Vec::new()),
+            Some(_) => Err(WriteError::Conflict),
+        };
+    };
+    if let Some(index) = tree.find(parent) {
+        let again = tree.nodes()[index].deleted && edit.deleted;
+        let extends = tree.is_leaf(index) && !again;
+        return if extends { Ok(tree.path(index)) } else { Err(WriteError::Conflict) };
+    }
+    // A reader to whom the leaf came back unchanged knows it by a made-up name (see `chain`).
+    if db.kind() == DbKind::App && !author.admin {
+        let chain = &db.inner().chain;
+        for leaf in tree.leaves() {
+            let base = &tree.nodes()[leaf].rev;
+            if let Some(steps) = chain.recognise(&edit.id, base, parent) {
+                let mut history = chain.steps(&edit.id, base, steps);
+                history.extend(tree.path(leaf));
+                return Ok(history);
+            }
+        }
+    }
+    Err(WriteError::Conflict)
+}
+
+/// A user's replicated revision that needs no storing: it is in the tree, it is a made-up one that came back,
+/// or it deletes what was never here.
+fn known_already(db: &Db, old: Option<&DocRecord>, edit: &Edit, author: &Author) -> Option<Written> {
+    if db.kind() == DbKind::Plain || author.admin {
+        return None;
+    }
+    let rev = edit.history.first()?;
+    let known = match old {
+        None => edit.deleted,
+        Some(record) if recognised(db, &edit.id, record, rev) => true,
+        Some(record) => {
+            let sees = db.inner().app.read().may_read(&author.reader, record.place);
+            sees && record.tree.find(rev).is_some()
+        }
+    };
+    known.then(|| Written { id: edit.id.clone(), rev: rev.clone(), changed: false })
+}
+
+/// The part of a replicated history that the tree knows, from the newest such revision down; empty if none.
+fn replicated_parent(old: Option<&DocRecord>, edit: &Edit) -> Vec<Rev> {
+    let Some(record) = old else { return Vec::new() };
+    let ancestors = edit.history.get(1..).unwrap_or_default();
+    let known = ancestors.iter().position(|rev| record.tree.find(rev).is_some());
+    known.map(|at| ancestors[at..].to_vec()).unwrap_or_default()
+}
+
+/// Whether this is a made-up revision of one that the document has or had.
+pub(crate) fn recognised(db: &Db, id: &str, record: &DocRecord, rev: &Rev) -> bool {
+    base_of(db, id, record, rev).is_some()
+}
+
+/// The stored revision that a made-up one stands on, and the number of steps.
+pub(crate) fn base_of(db: &Db, id: &str, record: &DocRecord, rev: &Rev) -> Option<(usize, u32)> {
+    let lowest = rev.generation.saturating_sub(u64::from(crate::chain::MAX_STEPS));
+    let near = record.tree.nodes().iter().enumerate().filter(|(_, node)| node.rev.generation >= lowest);
+    near.filter_map(|(index, node)| Some((index, db.inner().chain.recognise(id, &node.rev, rev)?))).next()
+}
+
+fn content_type(wanted: &AttachmentEdit) -> String {
+    wanted.content_type.clone().unwrap_or_else(|| "application/octet-stream".to_owned())
+}
+
+pub(crate) fn leaves_of(tree: &RevTree) -> Vec<Leaf> {
+    let leaf = |index: usize| {
+        let node = &tree.nodes()[index];
+        Leaf { rev: node.rev.clone(), deleted: node.deleted, body: node.body, acl: node.acl, cycle: 0 }
+    };
+    tree.leaves().into_iter().map(leaf).collect()
+}
+
+/// The partial database that a tree's winner belongs to. A deletion stays where the document was.
+pub(crate) fn place_of(app: &AppState, tree: &RevTree, old: Option<&DocRecord>) -> Option<PartNo> {
+    let winner = &tree.nodes()[tree.winner()?];
+    match old {
+        Some(old) if winner.deleted => old.place,
+        _ => app.part_of_acl(winner.acl),
+    }
+}

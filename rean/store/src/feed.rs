@@ -1,0 +1,654 @@
+//! Changes feeds: of a whole database, of one partial database, of all that a reader may read.
+//!
+//! A feed holds a place and no snapshot, so a client may take as long as it likes. The personal feed merges
+//! the reader's partial databases by sequence. Its place also says with which roles it was reached: when they
+//! have changed since, the feed first tells of the documents that became readable and of those that are
+//! readable no longer, and then goes on (see `turn`).
+//!
+//! When is a reader told of a document's leaving? Only if they may have it: it was in the partial database
+//! when the client was last in step, or it left while this catch-up went on.
+
+use crate::app::{AppState, Reader};
+use crate::bookmark::{Place, Seal, Turn, open_form, read_open_form};
+use crate::db::Db;
+use crate::engine::{Direction, Range, Snapshot, Space};
+use crate::error::StoreError;
+use crate::record::{DocRecord, Leaf, PartNo, PartRow, Seq, SeqRow, decode, key};
+use crate::rev::Rev;
+use crate::view::{BodyRef, Scope, steps_of, visible_leaves};
+use bytes::Bytes;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Arc, OnceLock};
+
+/// Up to this many partial databases a first read merges them by sequence; with more it takes them one after
+/// the other, because each one that is merged costs an open range.
+const MERGED_PARTS: usize = 64;
+/// Rows that are counted for `pending`; beyond it the rest is estimated.
+const PENDING_ROWS: usize = 10_000;
+
+/// One committed change.
+pub struct Change {
+    /// Its sequence.
+    pub seq: Seq,
+    /// The sequence of the database's change before it.
+    pub prev: Seq,
+    /// What follows a row's sequence in a feed, serialized by the first listener that needs it.
+    pub line: OnceLock<Bytes>,
+    /// The same with the document.
+    pub line_with_doc: OnceLock<Bytes>,
+    row: SeqRow,
+    place: Option<PartNo>,
+    part_rows: Vec<(PartNo, PartRow)>,
+}
+
+impl Change {
+    pub(crate) fn new(
+        seq: Seq,
+        prev: Seq,
+        row: SeqRow,
+        place: Option<PartNo>,
+        part_rows: Vec<(PartNo, PartRow)>,
+    ) -> Change {
+        let (line, line_with_doc) = Default::default();
+        Change { seq, prev, line, line_with_doc, row, place, part_rows }
+    }
+
+    /// The document.
+    pub fn id(&self) -> &str {
+        &self.row.id
+    }
+}
+
+/// Where a feed is to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Since {
+    /// At the beginning.
+    Start,
+    /// After all that there is.
+    Now,
+    /// Where a client was, by the text that it was given.
+    Token(String),
+}
+
+/// A feed can't be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// The text is no place in this feed.
+    #[error("Malformed sequence supplied in 'since' parameter.")]
+    BadSeq,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A row of a feed, as its reader gets it.
+#[derive(Clone)]
+pub struct FeedRow {
+    /// The document.
+    pub id: Arc<str>,
+    /// The place after this row.
+    pub seq_token: String,
+    /// Its leaves, winner first.
+    pub revs: Vec<Rev>,
+    /// Whether the winner is a tombstone.
+    pub deleted: bool,
+    /// Whether it only left this reader's sight.
+    pub tomb: bool,
+    /// The winner's content, if there is any to show.
+    pub body: Option<BodyRef>,
+    /// Whether the row is the same for all its readers, so that [`Change::line`] may serve.
+    pub shared: bool,
+    /// The change that it is from, if it came live.
+    pub change: Option<Arc<Change>>,
+}
+
+/// What became of a change that was offered to a feed.
+pub enum Offer {
+    /// A row for this reader.
+    Row(FeedRow),
+    /// Nothing for this reader, or seen already.
+    Skipped,
+    /// The feed is not right behind this change: read on with [`Feed::next_page`].
+    Gap,
+}
+
+/// A feed, and how far it has been read.
+pub struct Feed {
+    db: Db,
+    scope: Scope,
+    place: Place,
+    seal: Option<Seal>,
+}
+
+impl Db {
+    /// Begins a feed.
+    ///
+    /// # Errors
+    /// [`FeedError::BadSeq`] if the text was not made by this database for this reader.
+    pub fn feed(&self, scope: &Scope, since: Since) -> Result<Feed, FeedError> {
+        self.present()?;
+        let seal = self.scope_seal(scope);
+        let mut feed = Feed { db: self.clone(), scope: scope.clone(), place: Place::default(), seal };
+        let now = self.inner().state().seq;
+        feed.place.sure = feed.roles();
+        match since {
+            Since::Now => feed.place.after = now,
+            Since::Start => feed.start_over(now),
+            Since::Token(text) => feed.resume(&text, now)?,
+        }
+        Ok(feed)
+    }
+
+    /// The newest rows first, before a sequence; without tombstones of what left the reader's sight.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn changes_back(
+        &self,
+        scope: &Scope,
+        before: Option<Seq>,
+        limit: usize,
+    ) -> Result<Vec<(Seq, FeedRow)>, StoreError> {
+        self.present()?;
+        let snapshot = self.inner().store.engine.snapshot();
+        let hi = before.unwrap_or(Seq::MAX);
+        let feed = Feed {
+            db: self.clone(),
+            scope: scope.clone(),
+            place: Place { sure: scope.reader().map(|r| r.roles().to_vec()).unwrap_or_default(), ..Place::default() },
+            seal: self.scope_seal(scope),
+        };
+        let mut out = Vec::new();
+        match scope.reader() {
+            None => {
+                let (lo, hi) = (key::seq(self.inner().id, 0), key::seq(self.inner().id, hi));
+                for item in snapshot.range(Space::Seqs, &lo, &hi, Direction::Backward).take(limit) {
+                    let (seq_key, value) = item?;
+                    let seq = key::last_seq(&seq_key).ok_or(StoreError::Damaged("a row's key"))?;
+                    out.push((seq, feed.row_of_all(seq, decode(&value, "a row")?)));
+                }
+            }
+            Some(reader) => {
+                let parts = feed.parts();
+                let mut merge = Merge::new(self, snapshot.as_ref(), &parts, 0, hi, Direction::Backward)?;
+                while out.len() < limit
+                    && let Some((seq, part, row)) = merge.next()?
+                {
+                    if !row.tomb {
+                        let app = self.inner().app.read();
+                        let token = feed.token_at(seq);
+                        out.push((seq, live_row(self, &app, reader, part, &row, token)));
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// What a client sees of a sequence.
+    pub fn seq_token(&self, scope: &Scope, seq: Seq) -> String {
+        match self.scope_seal(scope) {
+            None => open_form(seq, self.instance()),
+            Some(seal) => {
+                let sure = scope.reader().map(|r| r.roles().to_vec()).unwrap_or_default();
+                seal.seal(&Place { after: seq, origin: seq, head: seq, sure, ..Place::default() })
+            }
+        }
+    }
+
+    fn scope_seal(&self, scope: &Scope) -> Option<Seal> {
+        match scope {
+            Scope::All => None,
+            Scope::Part(reader, part) => Some(self.seal(reader, Some(*part))),
+            Scope::Personal(reader) => Some(self.seal(reader, None)),
+        }
+    }
+}
+
+impl Feed {
+    /// Rows after the place, at most `max`; the place moves on. Empty: there are none (yet).
+    ///
+    /// # Errors
+    /// The engine failed, or the database is gone.
+    pub fn next_page(&mut self, max: usize) -> Result<Vec<FeedRow>, StoreError> {
+        self.db.present()?;
+        // Read before the snapshot is taken: all up to here is in it.
+        let now = self.db.inner().state().seq;
+        let store = Arc::clone(&self.db.inner().store);
+        let snapshot = store.engine.snapshot();
+        let Some(reader) = self.scope.reader().cloned() else {
+            return self.page_of_all(snapshot.as_ref(), max);
+        };
+        if let Some(turn) = self.place.turn.take() {
+            let rows = self.page_of_turn(snapshot.as_ref(), &reader, turn, max)?;
+            if !rows.is_empty() || self.place.turn.is_some() {
+                return Ok(rows);
+            }
+        }
+        self.page_of_parts(snapshot.as_ref(), &reader, now, max)
+    }
+
+    /// Takes a committed change without a look into the store, if the feed is right behind it.
+    pub fn offer(&mut self, change: &Arc<Change>) -> Offer {
+        if change.seq <= self.place.after {
+            return Offer::Skipped;
+        }
+        if change.prev > self.place.after || self.place.turn.is_some() {
+            return Offer::Gap;
+        }
+        let before = std::mem::replace(&mut self.place.after, change.seq);
+        let row = match self.scope.reader().cloned() {
+            None => {
+                Some(FeedRow { change: Some(Arc::clone(change)), ..self.row_of_all(change.seq, change.row.clone()) })
+            }
+            Some(reader) => {
+                if before < self.place.head {
+                    self.place.after = before;
+                    return Offer::Gap;
+                }
+                (self.place.origin, self.place.head) = (change.seq, change.seq);
+                self.live(&reader, change, before)
+            }
+        };
+        row.map_or(Offer::Skipped, Offer::Row)
+    }
+
+    /// The place now, as text for the client.
+    pub fn token(&self) -> String {
+        match &self.seal {
+            None => open_form(self.place.after, self.db.instance()),
+            Some(seal) => seal.seal(&self.place),
+        }
+    }
+
+    /// Rows that are still to come: exact for the first ten thousand, then an estimate.
+    pub fn pending(&self) -> u64 {
+        let info = self.db.scoped_info(&self.scope);
+        if self.place.after >= info.update_seq && self.place.turn.is_none() {
+            return 0;
+        }
+        let snapshot = self.db.inner().store.engine.snapshot();
+        let id = self.db.inner().id;
+        let next = self.place.after.saturating_add(1);
+        let ranges: Vec<_> = match self.scope.reader() {
+            None => vec![(Space::Seqs, key::seq(id, next), key::seq(id, Seq::MAX))],
+            Some(_) => self
+                .parts()
+                .into_iter()
+                .take(MERGED_PARTS)
+                .map(|part| (Space::PartSeqs, key::part_seq(id, part, next), key::part_seq(id, part, Seq::MAX)))
+                .collect(),
+        };
+        let mut counted = 0;
+        for (space, lo, hi) in ranges {
+            counted += snapshot.range(space, &lo, &hi, Direction::Forward).take(PENDING_ROWS - counted).count();
+            if counted >= PENDING_ROWS {
+                return (info.doc_count + info.del_count).max(counted as u64);
+            }
+        }
+        counted as u64
+    }
+
+    fn roles(&self) -> Vec<String> {
+        self.scope.reader().map(|reader| reader.roles().to_vec()).unwrap_or_default()
+    }
+
+    fn start_over(&mut self, now: Seq) {
+        let many = match &self.scope {
+            Scope::Personal(_) => self.parts().len() > MERGED_PARTS,
+            Scope::All | Scope::Part(..) => false,
+        };
+        self.place = Place { sure: self.roles(), head: now, ..Place::default() };
+        if many {
+            self.place.after = now;
+            self.place.turn = Some(Turn { fresh: true, roles: self.roles(), part: 0, seq: 0 });
+        }
+    }
+
+    fn resume(&mut self, text: &str, now: Seq) -> Result<(), FeedError> {
+        let Some(seal) = &self.seal else {
+            let (seq, instance) = read_open_form(text).ok_or(FeedError::BadSeq)?;
+            // A place in a namesake that was deleted since: all is new.
+            let known = instance.is_none_or(|instance| instance == self.db.instance());
+            self.place.after = if known { seq.min(now) } else { 0 };
+            return Ok(());
+        };
+        if text == "0" {
+            self.start_over(now);
+            return Ok(());
+        }
+        let opened = seal.open(text);
+        match opened {
+            Some(place) => self.place = place,
+            None if looks_sealed(text) => {
+                // Another user's, or of a namesake that was deleted: all is new.
+                self.start_over(now);
+                return Ok(());
+            }
+            None => return Err(FeedError::BadSeq),
+        }
+        if let Scope::Personal(reader) = &self.scope {
+            turn_to(&mut self.place, reader.roles());
+        }
+        Ok(())
+    }
+
+    /// The partial databases of the scope.
+    fn parts(&self) -> Vec<PartNo> {
+        let app = self.db.inner().app.read();
+        match &self.scope {
+            Scope::All => Vec::new(),
+            Scope::Part(reader, part) => {
+                if app.may_read(reader, Some(*part)) {
+                    vec![*part]
+                } else {
+                    Vec::new()
+                }
+            }
+            Scope::Personal(reader) => app.parts_of(reader),
+        }
+    }
+
+    fn token_at(&self, seq: Seq) -> String {
+        match &self.seal {
+            None => open_form(seq, self.db.instance()),
+            Some(seal) => seal.seal(&Place { after: seq, ..self.place.clone() }),
+        }
+    }
+
+    fn row_of_all(&self, seq: Seq, row: SeqRow) -> FeedRow {
+        let winner = row.leaves.first();
+        FeedRow {
+            seq_token: open_form(seq, self.db.instance()),
+            deleted: winner.is_none_or(|leaf| leaf.deleted),
+            tomb: false,
+            body: winner.and_then(|leaf| leaf.body).map(BodyRef),
+            shared: row.leaves.len() == 1,
+            revs: row.leaves.into_iter().map(|leaf| leaf.rev).collect(),
+            id: Arc::from(row.id),
+            change: None,
+        }
+    }
+
+    fn page_of_all(&mut self, snapshot: &dyn Snapshot, max: usize) -> Result<Vec<FeedRow>, StoreError> {
+        let id = self.db.inner().id;
+        let (lo, hi) = (key::seq(id, self.place.after.saturating_add(1)), key::seq(id, Seq::MAX));
+        let mut rows = Vec::new();
+        for item in snapshot.range(Space::Seqs, &lo, &hi, Direction::Forward).take(max) {
+            let (seq_key, value) = item?;
+            let seq = key::last_seq(&seq_key).ok_or(StoreError::Damaged("a row's key"))?;
+            self.place.after = seq;
+            rows.push(self.row_of_all(seq, decode(&value, "a row")?));
+        }
+        Ok(rows)
+    }
+
+    fn page_of_parts(
+        &mut self,
+        snapshot: &dyn Snapshot,
+        reader: &Reader,
+        now: Seq,
+        max: usize,
+    ) -> Result<Vec<FeedRow>, StoreError> {
+        if self.place.after >= self.place.head {
+            // In step: what the client has is what there was up to here.
+            self.place.origin = self.place.after;
+            self.place.head = now.max(self.place.after);
+        }
+        let db = self.db.clone();
+        let parts = self.parts();
+        let mut merge = Merge::new(&db, snapshot, &parts, self.place.after, Seq::MAX, Direction::Forward)?;
+        let mut rows = Vec::new();
+        while rows.len() < max {
+            let Some((seq, part, row)) = merge.next()? else {
+                self.place.after = self.place.after.max(now);
+                break;
+            };
+            let may_have =
+                row.entered <= self.place.origin || (seq > self.place.head && row.entered <= self.place.after);
+            self.place.after = seq;
+            if !row.tomb {
+                let app = db.inner().app.read();
+                rows.push(live_row(&db, &app, reader, part, &row, self.token()));
+            } else if may_have && !self.is_elsewhere(snapshot, reader, &row.id)? {
+                let app = db.inner().app.read();
+                rows.push(tomb_row(&db, &app, reader, part, &row, self.token()));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Tells a change of roles: of partial databases that were gained the documents up to the place, of those
+    /// that were lost the end of what the client may have.
+    fn page_of_turn(
+        &mut self,
+        snapshot: &dyn Snapshot,
+        reader: &Reader,
+        mut turn: Turn,
+        max: usize,
+    ) -> Result<Vec<FeedRow>, StoreError> {
+        let db = self.db.clone();
+        let (gained, lost) = self.turned(reader, &turn);
+        let mut parts: Vec<PartNo> = gained.iter().chain(&lost).copied().filter(|part| *part >= turn.part).collect();
+        parts.sort_unstable();
+        let mut rows = Vec::new();
+        let id = db.inner().id;
+        for part in parts {
+            let from = if part == turn.part { turn.seq.saturating_add(1) } else { 0 };
+            let (lo, hi) = (key::part_seq(id, part, from), key::part_seq(id, part, Seq::MAX));
+            let is_gain = gained.binary_search(&part).is_ok();
+            for item in snapshot.range(Space::PartSeqs, &lo, &hi, Direction::Forward) {
+                if rows.len() >= max {
+                    self.place.turn = Some(turn);
+                    return Ok(rows);
+                }
+                let (row_key, value) = item?;
+                let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
+                let row: PartRow = decode(&value, "a row of a partial database")?;
+                (turn.part, turn.seq) = (part, seq);
+                let gone = row.leaves.first().is_none_or(|leaf| leaf.deleted);
+                let news = seq > self.place.after;
+                let told = if is_gain {
+                    !row.tomb && !gone && !news
+                } else {
+                    row.entered <= self.place.after
+                        && (news || !(row.tomb || gone))
+                        && !(row.tomb && self.is_elsewhere(snapshot, reader, &row.id)?)
+                };
+                if !told {
+                    continue;
+                }
+                self.place.turn = Some(turn.clone());
+                let token = self.token();
+                let app = db.inner().app.read();
+                rows.push(if is_gain {
+                    live_row(&db, &app, reader, part, &row, token)
+                } else {
+                    tomb_row(&db, &app, reader, part, &row, token)
+                });
+            }
+        }
+        self.place.sure = turn.roles;
+        self.place.maybe.clear();
+        self.place.turn = None;
+        Ok(rows)
+    }
+
+    /// Partial databases gained and lost, each in order.
+    fn turned(&self, reader: &Reader, turn: &Turn) -> (Vec<PartNo>, Vec<PartNo>) {
+        let app = self.db.inner().app.read();
+        let now = app.parts_of(reader);
+        let sure = match turn.fresh {
+            true => Vec::new(),
+            false => app.parts_of(&reader.with_roles(self.place.sure.clone())),
+        };
+        let had = self.place.sure.iter().chain(&self.place.maybe).cloned().collect();
+        let maybe = app.parts_of(&reader.with_roles(had));
+        let without = |of: &[PartNo], these: &[PartNo]| -> Vec<PartNo> {
+            of.iter().filter(|part| these.binary_search(part).is_err()).copied().collect()
+        };
+        (without(&now, &sure), without(&maybe, &now))
+    }
+
+    /// Whether a document that left one partial database is in another that this scope shows.
+    fn is_elsewhere(&self, snapshot: &dyn Snapshot, reader: &Reader, id: &str) -> Result<bool, StoreError> {
+        if matches!(self.scope, Scope::Part(..)) {
+            return Ok(false);
+        }
+        let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, id))? else { return Ok(false) };
+        let record: DocRecord = decode(&value, "a document")?;
+        Ok(self.db.inner().app.read().may_read(reader, record.place))
+    }
+
+    fn live(&self, reader: &Reader, change: &Arc<Change>, before: Seq) -> Option<FeedRow> {
+        let app = self.db.inner().app.read();
+        let mine = |part: PartNo| match &self.scope {
+            Scope::Part(_, only) => part == *only && app.may_read(reader, Some(part)),
+            _ => app.may_read(reader, Some(part)),
+        };
+        let row = |tomb: bool| change.part_rows.iter().find(|(part, row)| row.tomb == tomb && mine(*part));
+        if let Some((part, row)) = row(false) {
+            let live = live_row(&self.db, &app, reader, *part, row, self.token());
+            return Some(FeedRow { change: Some(Arc::clone(change)), ..live });
+        }
+        let (part, row) = row(true)?;
+        let elsewhere = !matches!(self.scope, Scope::Part(..)) && app.may_read(reader, change.place);
+        (row.entered <= before && !elsewhere).then(|| tomb_row(&self.db, &app, reader, *part, row, self.token()))
+    }
+}
+
+/// Notes in a place that its reader's roles are others now.
+fn turn_to(place: &mut Place, roles: &[String]) {
+    let had: Vec<String> = match place.turn.take() {
+        Some(turn) if turn.roles == roles => {
+            place.turn = Some(turn);
+            return;
+        }
+        Some(turn) if turn.fresh => {
+            // The first read was not finished: all is new still, and what it told may be lost already.
+            place.maybe.extend(turn.roles);
+            place.turn = Some(Turn { fresh: true, roles: roles.to_vec(), part: 0, seq: 0 });
+            return;
+        }
+        Some(turn) => {
+            let sure = std::mem::take(&mut place.sure);
+            let (kept, lost): (Vec<_>, Vec<_>) = sure.into_iter().partition(|role| turn.roles.contains(role));
+            place.sure = kept;
+            turn.roles.into_iter().chain(lost).collect()
+        }
+        None if place.sure == roles => return,
+        None => Vec::new(),
+    };
+    place.maybe.extend(had);
+    place.maybe.sort_unstable();
+    place.maybe.dedup();
+    place.turn = Some(Turn { fresh: false, roles: roles.to_vec(), part: 0, seq: 0 });
+}
+
+fn looks_sealed(text: &str) -> bool {
+    let digits = text.strip_prefix("1-").unwrap_or_default();
+    digits.len() >= 20 && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+fn live_row(db: &Db, app: &AppState, reader: &Reader, part: PartNo, row: &PartRow, seq_token: String) -> FeedRow {
+    let mut plain = true;
+    let name = |leaf: &Leaf| {
+        let steps = if leaf.deleted { 0 } else { steps_of(app, reader, part, leaf.cycle) };
+        plain &= steps == 0;
+        db.inner().chain.step(&row.id, &leaf.rev, steps)
+    };
+    let revs: Vec<Rev> = visible_leaves(app, reader, &row.leaves).map(name).collect();
+    let winner = row.leaves.first();
+    let content = winner.filter(|leaf| app.may_read_acl(reader, leaf.acl));
+    FeedRow {
+        id: Arc::from(row.id.as_str()),
+        seq_token,
+        deleted: winner.is_none_or(|leaf| leaf.deleted),
+        tomb: false,
+        body: content.and_then(|leaf| leaf.body).map(BodyRef),
+        shared: plain && row.leaves.len() == 1 && content.is_some(),
+        revs,
+        change: None,
+    }
+}
+
+fn tomb_row(db: &Db, app: &AppState, reader: &Reader, part: PartNo, row: &PartRow, seq_token: String) -> FeedRow {
+    let name = |leaf: &Leaf| {
+        let steps = if leaf.deleted { 0 } else { steps_of(app, reader, part, leaf.cycle) };
+        db.inner().chain.step(&row.id, &leaf.rev, steps + 1)
+    };
+    FeedRow {
+        id: Arc::from(row.id.as_str()),
+        seq_token,
+        revs: visible_leaves(app, reader, &row.leaves).map(name).collect(),
+        deleted: true,
+        tomb: true,
+        body: None,
+        shared: false,
+        change: None,
+    }
+}
+
+/// The rows of several partial databases in the order of their sequences.
+struct Merge<'a> {
+    direction: Direction,
+    ranges: Vec<(PartNo, Range<'a>)>,
+    /// The next row of each range, best on top; backwards the sequence is turned around.
+    heap: BinaryHeap<Reverse<(Seq, usize)>>,
+    rows: Vec<Option<PartRow>>,
+}
+
+impl<'a> Merge<'a> {
+    /// Rows after `after` and before `before`.
+    fn new(
+        db: &Db,
+        snapshot: &'a dyn Snapshot,
+        parts: &[PartNo],
+        after: Seq,
+        before: Seq,
+        direction: Direction,
+    ) -> Result<Merge<'a>, StoreError> {
+        let id = db.inner().id;
+        let app = db.inner().app.read();
+        // Most have nothing new: they are not even opened.
+        let with_news = parts.iter().filter(|part| app.part(**part).is_some_and(|p| p.seq > after));
+        let ranges: Vec<(PartNo, Range<'a>)> = with_news
+            .map(|part| {
+                let (lo, hi) = (key::part_seq(id, *part, after.saturating_add(1)), key::part_seq(id, *part, before));
+                (*part, snapshot.range(Space::PartSeqs, &lo, &hi, direction))
+            })
+            .collect();
+        drop(app);
+        let rows = ranges.iter().map(|_| None).collect();
+        let mut merge = Merge { direction, ranges, heap: BinaryHeap::new(), rows };
+        for at in 0..merge.ranges.len() {
+            merge.advance(at)?;
+        }
+        Ok(merge)
+    }
+
+    fn advance(&mut self, at: usize) -> Result<(), StoreError> {
+        let Some(item) = self.ranges[at].1.next() else { return Ok(()) };
+        let (row_key, value) = item?;
+        let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
+        let rank = match self.direction {
+            Direction::Forward => seq,
+            Direction::Backward => Seq::MAX - seq,
+        };
+        self.rows[at] = Some(decode(&value, "a row of a partial database")?);
+        self.heap.push(Reverse((rank, at)));
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<(Seq, PartNo, PartRow)>, StoreError> {
+        let Some(Reverse((rank, at))) = self.heap.pop() else { return Ok(None) };
+        let row = self.rows[at].take();
+        self.advance(at)?;
+        let seq = match self.direction {
+            Direction::Forward => rank,
+            Direction::Backward => Seq::MAX - rank,
+        };
+        Ok(row.map(|row| (seq, self.ranges[at].0, row)))
+    }
+}

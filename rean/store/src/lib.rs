@@ -1,0 +1,88 @@
+//! The documents of a pod: databases with CouchDB's revision trees, update sequences and attachments, and,
+//! for an app's database, who may read each document and the partial databases that follow from it.
+//!
+//! # What flows through it
+//! Edits come in with [`Db::submit`], go to the one writer thread, and are committed in groups: a document
+//! with its revision tree, its row in the feed, its body, its move between partial databases and all counts
+//! are one atomic batch with one flush (`writer`, `apply`, `rights`, `partition`). Reads go straight to the
+//! engine through a [`Scope`] that says who looks (`view`, `listing`, `feed`).
+//!
+//! # What always holds
+//! - A document is in at most one partial database, in every state that a crash can leave.
+//! - What a caller was told is written survives `kill -9`, and power loss with an engine that is power-safe.
+//! - A reader gets nothing of a document whose winner's readers do not name them, nor of a revision whose
+//!   readers did not, but for the tombstone that tells of its leaving.
+//! - A body is stored once; partial databases are indexes over bodies.
+//!
+//! # What is stored
+//! Format version 1. Records are postcard, numbers in keys big-endian, `db` and `part` four bytes, `seq` and
+//! `blob` eight.
+//!
+//! | space | key | value |
+//! | --- | --- | --- |
+//! | Meta | `format` | the format's version; a newer one is refused |
+//! | Meta | `clock` | commits, last sequence, next database number; written with each commit |
+//! | Meta | `db/` name | settings of a database |
+//! | Meta | `state/` db | its counts |
+//! | Meta | `part/` db part | a partial database: readers, counts, newest row |
+//! | Meta | `acl/` db number | an access pair: partial database and writers |
+//! | Meta | `doomed/` db | a deleted database whose data is still to be cleared |
+//! | Meta | `upload/` blob | an upload that no document has taken up |
+//! | Docs | db id | a document: revision tree, place, tombstones |
+//! | Seqs | db seq | a row of the feed: id and leaves |
+//! | Bodies | db seq | attachments and text of the revision that was written at `seq` |
+//! | Local | db owner id | a `_local` document |
+//! | PartDocs | db part id | a document in a partial database, or its tombstone there |
+//! | PartSeqs | db part seq | a row of a partial database's feed |
+//! | Blobs | db blob piece | 64 KiB of an attachment |
+//! | BlobIndex | db sha256 | the number of known bytes |
+//!
+//! Beside the engine's folder lies `acknowledged`, the number of the last acknowledged commit (`witness`).
+//!
+//! # What it is not
+//! It knows no HTTP, no network and no async; authentication and `_security` are the server's.
+
+pub mod access;
+mod app;
+mod apply;
+mod blob;
+mod bookmark;
+mod chain;
+pub mod collate;
+mod db;
+pub mod document;
+mod edit;
+pub mod engine;
+mod error;
+mod feed;
+pub mod json;
+mod listing;
+mod local;
+mod partition;
+mod record;
+pub mod rev;
+mod rights;
+pub mod selector;
+mod store;
+pub mod tree;
+mod upkeep;
+mod view;
+mod witness;
+mod writer;
+
+pub use access::AppRules;
+pub use app::{PartInfo, Reader, Who};
+pub use apply::Done;
+pub use blob::{BlobRef, BlobWriter, PIECE_BYTES, digest_text};
+pub use db::{Db, DbInfo, DbKind, Sizes};
+pub use edit::{AttachmentEdit, AttachmentEditSource, Author, Edit, Mode, Write, Written};
+pub use engine::EngineKind;
+pub use error::{OpenError, StoreError, WriteError};
+pub use feed::{Change, Feed, FeedError, FeedRow, Offer, Since};
+pub use listing::{DocRow, IdRange};
+pub use local::{LocalDoc, LocalDone};
+pub use record::{Attachment, BlobId, PartNo, Seq};
+pub use rev::Rev;
+pub use store::{NoObserver, Observer, Store, StoreKeys, StoreOptions, StoreStats};
+pub use upkeep::PurgeDone;
+pub use view::{Body, BodyRef, DocView, RevView, RevsDiff, Scope};

@@ -1,0 +1,286 @@
+//! What is stored under which key. The table is in the crate's root; this file is its code.
+//!
+//! Records are encoded by postcard: field order is the format, so a change of a type here is a new format
+//! version. Keys are big-endian, so that they sort as numbers.
+
+use crate::engine::{Space, Value};
+use crate::error::StoreError;
+use crate::rev::Rev;
+use crate::tree::RevTree;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// The format that this version writes, and the newest that it reads.
+pub(crate) const FORMAT: u32 = 1;
+
+/// Number of a database: given once, never used again.
+pub type DbId = u32;
+/// Number of a partial database within its app: given once.
+pub type PartNo = u32;
+/// Number of an access pair within its app: given once; 0 is none.
+pub(crate) type AclNo = u32;
+/// The store-wide update sequence: each changed document takes the next.
+pub type Seq = u64;
+/// Number of an attachment's bytes.
+pub type BlobId = u64;
+
+/// What is counted for the whole store; written with each commit.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Clock {
+    /// Commits so far.
+    pub commit: u64,
+    /// The last sequence given.
+    pub seq: Seq,
+    /// The next database number.
+    pub next_db: DbId,
+}
+
+/// A database's settings.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct DbRecord {
+    pub id: DbId,
+    pub app: bool,
+    /// New at each creation, so that a bookmark of a deleted namesake is recognised.
+    pub instance: [u8; 4],
+    /// `_security` as text; empty: never set.
+    pub security: String,
+    pub revs_limit: u64,
+    /// The app's access settings as text.
+    pub rules: String,
+    /// Up to which document id a repartition under these rules has come; `None`: all are placed.
+    pub repartition: Option<String>,
+}
+
+/// A database's counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DbState {
+    pub docs: u64,
+    pub deleted: u64,
+    pub seq: Seq,
+    pub purges: u64,
+    /// Bytes of stored bodies.
+    pub bytes: u64,
+}
+
+/// A document in its database.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DocRecord {
+    pub seq: Seq,
+    pub tree: RevTree,
+    /// The partial database that the document is in.
+    pub place: Option<PartNo>,
+    /// Partial databases that hold a tombstone of it.
+    pub tombs: Vec<PartNo>,
+    /// Leaves that came back unchanged to the place, and how often (see `chain`).
+    pub cycles: Vec<(Rev, u32)>,
+}
+
+/// A leaf as a row of a feed shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Leaf {
+    pub rev: Rev,
+    pub deleted: bool,
+    pub body: Option<u64>,
+    pub acl: AclNo,
+    /// How often this leaf came back unchanged to the partial database whose row this is.
+    pub cycle: u32,
+}
+
+/// A row of a database's feed: the latest change of a document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SeqRow {
+    pub id: String,
+    /// Winner first.
+    pub leaves: Vec<Leaf>,
+}
+
+/// A document in a partial database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartDoc {
+    pub seq: Seq,
+    /// When it first came here.
+    pub entered: Seq,
+    /// It was here and has left.
+    pub tomb: bool,
+    /// Winner first; for a tomb the leaves that its readers have.
+    pub leaves: Vec<Leaf>,
+}
+
+/// A row of a partial database's feed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartRow {
+    pub id: String,
+    pub entered: Seq,
+    pub tomb: bool,
+    pub leaves: Vec<Leaf>,
+}
+
+/// A partial database.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartRecord {
+    pub readers: Vec<String>,
+    /// Live documents.
+    pub docs: u64,
+    /// Deleted documents whose place this is.
+    pub deleted: u64,
+    /// Of its newest row.
+    pub seq: Seq,
+}
+
+/// A pair of readers and writers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AclRecord {
+    pub part: Option<PartNo>,
+    pub write: Vec<String>,
+}
+
+/// A `_local` document.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LocalRecord {
+    pub rev: u64,
+    pub body: Vec<u8>,
+}
+
+/// An attachment of a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Its name within the document.
+    pub name: String,
+    /// Its media type.
+    pub content_type: String,
+    /// MD5 of its bytes: CouchDB's digest.
+    pub digest_md5: [u8; 16],
+    /// Bytes.
+    pub length: u64,
+    /// The generation in which it was written.
+    pub revpos: u64,
+    /// Where its bytes are.
+    pub blob: BlobId,
+}
+
+/// Known bytes, found by their SHA-256: MD5 collisions can be made, and would give one user's bytes to another.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct BlobEntry {
+    pub blob: BlobId,
+    pub length: u64,
+}
+
+pub(crate) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    postcard::to_stdvec(record).expect("records have no type that postcard refuses")
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T, StoreError> {
+    postcard::from_bytes(bytes).map_err(|_| StoreError::Damaged(what))
+}
+
+/// A body with its attachments as one value: `u32` length of the postcard list, the list, the JSON text.
+pub(crate) fn encode_body(attachments: &[Attachment], json: &[u8]) -> Vec<u8> {
+    let list = if attachments.is_empty() { Vec::new() } else { encode(&attachments) };
+    let mut out = Vec::with_capacity(4 + list.len() + json.len());
+    out.extend_from_slice(&(list.len() as u32).to_be_bytes());
+    out.extend_from_slice(&list);
+    out.extend_from_slice(json);
+    out
+}
+
+pub(crate) fn decode_body(value: &Value) -> Result<(Vec<Attachment>, Value), StoreError> {
+    let damaged = StoreError::Damaged("a body");
+    let head = value.get(..4).ok_or_else(|| damaged.clone())?;
+    let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    let list = value.get(4..4 + length).ok_or(damaged)?;
+    let attachments = if length == 0 { Vec::new() } else { decode(list, "an attachment list")? };
+    Ok((attachments, value.slice(4 + length..)))
+}
+
+/// Key making. Each returns the key within its space.
+pub(crate) mod key {
+    use super::{BlobId, DbId, PartNo, Seq, Space};
+
+    pub const FORMAT: &[u8] = b"format";
+    pub const CLOCK: &[u8] = b"clock";
+    /// Meta prefixes.
+    pub const DB: &[u8] = b"db/";
+    pub const STATE: &[u8] = b"state/";
+    pub const PART: &[u8] = b"part/";
+    pub const ACL: &[u8] = b"acl/";
+    pub const DOOMED: &[u8] = b"doomed/";
+    pub const UPLOAD: &[u8] = b"upload/";
+
+    pub fn meta(prefix: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+        let mut key = prefix.to_vec();
+        for part in parts {
+            key.extend_from_slice(part);
+        }
+        key
+    }
+
+    pub fn state(db: DbId) -> Vec<u8> {
+        meta(STATE, &[&db.to_be_bytes()])
+    }
+
+    pub fn part(db: DbId, part: PartNo) -> Vec<u8> {
+        meta(PART, &[&db.to_be_bytes(), &part.to_be_bytes()])
+    }
+
+    pub fn acl(db: DbId, acl: u32) -> Vec<u8> {
+        meta(ACL, &[&db.to_be_bytes(), &acl.to_be_bytes()])
+    }
+
+    pub fn doc(db: DbId, id: &str) -> Vec<u8> {
+        meta(&db.to_be_bytes(), &[id.as_bytes()])
+    }
+
+    pub fn seq(db: DbId, seq: Seq) -> Vec<u8> {
+        meta(&db.to_be_bytes(), &[&seq.to_be_bytes()])
+    }
+
+    pub fn local(db: DbId, owner: &str, id: &str) -> Vec<u8> {
+        meta(&db.to_be_bytes(), &[&(owner.len() as u16).to_be_bytes(), owner.as_bytes(), id.as_bytes()])
+    }
+
+    pub fn part_doc(db: DbId, part: PartNo, id: &str) -> Vec<u8> {
+        meta(&db.to_be_bytes(), &[&part.to_be_bytes(), id.as_bytes()])
+    }
+
+    pub fn part_seq(db: DbId, part: PartNo, seq: Seq) -> Vec<u8> {
+        meta(&db.to_be_bytes(), &[&part.to_be_bytes(), &seq.to_be_bytes()])
+    }
+
+    pub fn chunk(db: DbId, blob: BlobId, chunk: u32) -> Vec<u8> {
+        meta(&db.to_be_bytes(), &[&blob.to_be_bytes(), &chunk.to_be_bytes()])
+    }
+
+    pub fn blob_index(db: DbId, sha256: &[u8; 32]) -> Vec<u8> {
+        meta(&db.to_be_bytes(), &[sha256])
+    }
+
+    /// The first key that does not begin with this prefix.
+    pub fn after(prefix: &[u8]) -> Vec<u8> {
+        let mut key = prefix.to_vec();
+        while let Some(last) = key.pop() {
+            if last < 0xff {
+                key.push(last + 1);
+                return key;
+            }
+        }
+        // Only a prefix of 0xff bytes comes here: no database has that number.
+        vec![0xff; prefix.len() + 1]
+    }
+
+    /// The sequence at the end of a key.
+    pub fn last_seq(key: &[u8]) -> Option<Seq> {
+        let tail = key.len().checked_sub(8)?;
+        Some(Seq::from_be_bytes(key[tail..].try_into().ok()?))
+    }
+
+    /// Spaces whose keys begin with the number of a database.
+    pub const OF_DATABASES: [Space; 8] = [
+        Space::Docs,
+        Space::Seqs,
+        Space::Bodies,
+        Space::Local,
+        Space::PartDocs,
+        Space::PartSeqs,
+        Space::Blobs,
+        Space::BlobIndex,
+    ];
+}

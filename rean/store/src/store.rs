@@ -1,0 +1,414 @@
+//! The store: opening and closing it, and the databases that are in it.
+
+use crate::access::AppRules;
+use crate::app::AppState;
+use crate::db::{Db, DbInner, DbKind};
+use crate::engine::{self, Batch, Direction, Engine, EngineKind, EngineStats, Space, Value};
+use crate::error::{OpenError, StoreError};
+use crate::feed::Change;
+use crate::record::{AclRecord, BlobId, Clock, DbId, DbRecord, DbState, FORMAT, PartRecord, decode, encode, key};
+use crate::witness::Witness;
+use crate::writer::{self, Job, Tx};
+use parking_lot::{Mutex, RwLock};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+/// CouchDB's default (<https://docs.couchdb.org/en/stable/api/database/misc.html#db-revs-limit>).
+const REVS_LIMIT: u64 = 1_000;
+/// Keys that the janitor deletes in one commit: small, so that writers never wait long for it.
+const DOOMED_KEYS: usize = 2_000;
+
+/// How to open a store.
+pub struct StoreOptions {
+    /// Its folder; made if it isn't there.
+    pub path: PathBuf,
+    /// What it is kept in.
+    pub engine: EngineKind,
+    /// Keys of the ring.
+    pub keys: StoreKeys,
+    /// Who hears of commits.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// Keys that the store needs, made from the ring's secret.
+#[derive(Clone)]
+pub struct StoreKeys {
+    /// For made-up revisions (see `chain`).
+    pub chain: [u8; 32],
+    /// For sealed bookmarks (see `bookmark`).
+    pub bookmark: [u8; 32],
+}
+
+/// Hears of commits. Called on the writer thread, after the commit is durable and in order: it must not block.
+pub trait Observer: Send + Sync {
+    /// These changes of this database are committed.
+    fn committed(&self, db: &Db, changes: &[Arc<Change>]);
+    /// This database is gone.
+    fn deleted(&self, db: &Db);
+}
+
+/// An observer that does nothing.
+pub struct NoObserver;
+
+impl Observer for NoObserver {
+    fn committed(&self, _: &Db, _: &[Arc<Change>]) {}
+    fn deleted(&self, _: &Db) {}
+}
+
+/// What an operator wants to know of the store.
+#[derive(Debug, Clone)]
+pub struct StoreStats {
+    /// The engine's name.
+    pub engine: &'static str,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// Commits since the store was made.
+    pub commits: u64,
+    /// The last sequence.
+    pub seq: u64,
+}
+
+/// A handle on a store; clones are the same store.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<StoreInner>,
+}
+
+pub(crate) struct StoreInner {
+    pub engine: Box<dyn Engine>,
+    pub keys: StoreKeys,
+    pub observer: Arc<dyn Observer>,
+    pub witness: Witness,
+    dbs: RwLock<BTreeMap<String, Db>>,
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    janitor: Mutex<Option<JoinHandle<()>>>,
+    next_blob: AtomicU64,
+    pub commits: AtomicU64,
+    pub seq: AtomicU64,
+}
+
+impl Store {
+    /// Opens the store, or makes it.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing is changed on disk when the store can't be opened.
+    pub fn open(options: StoreOptions) -> Result<Store, OpenError> {
+        let path = options.path;
+        std::fs::create_dir_all(&path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        let engine = engine::open(options.engine, &path.join(options.engine.to_string()))?;
+        let mut clock = read_format(engine.as_ref(), &path)?;
+        let witness =
+            Witness::open(&path.join("acknowledged")).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        let lost = witness.commits().saturating_sub(clock.commit);
+        if lost > 0 {
+            tracing::error!(
+                lost, path = %path.display(),
+                "the engine's journal has lost acknowledged commits, as after a damaged disk; what is left is \
+                 consistent and is served, clients read it again from the start; fill the pod from the ring"
+            );
+            clock.commit = witness.commits();
+        }
+        let (sender, receiver) = mpsc::channel();
+        let inner = Arc::new(StoreInner {
+            engine,
+            keys: options.keys,
+            observer: options.observer,
+            witness,
+            dbs: RwLock::new(BTreeMap::new()),
+            jobs: Mutex::new(Some(sender)),
+            writer: Mutex::new(None),
+            janitor: Mutex::new(None),
+            next_blob: AtomicU64::new(random_blob_start()),
+            commits: AtomicU64::new(clock.commit),
+            seq: AtomicU64::new(clock.seq),
+        });
+        load_databases(&inner, lost > 0)
+            .map_err(|error| OpenError::Damaged { path: path.clone(), what: error.to_string() })?;
+        let for_writer = Arc::clone(&inner);
+        let handle = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || writer::run(&for_writer, clock, &receiver))
+            .map_err(|source| OpenError::Io { path, source })?;
+        *inner.writer.lock() = Some(handle);
+        let store = Store { inner };
+        store.start_janitor();
+        Ok(store)
+    }
+
+    /// The database of this name.
+    pub fn db(&self, name: &str) -> Option<Db> {
+        self.inner.dbs.read().get(name).cloned()
+    }
+
+    /// All names, sorted.
+    pub fn db_names(&self) -> Vec<String> {
+        self.inner.dbs.read().keys().cloned().collect()
+    }
+
+    /// Makes a database. Blocks until that is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], or the engine failed.
+    pub fn create_db(&self, name: &str, kind: DbKind) -> Result<Db, StoreError> {
+        let owned = name.to_owned();
+        let weak = Arc::downgrade(&self.inner);
+        self.inner.call(move |tx| {
+            let inner = weak.upgrade().ok_or(StoreError::Closing)?;
+            if inner.dbs.read().contains_key(&owned) {
+                return Err(StoreError::Exists);
+            }
+            let id = tx.clock.next_db;
+            tx.clock.next_db += 1;
+            let record = DbRecord {
+                id,
+                app: kind == DbKind::App,
+                instance: rand::random(),
+                security: String::new(),
+                revs_limit: REVS_LIMIT,
+                rules: String::new(),
+                repartition: None,
+            };
+            tx.put(Space::Meta, key::meta(key::DB, &[owned.as_bytes()]), encode(&record));
+            tx.put(Space::Meta, key::state(id), encode(&DbState::default()));
+            let db = Db::new(DbInner::new(&inner, owned.clone(), record, DbState::default(), AppState::default()));
+            // Known before it is durable: a request that finds it waits behind this commit anyway.
+            inner.dbs.write().insert(owned, db.clone());
+            Ok(db)
+        })
+    }
+
+    /// Deletes a database; `false`: there was none. Blocks until that is durable; the space is given back
+    /// in the background.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn delete_db(&self, name: &str) -> Result<bool, StoreError> {
+        let owned = name.to_owned();
+        let weak = Arc::downgrade(&self.inner);
+        let gone = self.inner.call(move |tx| {
+            let inner = weak.upgrade().ok_or(StoreError::Closing)?;
+            let Some(db) = inner.dbs.write().remove(&owned) else { return Ok(None) };
+            db.inner().mark_gone();
+            tx.delete(Space::Meta, key::meta(key::DB, &[owned.as_bytes()]));
+            tx.delete(Space::Meta, key::state(db.inner().id));
+            tx.put(Space::Meta, key::meta(key::DOOMED, &[&db.inner().id.to_be_bytes()]), Vec::new());
+            Ok(Some(db))
+        })?;
+        let Some(db) = gone else { return Ok(false) };
+        self.inner.observer.deleted(&db);
+        self.start_janitor();
+        Ok(true)
+    }
+
+    /// Waits for what was handed in, then closes. Calls after it fail with [`StoreError::Closing`].
+    pub fn close(&self) {
+        drop(self.inner.jobs.lock().take());
+        for thread in [&self.inner.writer, &self.inner.janitor] {
+            let handle = thread.lock().take();
+            if let Some(handle) = handle
+                && handle.join().is_err()
+            {
+                tracing::error!("a store thread panicked");
+            }
+        }
+        self.inner.dbs.write().clear();
+        if let Err(error) = self.inner.engine.close() {
+            tracing::error!(%error, "closing the storage engine failed");
+        }
+    }
+
+    /// Figures for an operator.
+    pub fn stats(&self) -> StoreStats {
+        let EngineStats { disk_bytes, .. } = self.inner.engine.stats();
+        StoreStats {
+            engine: self.inner.engine.name(),
+            disk_bytes,
+            commits: self.inner.commits.load(Ordering::Relaxed),
+            seq: self.inner.seq.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Deletes what deleted databases have left, on a thread of its own.
+    fn start_janitor(&self) {
+        let mut janitor = self.inner.janitor.lock();
+        if janitor.as_ref().is_some_and(|handle| !handle.is_finished()) {
+            // It looks for work again before it ends.
+            return;
+        }
+        let weak = Arc::downgrade(&self.inner);
+        let spawned = std::thread::Builder::new().name("store-janitor".to_owned()).spawn(move || {
+            if let Err(error) = clear_doomed(&weak) {
+                tracing::warn!(%error, "clearing deleted databases stopped; it goes on at the next start");
+            }
+        });
+        match spawned {
+            Ok(handle) => *janitor = Some(handle),
+            Err(error) => tracing::warn!(%error, "no thread for clearing deleted databases"),
+        }
+    }
+}
+
+impl StoreInner {
+    /// Hands a job to the writer.
+    pub fn submit(&self, job: Job) -> Result<(), StoreError> {
+        let sender = self.jobs.lock().clone().ok_or(StoreError::Closing)?;
+        sender.send(job).map_err(|_| StoreError::Closing)
+    }
+
+    /// Runs work on the writer thread and waits until it is durable.
+    pub fn call<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.submit(Box::new(move |tx| {
+            let result = work(tx);
+            Box::new(move |committed| {
+                // The caller waits for it, unless its thread is gone.
+                let _ = sender.send(committed.and(result));
+            })
+        }))?;
+        receiver.recv().map_err(|_| StoreError::Closing)?
+    }
+
+    /// Bytes of all bodies, for sharing out the engine's disk space.
+    pub fn content_bytes(&self) -> u64 {
+        self.dbs.read().values().map(|db| db.inner().state().bytes).sum()
+    }
+
+    pub fn next_blob(&self) -> BlobId {
+        self.next_blob.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Numbers of attachments need no counter on disk: starting at a random place of 2^63 they don't meet.
+fn random_blob_start() -> BlobId {
+    rand::random::<u64>() >> 1
+}
+
+fn read_format(engine: &dyn Engine, path: &Path) -> Result<Clock, OpenError> {
+    let damaged = |what: &str| OpenError::Damaged { path: path.to_owned(), what: what.to_owned() };
+    let Some(format) = engine.get(Space::Meta, key::FORMAT)? else {
+        let mut batch = Batch::default();
+        batch.put(Space::Meta, key::FORMAT.to_vec(), encode(&FORMAT));
+        engine.commit(batch, true)?;
+        return Ok(Clock { next_db: 1, ..Clock::default() });
+    };
+    let found: u32 = decode(&format, "the format").map_err(|e| damaged(&e.to_string()))?;
+    if found > FORMAT {
+        return Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT });
+    }
+    match engine.get(Space::Meta, key::CLOCK)? {
+        Some(clock) => decode(&clock, "the clock").map_err(|e| damaged(&e.to_string())),
+        None => Ok(Clock { next_db: 1, ..Clock::default() }),
+    }
+}
+
+fn read_all<T: DeserializeOwned>(
+    engine: &dyn Engine,
+    prefix: &[u8],
+    what: &'static str,
+) -> Result<Vec<(Value, T)>, StoreError> {
+    let snapshot = engine.snapshot();
+    let mut out = Vec::new();
+    for item in snapshot.range(Space::Meta, prefix, &key::after(prefix), Direction::Forward) {
+        let (key, value) = item?;
+        out.push((key, decode(&value, what)?));
+    }
+    Ok(out)
+}
+
+fn load_databases(inner: &Arc<StoreInner>, new_instances: bool) -> Result<(), StoreError> {
+    let engine = inner.engine.as_ref();
+    let mut batch = Batch::default();
+    for (name_key, mut record) in read_all::<DbRecord>(engine, key::DB, "a database")? {
+        let name = String::from_utf8(name_key[key::DB.len()..].to_vec())
+            .map_err(|_| StoreError::Damaged("a database's name"))?;
+        if new_instances {
+            record.instance = rand::random();
+            batch.put(Space::Meta, name_key.to_vec(), encode(&record));
+        }
+        let id = record.id;
+        let state = match engine.get(Space::Meta, &key::state(id))? {
+            Some(state) => decode(&state, "a database's counts")?,
+            None => DbState::default(),
+        };
+        let app = load_app(engine, id, &record.rules)?;
+        let db = Db::new(DbInner::new(inner, name.clone(), record, state, app));
+        inner.dbs.write().insert(name, db);
+    }
+    // Uploads that no document took: their bytes are nobody's.
+    for (upload, chunks) in read_all::<(DbId, BlobId)>(engine, key::UPLOAD, "an upload")? {
+        let (lo, hi) = (key::chunk(chunks.0, chunks.1, 0), key::chunk(chunks.0, chunks.1, u32::MAX));
+        for item in engine.snapshot().range(Space::Blobs, &lo, &hi, Direction::Forward) {
+            batch.delete(Space::Blobs, item?.0.to_vec());
+        }
+        batch.delete(Space::Meta, upload.to_vec());
+    }
+    if !batch.is_empty() {
+        engine.commit(batch, true)?;
+    }
+    Ok(())
+}
+
+fn load_app(engine: &dyn Engine, id: DbId, rules: &str) -> Result<AppState, StoreError> {
+    let rules = if rules.is_empty() {
+        AppRules::default()
+    } else {
+        let value = serde_json::from_str(rules).map_err(|_| StoreError::Damaged("an app's rules"))?;
+        AppRules::parse(&value).map_err(|_| StoreError::Damaged("an app's rules"))?
+    };
+    let of = |prefix: &[u8]| key::meta(prefix, &[&id.to_be_bytes()]);
+    let parts = read_all::<PartRecord>(engine, &of(key::PART), "a partial database")?;
+    let acls = read_all::<AclRecord>(engine, &of(key::ACL), "an access pair")?;
+    let strip = |(_, record)| record;
+    Ok(AppState::load(rules, parts.into_iter().map(strip).collect(), acls.into_iter().map(|(_, r)| r).collect()))
+}
+
+/// Works in small commits and lets go of the store between them, so that closing never waits long.
+fn clear_doomed(store: &Weak<StoreInner>) -> Result<(), StoreError> {
+    loop {
+        let Some(inner) = store.upgrade() else { return Ok(()) };
+        if inner.jobs.lock().is_none() {
+            return Ok(());
+        }
+        let engine = inner.engine.as_ref();
+        let snapshot = engine.snapshot();
+        let doomed = snapshot
+            .range(Space::Meta, key::DOOMED, &key::after(key::DOOMED), Direction::Forward)
+            .next()
+            .transpose()?;
+        let Some((doomed, _)) = doomed else { return Ok(()) };
+        let prefix = doomed.get(key::DOOMED.len()..).unwrap_or_default().to_vec();
+        let end = key::after(&prefix);
+        let mut batch = Batch::default();
+        for space in key::OF_DATABASES {
+            for item in snapshot.range(space, &prefix, &end, Direction::Forward) {
+                batch.delete(space, item?.0.to_vec());
+                if batch.len() >= DOOMED_KEYS {
+                    break;
+                }
+            }
+            if batch.len() >= DOOMED_KEYS {
+                break;
+            }
+        }
+        if batch.is_empty() {
+            for meta in [key::PART, key::ACL] {
+                let lo = key::meta(meta, &[&prefix]);
+                for item in snapshot.range(Space::Meta, &lo, &key::after(&lo), Direction::Forward) {
+                    batch.delete(Space::Meta, item?.0.to_vec());
+                }
+            }
+            batch.delete(Space::Meta, doomed.to_vec());
+        }
+        engine.commit(batch, false)?;
+    }
+}

@@ -1,0 +1,287 @@
+//! Reading documents as somebody in particular.
+
+use crate::app::{AppState, Reader};
+use crate::apply::base_of;
+use crate::db::Db;
+use crate::engine::Space;
+use crate::error::StoreError;
+use crate::partition::leaves_in_place;
+use crate::record::{Attachment, DocRecord, Leaf, PartNo, Seq, decode, decode_body, key};
+use crate::rev::Rev;
+use crate::tree::RevTree;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// What of a database is looked at, and by whom.
+#[derive(Clone)]
+pub enum Scope {
+    /// All of it: plain databases, and administrators in an app's.
+    All,
+    /// One partial database.
+    Part(Arc<Reader>, PartNo),
+    /// All that this reader may read.
+    Personal(Arc<Reader>),
+}
+
+/// Where a body is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyRef(pub(crate) Seq);
+
+/// A revision's content.
+#[derive(Debug, Clone)]
+pub struct Body {
+    /// Its attachments.
+    pub attachments: Vec<Attachment>,
+    /// The members that don't begin with `_`, as JSON object.
+    pub json: Bytes,
+}
+
+/// A revision as a reader sees it.
+#[derive(Debug, Clone)]
+pub struct RevView {
+    /// Its name for this reader.
+    pub rev: Rev,
+    /// Whether it is a tombstone.
+    pub deleted: bool,
+    /// Its content; `None`: it has none to show.
+    pub body: Option<BodyRef>,
+    node: usize,
+    steps: u32,
+}
+
+/// A document as a reader sees it.
+#[derive(Clone)]
+pub struct DocView {
+    /// The document.
+    pub id: String,
+    /// Its latest change.
+    pub seq: Seq,
+    /// The leaves that the reader may see, winner first; never empty.
+    pub leaves: Vec<RevView>,
+    db: Db,
+    reader: Option<Arc<Reader>>,
+    tree: RevTree,
+}
+
+/// What a replicator asks before it sends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RevsDiff {
+    /// Those that are not here.
+    pub missing: Vec<Rev>,
+    /// Leaves that may be their ancestors.
+    pub possible_ancestors: Vec<Rev>,
+}
+
+impl Scope {
+    pub(crate) fn reader(&self) -> Option<&Arc<Reader>> {
+        match self {
+            Scope::All => None,
+            Scope::Part(reader, _) | Scope::Personal(reader) => Some(reader),
+        }
+    }
+
+    /// Whether documents in this partial database (or in none) are in the scope.
+    pub(crate) fn shows(&self, app: &AppState, place: Option<PartNo>) -> bool {
+        match self {
+            Scope::All => true,
+            Scope::Part(reader, part) => place == Some(*part) && app.may_read(reader, place),
+            Scope::Personal(reader) => app.may_read(reader, place),
+        }
+    }
+}
+
+/// Steps by which a leaf's name is shifted for this reader (see `chain`): even, for a live one.
+pub(crate) fn steps_of(app: &AppState, reader: &Reader, part: PartNo, leaf_cycle: u32) -> u32 {
+    let readers = app.part(part).map(|part| part.readers.as_slice()).unwrap_or_default();
+    let cycles = leaf_cycle.saturating_add(reader.cycles(readers));
+    cycles.saturating_mul(2).min(crate::chain::MAX_STEPS - 2)
+}
+
+/// The leaves of a row that a reader may see: the winner, whose place the row is in, and others by their own
+/// access.
+pub(crate) fn visible_leaves<'a>(
+    app: &'a AppState,
+    reader: &'a Reader,
+    leaves: &'a [Leaf],
+) -> impl Iterator<Item = &'a Leaf> {
+    let mut first = true;
+    leaves.iter().filter(move |leaf| std::mem::take(&mut first) || app.may_read_acl(reader, leaf.acl))
+}
+
+impl Db {
+    pub(crate) fn record(&self, id: &str) -> Result<Option<DocRecord>, StoreError> {
+        self.present()?;
+        let value = self.inner().store.engine.get(Space::Docs, &key::doc(self.inner().id, id))?;
+        value.map(|value| decode(&value, "a document")).transpose()
+    }
+
+    /// A document. `None`: there is none for this reader; whether it is missing or not theirs looks the same.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn doc(&self, scope: &Scope, id: &str) -> Result<Option<DocView>, StoreError> {
+        Ok(self.record(id)?.and_then(|record| self.view(scope, id, record)))
+    }
+
+    fn view(&self, scope: &Scope, id: &str, record: DocRecord) -> Option<DocView> {
+        let app = self.inner().app.read();
+        if !scope.shows(&app, record.place) {
+            return None;
+        }
+        let leaves = leaves_in_place(&record);
+        let chain = &self.inner().chain;
+        let show = |leaf: &Leaf, steps: u32, body: bool| {
+            let steps = if leaf.deleted { 0 } else { steps };
+            Some(RevView {
+                rev: chain.step(id, &leaf.rev, steps),
+                deleted: leaf.deleted,
+                body: leaf.body.filter(|_| body).map(BodyRef),
+                node: record.tree.find(&leaf.rev)?,
+                steps,
+            })
+        };
+        let leaves: Vec<RevView> = match (scope.reader(), record.place) {
+            (Some(reader), Some(place)) => visible_leaves(&app, reader, &leaves)
+                .filter_map(|leaf| {
+                    let steps = steps_of(&app, reader, place, leaf.cycle);
+                    show(leaf, steps, app.may_read_acl(reader, leaf.acl))
+                })
+                .collect(),
+            _ => leaves.iter().filter_map(|leaf| show(leaf, 0, true)).collect(),
+        };
+        if leaves.is_empty() {
+            return None;
+        }
+        drop(app);
+        Some(DocView {
+            id: id.to_owned(),
+            seq: record.seq,
+            leaves,
+            db: self.clone(),
+            reader: scope.reader().cloned(),
+            tree: record.tree,
+        })
+    }
+
+    /// One revision, if this reader may fetch it: a leaf, an older one that was theirs to read as the
+    /// present one is, or the tombstone that tells them of a document's leaving.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn revision(&self, scope: &Scope, id: &str, rev: &Rev) -> Result<Option<(DocView, RevView)>, StoreError> {
+        let Some(record) = self.record(id)? else { return Ok(None) };
+        let made_up = match scope {
+            Scope::All => None,
+            _ if record.tree.find(rev).is_some() => None,
+            _ => base_of(self, id, &record, rev),
+        };
+        if let Some((node, steps)) = made_up
+            && steps % 2 == 1
+        {
+            // Whoever names it was shown it: it can't be guessed.
+            let tomb = RevView { rev: rev.clone(), deleted: true, body: None, node, steps };
+            let view = DocView {
+                id: id.to_owned(),
+                seq: record.seq,
+                leaves: vec![tomb.clone()],
+                db: self.clone(),
+                reader: scope.reader().cloned(),
+                tree: record.tree,
+            };
+            return Ok(Some((view, tomb)));
+        }
+        let Some(view) = self.view(scope, id, record) else { return Ok(None) };
+        let found = match made_up {
+            Some((node, steps)) => view.at(node, steps, rev),
+            None => view.tree.find(rev).and_then(|node| view.at(node, 0, rev)),
+        };
+        Ok(found.map(|found| (view, found)))
+    }
+
+    /// A revision's content; `None`: it was compacted away.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn body(&self, at: BodyRef) -> Result<Option<Body>, StoreError> {
+        self.present()?;
+        let value = self.inner().store.engine.get(Space::Bodies, &key::seq(self.inner().id, at.0))?;
+        let Some(value) = value else { return Ok(None) };
+        let (attachments, json) = decode_body(&value)?;
+        Ok(Some(Body { attachments, json }))
+    }
+
+    /// Which of these revisions are not here.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn revs_diff(&self, scope: &Scope, id: &str, revs: &[Rev]) -> Result<RevsDiff, StoreError> {
+        let Some(record) = self.record(id)? else {
+            return Ok(RevsDiff { missing: revs.to_vec(), possible_ancestors: Vec::new() });
+        };
+        let shown = scope.shows(&self.inner().app.read(), record.place);
+        let is_here = |rev: &&Rev| {
+            let in_tree = shown && record.tree.find(rev).is_some();
+            // A made-up revision counts as known to whoever has it, so that it is not sent back.
+            in_tree || (scope.reader().is_some() && base_of(self, id, &record, rev).is_some())
+        };
+        let missing: Vec<Rev> = revs.iter().filter(|rev| !is_here(rev)).cloned().collect();
+        let highest = missing.iter().map(|rev| rev.generation).max().unwrap_or(0);
+        let mut possible_ancestors = Vec::new();
+        if highest > 0
+            && let Some(view) = self.view(scope, id, record)
+        {
+            let lower = view.leaves.iter().filter(|leaf| leaf.rev.generation < highest);
+            possible_ancestors = lower.map(|leaf| leaf.rev.clone()).collect();
+        }
+        Ok(RevsDiff { missing, possible_ancestors })
+    }
+}
+
+impl DocView {
+    /// The revision that a read without one gets.
+    pub fn winner(&self) -> &RevView {
+        &self.leaves[0]
+    }
+
+    /// A revision's name and those of its ancestors, newest first: what `_revisions` lists.
+    pub fn history(&self, rev: &RevView) -> Vec<Rev> {
+        let base = &self.tree.nodes()[rev.node].rev;
+        let mut history = self.db.inner().chain.steps(&self.id, base, rev.steps);
+        history.extend(self.tree.path(rev.node));
+        history
+    }
+
+    /// What `_revs_info` lists: each revision of the history with `available`, `missing` or `deleted`.
+    pub fn revs_info(&self, rev: &RevView) -> Vec<(Rev, &'static str)> {
+        let app = self.db.inner().app.read();
+        let status = |rev: Rev| {
+            let Some(node) = self.tree.find(&rev) else { return (rev, "missing") };
+            let node = &self.tree.nodes()[node];
+            let readable = self.reader.as_ref().is_none_or(|reader| app.may_read_acl(reader, node.acl));
+            match (node.body, node.deleted) {
+                (Some(_), true) if readable => (rev, "deleted"),
+                (Some(_), false) if readable => (rev, "available"),
+                _ => (rev, "missing"),
+            }
+        };
+        self.history(rev).into_iter().map(status).collect()
+    }
+
+    /// The leaves that descend from a revision, or are it.
+    pub fn latest(&self, rev: &RevView) -> Vec<RevView> {
+        let below = |leaf: &&RevView| leaf.node == rev.node || self.tree.descends(leaf.node, rev.node);
+        self.leaves.iter().filter(below).cloned().collect()
+    }
+
+    /// The stored revision `node`, asked for by the name `rev`.
+    fn at(&self, node: usize, steps: u32, rev: &Rev) -> Option<RevView> {
+        if let Some(leaf) = self.leaves.iter().find(|leaf| leaf.node == node) {
+            return Some(RevView { rev: rev.clone(), steps, ..leaf.clone() });
+        }
+        let stored = &self.tree.nodes()[node];
+        let app = self.db.inner().app.read();
+        let readable = self.reader.as_ref().is_none_or(|reader| app.may_read_acl(reader, stored.acl));
+        let body = stored.body.filter(|_| readable)?;
+        Some(RevView { rev: rev.clone(), deleted: stored.deleted, body: Some(BodyRef(body)), node, steps })
+    }
+}
