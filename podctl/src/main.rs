@@ -47,8 +47,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             // The reader may be gone, which is no reason to panic.
-            let _ = writeln!(io::stderr(), "error: {err:#}");
+            let _ = writeln!(io::stderr(), "error: {}", reasons(&err));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, but for those that the text before them tells already.
+fn reasons(err: &anyhow::Error) -> String {
+    err.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        before if before.contains(&cause) => text,
+        _ => format!("{text}: {cause}"),
+    })
 }

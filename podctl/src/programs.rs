@@ -1,18 +1,43 @@
-//! From the command line to the servers' own configuration.
+//! From the command line and the ring file to the servers' own configuration.
 
 use std::future::Future;
+use std::path::Path;
 
-use anyhow::bail;
+use adea::ring_file::RingFile;
+use adea_ring::RingSecret;
+use anyhow::Context;
 
 use crate::command;
 
-pub async fn rean(_args: &command::rean::Args, _stop: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-    bail!("the database server is not linked in")
+/// Runs the database server until `stop` resolves and it has closed its store.
+pub async fn rean(args: &command::rean::Args, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let (_, ring_secret) = ring(&args.ring_file)?;
+    let config = rean::Config {
+        listen: args.listen,
+        data_dir: args.data.clone(),
+        engine: args.engine.parse().context("--engine")?,
+        ring_secret,
+        limits: rean::Limits::default(),
+    };
+    if !config.listen.ip().is_loopback() {
+        anyhow::bail!("--listen: rean listens on loopback only; the proxy is the public port");
+    }
+    rean::run(config, stop).await.context("rean")
 }
 
-pub async fn proxy(
-    _args: &command::proxy::Args,
-    _stop: impl Future<Output = ()> + Send + 'static,
-) -> anyhow::Result<()> {
-    bail!("the proxy is not linked in")
+/// Runs the public port until `stop` resolves and its requests are answered.
+pub async fn proxy(args: &command::proxy::Args, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let (file, ring_secret) = ring(&args.ring_file)?;
+    let mut config = proxy::Config::new(args.listen, args.upstream, ring_secret);
+    config.admin = Some(proxy::Admin { name: file.admin.name, hash: file.admin.password_hash });
+    if args.access_log {
+        config.access_log = proxy::AccessLogTarget::Log;
+    }
+    proxy::run(config, stop).await.context("proxy")
+}
+
+fn ring(path: &Path) -> anyhow::Result<(RingFile, RingSecret)> {
+    let file = RingFile::load(path)?.with_context(|| format!("no ring file {}", path.display()))?;
+    let secret = file.secret().context("the ring's secret")?;
+    Ok((file, secret))
 }

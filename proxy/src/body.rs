@@ -354,6 +354,11 @@ impl Body {
         Self::of(Kind::Feed(FeedBody { incoming, ticket, lines, metrics, _stream: stream }))
     }
 
+    /// Whether this is a feed.
+    pub fn is_feed(&self) -> bool {
+        matches!(self.kind, Kind::Feed(_))
+    }
+
     /// Has the request written down when the body has ended.
     pub fn tallied(&mut self, tally: Box<Tally>) {
         self.tally = Some(tally);

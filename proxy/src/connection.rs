@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -19,6 +20,7 @@ use tokio::time::Sleep;
 
 use crate::body::Body;
 use crate::config::Limits;
+use crate::open_feed::{self, OpenFeed};
 use crate::stack::Stack;
 
 /// Requests that one HTTP/2 connection may have open at once: a browser's tabs share one.
@@ -77,21 +79,73 @@ impl Connections {
         // hyper-util's automatic choice has no time limit before the first byte, and its state is twice as large.
         let version = tokio::time::timeout(self.header_timeout, speaks_http2(&stream));
         let Ok(Ok(speaks_http2)) = version.await else { return };
-        let io = TokioIo::new(Timed { stream, idle: self.idle_timeout, stalled: None });
-        let requests = Requests { stack, peer };
+        let socket = Timed { stream, idle: self.idle_timeout, stalled: None };
         if speaks_http2 {
-            drive(self.http2.serve_connection(io, requests), phase).await;
+            let requests = Requests { stack, peer, feed: None };
+            let connection = self.http2.serve_connection(TokioIo::new(socket), requests);
+            drive(Box::pin(connection), phase).await;
         } else {
-            drive(self.http1.serve_connection(io, requests), phase).await;
+            self.serve_http1(stack, socket, peer, phase).await;
+        }
+    }
+
+    /// Serves requests with hyper, and each feed without it (see [`open_feed`]).
+    async fn serve_http1(&self, stack: Arc<Stack>, mut socket: Timed, peer: IpAddr, mut phase: watch::Receiver<Phase>) {
+        loop {
+            let slot = FeedSlot::default();
+            let requests = Requests { stack: Arc::clone(&stack), peer, feed: Some(Arc::clone(&slot)) };
+            let mut connection = Box::pin(self.http1.serve_connection(TokioIo::new(socket), requests));
+            let Some(mut feed) = drive_to_feed(&mut connection, &slot, &mut phase).await else {
+                return;
+            };
+            let parts = Pin::into_inner(connection).into_parts();
+            socket = parts.io.into_inner();
+            // Bytes of a further request would be lost; its client asks again on another connection.
+            feed.close |= !parts.read_buf.is_empty() || *phase.borrow() != Phase::Serving;
+            drop((parts.read_buf, parts.service));
+            if !open_feed::send(&mut socket, feed, &mut phase).await {
+                return;
+            }
         }
     }
 }
 
-async fn drive<C: GracefulConnection>(connection: C, mut phase: watch::Receiver<Phase>)
+/// Drives a connection until it is over, or until it has a feed to send.
+async fn drive_to_feed(
+    connection: &mut Pin<Box<http1::Connection<TokioIo<Timed>, Requests>>>,
+    slot: &FeedSlot,
+    phase: &mut watch::Receiver<Phase>,
+) -> Option<OpenFeed> {
+    loop {
+        // The service runs within the connection's own task: after polling it, the slot has what it left.
+        let polled = std::future::poll_fn(|context| match connection.as_mut().poll(context) {
+            Poll::Ready(result) => Poll::Ready(Err(result)),
+            Poll::Pending => slot.lock().take().map_or(Poll::Pending, |feed| Poll::Ready(Ok(feed))),
+        });
+        tokio::select! {
+            polled = polled => match polled {
+                Ok(feed) => return Some(feed),
+                Err(result) => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "a client connection broke");
+                    }
+                    return None;
+                }
+            },
+            changed = phase.changed() => {
+                if changed.is_err() || *phase.borrow_and_update() == Phase::Closed {
+                    return None;
+                }
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+async fn drive<C: GracefulConnection>(mut connection: Pin<Box<C>>, mut phase: watch::Receiver<Phase>)
 where
     C::Error: std::fmt::Display,
 {
-    let mut connection = Box::pin(connection);
     loop {
         tokio::select! {
             result = &mut connection => {
@@ -130,7 +184,12 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 struct Requests {
     stack: Arc<Stack>,
     peer: IpAddr,
+    /// Where a feed is left for [`open_feed`]; HTTP/2 has no need of it.
+    feed: Option<FeedSlot>,
 }
+
+/// Where the service leaves a feed.
+type FeedSlot = Arc<Mutex<Option<OpenFeed>>>;
 
 impl hyper::service::Service<Request<Incoming>> for Requests {
     type Response = Response<Body>;
@@ -140,12 +199,24 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (stack, peer) = (Arc::clone(&self.stack), self.peer);
-        Box::pin(async move { Ok(stack.handle(peer, request).await) })
+        let slot = self.feed.as_ref().filter(|_| OpenFeed::may_be(&request)).map(Arc::clone);
+        let close = OpenFeed::closes(&request);
+        Box::pin(async move {
+            let response = stack.handle(peer, request).await;
+            match slot {
+                Some(slot) if response.body().is_feed() => {
+                    *slot.lock() = Some(OpenFeed { response, close });
+                    // The connection is taken apart now, and this with it.
+                    std::future::pending().await
+                }
+                _ => Ok(response),
+            }
+        })
     }
 }
 
 /// A socket whose client must go on reading: one that leaves an answer unread for too long is given up.
-struct Timed {
+pub struct Timed {
     stream: TcpStream,
     idle: Duration,
     /// Runs while the socket takes nothing more.

@@ -26,6 +26,8 @@ mod feeds;
 mod gzip;
 mod health;
 mod metrics;
+mod open_feed;
+mod patient;
 mod rules;
 mod server;
 mod session;

@@ -1,6 +1,7 @@
 //! The way to rean: pooled HTTP/1.1 connections for requests that end soon, and a few shared HTTP/2 connections for
 //! feeds that stay open, so that a feed costs a stream and not a socket.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,10 +16,12 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::body::{BodyError, RequestBody, UpstreamBody};
 use crate::error::Refusal;
+use crate::patient::Patient;
 
 /// Connections kept for the next request. More than this many requests at once are rare on one machine.
 const MAX_IDLE: usize = 256;
@@ -39,6 +42,7 @@ const OWN_ANSWER_TIME: Duration = Duration::from_secs(10);
 
 type Sender1 = http1::SendRequest<RequestBody>;
 type Sender2 = http2::SendRequest<RequestBody>;
+type Connection2 = http2::Connection<TokioIo<TcpStream>, RequestBody, TokioExecutor>;
 
 /// The connections to rean.
 #[derive(Debug)]
@@ -57,6 +61,8 @@ pub struct Upstream {
 struct Shared {
     sender: Sender2,
     streams: Arc<AtomicUsize>,
+    /// How many streams rean allows, as it last said.
+    most: watch::Receiver<usize>,
 }
 
 /// Why rean gave no answer.
@@ -194,8 +200,10 @@ impl Upstream {
 
     async fn send_fresh(&self, request: Request<RequestBody>) -> Result<Response<UpstreamBody>, UpstreamError> {
         let stream = self.connect().await?;
-        let (sender, connection) =
-            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(UpstreamError::Exchange)?;
+        let (sender, connection) = http1::Builder::new()
+            .handshake(TokioIo::new(Patient::new(stream)))
+            .await
+            .map_err(UpstreamError::Exchange)?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to rean ended");
@@ -241,17 +249,17 @@ impl Upstream {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_max_send_streams(1)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(UpstreamError::Exchange)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a shared connection to rean ended");
-            }
-        });
+        let (allowed, mut most) = watch::channel(1);
+        tokio::spawn(drive_shared(connection, allowed));
+        // rean says with its first frame how many streams it allows; a server that allows one is served, if slowly.
+        let _ = tokio::time::timeout(self.connect_timeout, most.wait_for(|most| *most > 1)).await;
         let streams = Arc::new(AtomicUsize::new(1));
         let lease = StreamLease(Arc::clone(&streams));
-        self.shared.lock().push(Shared { sender: sender.clone(), streams });
+        self.shared.lock().push(Shared { sender: sender.clone(), streams, most });
         Ok((sender, lease))
     }
 
@@ -259,7 +267,7 @@ impl Upstream {
         let mut shared = self.shared.lock();
         shared.retain(|connection| !connection.sender.is_closed());
         shared.iter().find_map(|connection| {
-            let most = MAX_STREAMS.min(connection.sender.current_max_send_streams());
+            let most = MAX_STREAMS.min(*connection.most.borrow());
             // Only this function adds, under the lock.
             if connection.streams.load(Ordering::Acquire) >= most {
                 return None;
@@ -346,6 +354,30 @@ impl Upstream {
             StatusCode::OK => Ok((response.into_body(), lease)),
             other => Err(UpstreamError::Unexpected(other)),
         }
+    }
+}
+
+/// Carries a shared connection, and tells how many streams rean allows on it.
+async fn drive_shared(connection: Connection2, allowed: watch::Sender<usize>) {
+    // hyper reads the frames in a task of its own and does not call when the number comes, so it is looked for:
+    // at once after the start, and later with each new feed, which wakes this task.
+    let mut look = tokio::time::interval(Duration::from_millis(1));
+    let mut connection = Box::pin(connection);
+    let result = std::future::poll_fn(|context| {
+        let polled = connection.as_mut().poll(context);
+        while *allowed.borrow() <= 1 {
+            let most = connection.current_max_send_streams();
+            allowed.send_if_modified(|now| std::mem::replace(now, most) != most);
+            if polled.is_ready() || look.poll_tick(context).is_pending() {
+                return polled;
+            }
+        }
+        let most = connection.current_max_send_streams();
+        allowed.send_if_modified(|now| std::mem::replace(now, most) != most);
+        polled
+    });
+    if let Err(error) = result.await {
+        tracing::debug!(%error, "a shared connection to rean ended");
     }
 }
 

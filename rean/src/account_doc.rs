@@ -4,11 +4,9 @@
 //! (<https://docs.couchdb.org/en/stable/intro/security.html#users-documents>), and then some that keep a user from
 //! getting roles back through conflicting revisions.
 
-use std::collections::BTreeMap;
-
 use adea_ring::identity::SYSTEM_NAME;
 use rean_store::{Author, Edit};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::accounts::Stored;
 use crate::error::ApiError;
@@ -23,8 +21,6 @@ const MAX_NAME_BYTES: usize = 200;
 const MAX_ROLES: usize = 100;
 /// Bytes of all roles of one account together, for the same reason.
 const MAX_ROLES_BYTES: usize = 3_000;
-/// Former roles that are remembered; an account that has lost more is refused further ones.
-const MAX_FORMER_ROLES: usize = 1_000;
 /// Members about the password, which only the pod and administrators write.
 const SECRET_MEMBERS: [&str; 6] = [
     "derived_key",
@@ -40,8 +36,8 @@ const SECRET_MEMBERS: [&str; 6] = [
 pub enum Plan {
     /// Write it as it is.
     Verbatim,
-    /// A deletion: write this record of its roles.
-    Removed(Map<String, Value>),
+    /// A deletion: write it without any members.
+    Removed,
     /// Write these members, with the hash of this password if there is one.
     Written {
         /// The members of the document.
@@ -76,7 +72,7 @@ pub fn plan(
         check_own(edit, stored, author, replicated)?;
     }
     if edit.deleted {
-        return Ok(Plan::Removed(removed(edit, stored)?));
+        return Ok(Plan::Removed);
     }
     if edit.body.len() > MAX_DOCUMENT_BYTES {
         return Err(forbidden("The user document is too large."));
@@ -88,7 +84,7 @@ pub fn plan(
     if !author.is_admin() {
         check_roles(&new, old)?;
     }
-    complete(new, stored, author)
+    complete(new, old, author)
 }
 
 /// Members of an array that are texts.
@@ -100,17 +96,6 @@ pub fn strings(value: Option<&Value>) -> Vec<String> {
         .iter()
         .filter_map(Value::as_str)
         .map(str::to_owned)
-        .collect()
-}
-
-/// How often each role came back.
-pub fn regrants(body: &Map<String, Value>) -> BTreeMap<String, u32> {
-    let Some(Value::Object(counts)) = body.get("regrants") else {
-        return BTreeMap::new();
-    };
-    counts
-        .iter()
-        .filter_map(|(role, n)| Some((role.clone(), u32::try_from(n.as_u64()?).ok()?)))
         .collect()
 }
 
@@ -245,15 +230,13 @@ fn check_roles(new: &Map<String, Value>, old: Option<&Stored>) -> Result<(), Api
     }
 }
 
-/// Takes the password out and puts in what the pod keeps: the old hash if there is no new password, and the history of
-/// roles. A client's word on that history doesn't count.
+/// Takes the password out and, without a new one, keeps the old hash.
 fn complete(
     mut new: Map<String, Value>,
-    stored: Option<&Stored>,
+    old: Option<&Stored>,
     author: &Author,
 ) -> Result<Plan, ApiError> {
     let password = take_password(&mut new)?;
-    let old = stored.filter(|stored| !stored.deleted);
     if !author.is_admin() {
         for member in SECRET_MEMBERS {
             new.remove(member);
@@ -272,8 +255,6 @@ fn complete(
             Some(_) => {}
         }
     }
-    let history = RoleHistory::of(stored).with(&strings(new.get("roles")))?;
-    history.store(&mut new);
     Ok(Plan::Written {
         body: new,
         password,
@@ -305,77 +286,6 @@ fn keep_secret(new: &mut Map<String, Value>, old: Option<&Stored>) {
             None => {
                 new.remove(member);
             }
-        }
-    }
-}
-
-/// What stays of an account that is removed: who comes after under the same name must not be taken for someone who
-/// never lost the roles.
-fn removed(edit: &Edit, stored: Option<&Stored>) -> Result<Map<String, Value>, ApiError> {
-    let mut body = Map::new();
-    if let Some(name) = edit.id.strip_prefix(ACCOUNT_PREFIX) {
-        body.insert("name".to_owned(), name.into());
-        body.insert("type".to_owned(), "user".into());
-    }
-    RoleHistory::of(stored).with(&[])?.store(&mut body);
-    Ok(body)
-}
-
-/// Which roles an account has, had, and how often each came back.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct RoleHistory {
-    now: Vec<String>,
-    former: Vec<String>,
-    regrants: BTreeMap<String, u32>,
-}
-
-impl RoleHistory {
-    fn of(stored: Option<&Stored>) -> Self {
-        let Some(stored) = stored else {
-            return Self::default();
-        };
-        Self {
-            now: if stored.deleted {
-                Vec::new()
-            } else {
-                strings(stored.body.get("roles"))
-            },
-            former: strings(stored.body.get("former_roles")),
-            regrants: regrants(&stored.body),
-        }
-    }
-
-    /// The history after the account got exactly these roles.
-    fn with(mut self, roles: &[String]) -> Result<Self, ApiError> {
-        for lost in self.now.iter().filter(|role| !roles.contains(role)) {
-            if !self.former.contains(lost) {
-                self.former.push(lost.clone());
-            }
-        }
-        if self.former.len() > MAX_FORMER_ROLES {
-            return Err(forbidden(format!(
-                "This account has had more than {MAX_FORMER_ROLES} other roles; use a new one"
-            )));
-        }
-        for role in roles {
-            if let Some(at) = self.former.iter().position(|former| former == role) {
-                self.former.remove(at);
-                let count = self.regrants.entry(role.clone()).or_default();
-                *count = count.saturating_add(1);
-            }
-        }
-        self.now = roles.to_vec();
-        Ok(self)
-    }
-
-    fn store(self, body: &mut Map<String, Value>) {
-        body.remove("former_roles");
-        body.remove("regrants");
-        if !self.former.is_empty() {
-            body.insert("former_roles".to_owned(), json!(self.former));
-        }
-        if !self.regrants.is_empty() {
-            body.insert("regrants".to_owned(), json!(self.regrants));
         }
     }
 }

@@ -2,9 +2,8 @@
 //!
 //! A document is checked as CouchDB does
 //! (<https://docs.couchdb.org/en/stable/intro/security.html#authentication-database>), its password becomes an argon2id
-//! hash, and the members `former_roles` and `regrants` record how often a role came back after it was taken: feeds of
-//! its holder need that (see the store's `chain`). What is known of an account's roles is kept here for as long as its
-//! document doesn't change, and live feeds learn of a change at once.
+//! hash. What is known of an account's roles is kept here for as long as its document doesn't change, and live feeds learn
+//! of a change at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -56,14 +55,7 @@ enum Account {
     /// There was an account and it was removed.
     Removed,
     /// These are its roles.
-    Known(Arc<Roles>),
-}
-
-/// The roles of an account and how often each came back.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Roles {
-    roles: Vec<String>,
-    regrants: std::collections::BTreeMap<String, u32>,
+    Roles(Arc<[String]>),
 }
 
 impl Accounts {
@@ -79,7 +71,7 @@ impl Accounts {
     }
 
     /// Who this is for the store: with the roles that the account has at this moment (never more than the identity
-    /// claims) and how often each came back.
+    /// claims).
     ///
     /// # Errors
     /// 401 when the account was removed; whatever the store says.
@@ -87,7 +79,6 @@ impl Accounts {
         let plain = || Who {
             name: identity.name.clone(),
             roles: identity.roles.clone(),
-            ..Who::default()
         };
         let Some(name) = identity.name.as_deref().filter(|_| !identity.is_admin()) else {
             return Ok(plain());
@@ -95,15 +86,14 @@ impl Accounts {
         match self.account(name)? {
             Account::Elsewhere => Ok(plain()),
             Account::Removed => Err(ApiError::unauthorized("Name or password is incorrect.")),
-            Account::Known(now) => Ok(Who {
+            Account::Roles(now) => Ok(Who {
                 name: Some(name.to_owned()),
                 roles: identity
                     .roles
                     .iter()
-                    .filter(|role| now.roles.contains(role))
+                    .filter(|role| now.contains(role))
                     .cloned()
                     .collect(),
-                regrants: now.regrants.clone(),
             }),
         }
     }
@@ -156,10 +146,7 @@ impl Accounts {
         Ok(match stored {
             None => Account::Elsewhere,
             Some(stored) if stored.deleted => Account::Removed,
-            Some(stored) => Account::Known(Arc::new(Roles {
-                roles: account_doc::strings(stored.body.get("roles")),
-                regrants: account_doc::regrants(&stored.body),
-            })),
+            Some(stored) => Account::Roles(account_doc::strings(stored.body.get("roles")).into()),
         })
     }
 }
@@ -293,9 +280,9 @@ async fn prepare(
     let plan = account_doc::plan(&edit, stored.as_ref(), &target.author, replicated)?;
     let body = match plan {
         Plan::Verbatim => return Ok(edit),
-        Plan::Removed(body) => {
+        Plan::Removed => {
             edit.attachments.clear();
-            body
+            Map::new()
         }
         Plan::Written { mut body, password } => {
             if let Some(password) = password {

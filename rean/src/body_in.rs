@@ -34,9 +34,7 @@ pub struct BodyBudget {
 impl BodyBudget {
     /// A budget of this many bytes (at most 4 GiB).
     pub fn new(bytes: usize) -> Self {
-        Self {
-            bytes: Arc::new(Semaphore::new(bytes)),
-        }
+        Self { bytes: Arc::new(Semaphore::new(bytes)) }
     }
 
     /// Waits for a share, and gives up after a while: two bodies may each wait for what the other has.
@@ -50,10 +48,7 @@ impl BodyBudget {
         };
         let count = u32::try_from(bytes).map_err(|_| ApiError::body_too_large())?;
         let permit = Arc::clone(&self.bytes).acquire_many_owned(count);
-        tokio::time::timeout(BUDGET_TIMEOUT, permit)
-            .await
-            .map_err(|_| busy())?
-            .map_err(|_| busy())
+        tokio::time::timeout(BUDGET_TIMEOUT, permit).await.map_err(|_| busy())?.map_err(|_| busy())
     }
 }
 
@@ -83,10 +78,7 @@ pub async fn read_json(pod: &Pod, headers: &HeaderMap, body: Body) -> Result<Byt
 /// # Errors
 /// 415 `bad_content_type`.
 pub fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let text = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("");
+    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let essence = text.split(';').next().unwrap_or("").trim();
     if essence.eq_ignore_ascii_case("application/json") {
         Ok(())
@@ -106,13 +98,8 @@ pub async fn read_any(pod: &Pod, headers: &HeaderMap, body: Body) -> Result<Byte
         return Err(ApiError::body_too_large());
     }
     let mut stream = body.into_data_stream();
-    let mut gathered = Gathered {
-        sink: Sink::new(gzip),
-        budget: pod.bodies.clone(),
-        max,
-        reserved: SMALL_BODY_BYTES,
-        permit: None,
-    };
+    let mut gathered =
+        Gathered { sink: Sink::new(gzip), budget: pod.bodies.clone(), max, reserved: SMALL_BODY_BYTES, permit: None };
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(|_| broken_off())?;
         gathered.add(&chunk).await?;
@@ -160,10 +147,7 @@ impl Gathered {
         self.sink.flush()?;
         self.check().await?;
         let bytes = self.sink.into_bytes()?;
-        Ok(Bytes::from_owner(Held {
-            bytes,
-            _permit: self.permit,
-        }))
+        Ok(Bytes::from_owner(Held { bytes, _permit: self.permit }))
     }
 }
 
@@ -175,11 +159,7 @@ enum Sink {
 
 impl Sink {
     fn new(gzip: bool) -> Self {
-        if gzip {
-            Self::Gzip(Box::new(GzDecoder::new(Vec::new())))
-        } else {
-            Self::Plain(Vec::new())
-        }
+        if gzip { Self::Gzip(Box::new(GzDecoder::new(Vec::new()))) } else { Self::Plain(Vec::new()) }
     }
 
     /// How much may be written before the length is looked at again: deflate grows up to a thousandfold.
@@ -214,90 +194,12 @@ impl Sink {
         }
     }
 
-    /// Takes what has been unpacked so far.
-    fn drain(&mut self) -> Vec<u8> {
-        match self {
-            Self::Plain(text) => std::mem::take(text),
-            Self::Gzip(decoder) => std::mem::take(decoder.get_mut()),
-        }
-    }
-
     fn into_bytes(self) -> Result<Vec<u8>, ApiError> {
         match self {
             Self::Plain(text) => Ok(text),
             Self::Gzip(decoder) => decoder.finish().map_err(|_| bad_gzip()),
         }
     }
-}
-
-/// An attachment's bytes as they arrive, unpacked if they came compressed.
-pub struct AttachmentBody {
-    stream: BodyDataStream,
-    sink: Option<Sink>,
-    left: u64,
-    done: bool,
-}
-
-impl AttachmentBody {
-    /// Begins to read.
-    ///
-    /// # Errors
-    /// 413 when the declared length is above the limit, 415 for an unknown `Content-Encoding`.
-    pub fn new(pod: &Pod, headers: &HeaderMap, body: Body) -> Result<Self, ApiError> {
-        let max = pod.limits.max_attachment_bytes;
-        if declared_length(headers).is_some_and(|length| length > max) {
-            return Err(ApiError::body_too_large());
-        }
-        Ok(Self {
-            stream: body.into_data_stream(),
-            sink: is_gzip(headers)?.then(|| Sink::new(true)),
-            left: max,
-            done: false,
-        })
-    }
-
-    /// The next bytes; `None` at the end.
-    ///
-    /// # Errors
-    /// 413 beyond the limit, 400 when the body breaks off or can't be unpacked.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
-        while !self.done {
-            let bytes: Bytes = match (self.stream.next().await, &mut self.sink) {
-                (Some(Err(_)), _) => return Err(broken_off()),
-                (Some(Ok(chunk)), None) => chunk,
-                (Some(Ok(chunk)), Some(sink)) => inflate(sink, &chunk, self.left)?.into(),
-                (None, sink) => {
-                    self.done = true;
-                    match sink {
-                        None => return Ok(None),
-                        Some(sink) => {
-                            sink.flush()?;
-                            sink.drain().into()
-                        }
-                    }
-                }
-            };
-            self.left = self
-                .left
-                .checked_sub(bytes.len() as u64)
-                .ok_or_else(ApiError::body_too_large)?;
-            if !bytes.is_empty() {
-                return Ok(Some(bytes));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Unpacks a chunk. One chunk of some 64 KiB unpacks to 64 MiB at most; the limit is looked at on the way.
-fn inflate(sink: &mut Sink, chunk: &[u8], left: u64) -> Result<Vec<u8>, ApiError> {
-    for step in chunk.chunks(INFLATE_STEP_BYTES) {
-        sink.write(step)?;
-        if sink.len() as u64 > left {
-            return Err(ApiError::body_too_large());
-        }
-    }
-    Ok(sink.drain())
 }
 
 /// A multipart body, which may be as long as a document and its attachments.
@@ -309,10 +211,7 @@ pub struct Limited {
 impl Limited {
     /// Reads at most `max` bytes.
     pub fn new(body: Body, max: u64) -> Self {
-        Self {
-            stream: body.into_data_stream(),
-            left: max,
-        }
+        Self { stream: body.into_data_stream(), left: max }
     }
 }
 
@@ -334,10 +233,7 @@ impl Stream for Limited {
         let next = std::task::ready!(self.stream.poll_next_unpin(cx));
         Poll::Ready(next.map(|chunk| {
             let chunk = chunk.map_err(|_| LimitedError::BrokenOff)?;
-            self.left = self
-                .left
-                .checked_sub(chunk.len() as u64)
-                .ok_or(LimitedError::TooLarge)?;
+            self.left = self.left.checked_sub(chunk.len() as u64).ok_or(LimitedError::TooLarge)?;
             Ok(chunk)
         }))
     }

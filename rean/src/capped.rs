@@ -120,8 +120,7 @@ mod tests {
 
     #[test]
     fn a_map_keeps_its_order_and_checks_revisions() {
-        let map: CappedMap<CappedList<RevText>> =
-            parse(br#"{"b":["1-a"],"a":[]}"#, "x").expect("parses");
+        let map: CappedMap<CappedList<RevText>> = parse(br#"{"b":["1-a"],"a":[]}"#, "x").expect("parses");
         let ids: Vec<_> = map.0.iter().map(|(id, _)| id.as_str()).collect();
         assert_eq!(ids, ["b", "a"]);
         let error = parse::<CappedMap<CappedList<RevText>>>(br#"{"b":["zork"]}"#, "shape");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rean_store::rev::Rev;
-use rean_store::{Db, IdRange, Scope, StoreError};
+use rean_store::{Db, IdRange, Scope, StoreError, WriteError};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -50,9 +50,8 @@ async fn pass(ring: &Db, now_ms: u64, stop: &Stop) -> Result<u64, StoreError> {
     let mut range = IdRange {
         start: Some(PREFIX.to_owned()),
         end: Some(PREFIX_END.to_owned()),
-        inclusive_start: true,
-        inclusive_end: false,
-        descending: false,
+        exclusive_end: true,
+        ..IdRange::default()
     };
     let mut removed = 0;
     loop {
@@ -83,7 +82,7 @@ fn is_expired(body: &[u8], now_ms: u64) -> bool {
     let Ok(body) = serde_json::from_slice::<Value>(body) else {
         return true;
     };
-    body.get("expires_ms")
+    body.get("expires_at_ms")
         .and_then(Value::as_u64)
         .is_none_or(|expires_ms| expires_ms <= now_ms)
 }
@@ -98,7 +97,12 @@ async fn purge(ring: &Db, id: &str, rev: Rev) -> Result<(), StoreError> {
             let _ = done.send(result);
         }),
     );
-    answer.await.map_err(|_| StoreError::Closing)?.map(|_| ())
+    match answer.await {
+        Ok(Err(WriteError::Store(error))) => Err(error),
+        Err(_) => Err(StoreError::Closing),
+        // Somebody else changed or removed it in between: the next pass looks again.
+        Ok(_) => Ok(()),
+    }
 }
 
 fn now_ms() -> u64 {
@@ -115,9 +119,9 @@ mod tests {
 
     #[test]
     fn what_has_no_time_or_whose_time_is_over_goes() {
-        assert!(is_expired(br#"{"expires_ms":5}"#, 5));
-        assert!(!is_expired(br#"{"expires_ms":6}"#, 5));
-        assert!(is_expired(br#"{"expires_ms":"soon"}"#, 5));
+        assert!(is_expired(br#"{"expires_at_ms":5}"#, 5));
+        assert!(!is_expired(br#"{"expires_at_ms":6}"#, 5));
+        assert!(is_expired(br#"{"expires_at_ms":"soon"}"#, 5));
         assert!(is_expired(b"{}", 0));
     }
 }

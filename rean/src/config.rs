@@ -103,39 +103,23 @@ impl Config {
     /// # Errors
     /// When the file can't be read or a value in it isn't possible; the message names the key and never the secret.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
     fn parse(text: &[u8], path: &Path) -> Result<Self, ConfigError> {
-        let raw: Raw = serde_json::from_slice(text).map_err(|source| ConfigError::Parse {
-            path: path.to_owned(),
-            source,
-        })?;
+        let raw: Raw =
+            serde_json::from_slice(text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
         let value = |key, why| ConfigError::Value { key, why };
         if !raw.listen.ip().is_loopback() {
-            return Err(value(
-                "listen",
-                "rean listens on loopback only; the proxy is the public port",
-            ));
+            return Err(value("listen", "rean listens on loopback only; the proxy is the public port"));
         }
         let limits = raw.limits;
         if limits.max_document_bytes == 0 || limits.max_document_bytes > limits.max_body_bytes {
-            return Err(value(
-                "limits.max_document_bytes",
-                "must be from 1 to limits.max_body_bytes",
-            ));
+            return Err(value("limits.max_document_bytes", "must be from 1 to limits.max_body_bytes"));
         }
-        if limits.max_body_bytes > limits.max_bodies_bytes
-            || limits.max_bodies_bytes > (u32::MAX as usize)
-        {
-            return Err(value(
-                "limits.max_bodies_bytes",
-                "must be from limits.max_body_bytes to 4 GiB",
-            ));
+        if limits.max_body_bytes > limits.max_bodies_bytes || limits.max_bodies_bytes > (u32::MAX as usize) {
+            return Err(value("limits.max_bodies_bytes", "must be from limits.max_body_bytes to 4 GiB"));
         }
         if limits.max_connections == 0 {
             return Err(value("limits.max_connections", "must be at least 1"));
@@ -152,12 +136,10 @@ impl Config {
 }
 
 fn engine(name: Option<&str>) -> Result<EngineKind, ConfigError> {
-    name.unwrap_or("fjall")
-        .parse()
-        .map_err(|_| ConfigError::Value {
-            key: "engine",
-            why: "must be \"fjall\", or \"sled\" where that was built in",
-        })
+    name.unwrap_or("fjall").parse().map_err(|_| ConfigError::Value {
+        key: "engine",
+        why: "must be \"fjall\", or \"sled\" where that was built in",
+    })
 }
 
 #[cfg(test)]
@@ -176,11 +158,8 @@ mod tests {
 
     #[test]
     fn the_shortest_file_is_enough_and_the_secret_is_not_printed() {
-        let config = parse(&format!(
-            r#"{{"listen":"127.0.0.1:0","data_dir":"/d","ring_secret":"{}"}}"#,
-            secret()
-        ))
-        .expect("a good file");
+        let config = parse(&format!(r#"{{"listen":"127.0.0.1:0","data_dir":"/d","ring_secret":"{}"}}"#, secret()))
+            .expect("a good file");
         assert_eq!(config.limits.max_document_bytes, 8_000_000);
         assert!(!format!("{config:?}").contains("abab"));
     }
@@ -188,22 +167,10 @@ mod tests {
     #[test]
     fn a_bad_value_names_its_key() {
         for (text, key) in [
+            (format!(r#"{{"listen":"0.0.0.0:1","data_dir":"/d","ring_secret":"{}"}}"#, secret()), "listen"),
+            (r#"{"listen":"127.0.0.1:1","data_dir":"/d","ring_secret":"zz"}"#.to_owned(), "ring_secret"),
             (
-                format!(
-                    r#"{{"listen":"0.0.0.0:1","data_dir":"/d","ring_secret":"{}"}}"#,
-                    secret()
-                ),
-                "listen",
-            ),
-            (
-                r#"{"listen":"127.0.0.1:1","data_dir":"/d","ring_secret":"zz"}"#.to_owned(),
-                "ring_secret",
-            ),
-            (
-                format!(
-                    r#"{{"listen":"127.0.0.1:1","data_dir":"/d","ring_secret":"{}","engine":"zork"}}"#,
-                    secret()
-                ),
+                format!(r#"{{"listen":"127.0.0.1:1","data_dir":"/d","ring_secret":"{}","engine":"zork"}}"#, secret()),
                 "engine",
             ),
         ] {

@@ -18,7 +18,7 @@ use crate::pod::{Pod, SYSTEM_DATABASES};
 use crate::render;
 use crate::route::{Request, Response};
 pub use crate::server_info::{active_tasks, membership, root, session, uuids, workers};
-pub use crate::stubs::{design_other, find, index, view};
+pub use crate::stubs::{design_other, find, index, other, view};
 use crate::target::{PERSONAL, SEPARATOR, Target, require_server_admin, resolve};
 
 /// What stands for the one node of a pod where CouchDB names nodes.

@@ -10,12 +10,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use flate2::write::GzDecoder;
-use http::header::CONTENT_TYPE;
 use http::HeaderMap;
+use http::header::CONTENT_TYPE;
 use rean_store::document::{AttachmentSource, IncomingAttachment, IncomingDoc, parse_document};
-use rean_store::{
-    AttachmentEdit, AttachmentEditSource, BlobRef, Db, Edit, Mode, Write, Written,
-};
+use rean_store::{AttachmentEdit, AttachmentEditSource, BlobRef, Db, Edit, Mode, Write, Written};
 
 use crate::accounts;
 use crate::body_in::{self, Limited};
@@ -41,27 +39,14 @@ pub struct Incoming {
 ///
 /// # Errors
 /// 400 for malformed input, 413 for what is too large.
-pub async fn read_document(
-    pod: &Pod,
-    target: &Target,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Incoming, ApiError> {
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("");
-    let is_related = content_type
-        .get(..17)
-        .is_some_and(|start| start.eq_ignore_ascii_case("multipart/related"));
+pub async fn read_document(pod: &Pod, target: &Target, headers: &HeaderMap, body: Body) -> Result<Incoming, ApiError> {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let is_related = content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case("multipart/related"));
     if is_related {
         return read_related(pod, &target.db, content_type, body).await;
     }
     let text = body_in::read_any(pod, headers, body).await?;
-    Ok(Incoming {
-        doc: aside(text.len(), move || parse_document(&text)).await??,
-        follows: HashMap::new(),
-    })
+    Ok(Incoming { doc: aside(text.len(), move || parse_document(&text)).await??, follows: HashMap::new() })
 }
 
 /// Runs a parser, on another thread if its input is large.
@@ -75,17 +60,10 @@ pub async fn aside<T: Send + 'static>(
     if input_bytes <= PARSE_ASIDE_BYTES {
         return Ok(parse());
     }
-    tokio::task::spawn_blocking(parse)
-        .await
-        .map_err(|_| ApiError::internal("the body could not be parsed"))
+    tokio::task::spawn_blocking(parse).await.map_err(|_| ApiError::internal("the body could not be parsed"))
 }
 
-async fn read_related(
-    pod: &Pod,
-    db: &Db,
-    content_type: &str,
-    body: Body,
-) -> Result<Incoming, ApiError> {
+async fn read_related(pod: &Pod, db: &Db, content_type: &str, body: Body) -> Result<Incoming, ApiError> {
     let boundary = boundary_of(content_type).map_err(multipart_error)?;
     let limits = &pod.limits;
     // One bound for the document and all of its attachments together.
@@ -112,25 +90,16 @@ async fn read_related(
     let mut follows = HashMap::new();
     while let Some(headers) = parts.next_part().await.map_err(multipart_error)? {
         if expected.is_empty() {
-            return Err(ApiError::bad_request(
-                "The multipart body has more parts than attachments that follow",
-            ));
+            return Err(ApiError::bad_request("The multipart body has more parts than attachments that follow"));
         }
         // By name where the part says one, else in the order of `_attachments`.
-        let named = headers.filename().and_then(|name| {
-            expected
-                .iter()
-                .position(|attachment| attachment.name == name)
-        });
+        let named = headers.filename().and_then(|name| expected.iter().position(|attachment| attachment.name == name));
         let attachment = expected.remove(named.unwrap_or(0));
         let blob = store_part(pod, db, &mut parts, attachment).await?;
         follows.insert(attachment.name.clone(), blob);
     }
     if let Some(attachment) = expected.first() {
-        return Err(ApiError::bad_request(format!(
-            "The attachment {:?} does not follow",
-            attachment.name
-        )));
+        return Err(ApiError::bad_request(format!("The attachment {:?} does not follow", attachment.name)));
     }
     Ok(Incoming { doc, follows })
 }
@@ -172,11 +141,7 @@ impl Upload {
                 ));
             }
         };
-        Ok(Self {
-            blob: db.blob_writer(),
-            decoder,
-            left: pod.limits.max_attachment_bytes,
-        })
+        Ok(Self { blob: db.blob_writer(), decoder, left: pod.limits.max_attachment_bytes })
     }
 
     /// Adds bytes.
@@ -201,10 +166,7 @@ impl Upload {
     }
 
     fn store(&mut self, bytes: &[u8]) -> Result<(), ApiError> {
-        self.left = self
-            .left
-            .checked_sub(bytes.len() as u64)
-            .ok_or_else(ApiError::body_too_large)?;
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(ApiError::body_too_large)?;
         Ok(self.blob.write(bytes)?)
     }
 
@@ -234,9 +196,7 @@ fn multipart_error(error: MultipartError) -> ApiError {
     }
     match error {
         MultipartError::TooLarge => ApiError::body_too_large(),
-        MultipartError::Malformed(_) | MultipartError::Body(_) => {
-            ApiError::bad_request(error.to_string())
-        }
+        MultipartError::Malformed(_) | MultipartError::Body(_) => ApiError::bad_request(error.to_string()),
     }
 }
 
@@ -244,13 +204,7 @@ fn multipart_error(error: MultipartError) -> ApiError {
 ///
 /// # Errors
 /// 413 for a document above the limit, 400 for attachments that can't be decoded or don't follow.
-pub fn edit(
-    pod: &Pod,
-    db: &Db,
-    id: String,
-    incoming: Incoming,
-    mode: Mode,
-) -> Result<Edit, ApiError> {
+pub fn edit(pod: &Pod, db: &Db, id: String, incoming: Incoming, mode: Mode) -> Result<Edit, ApiError> {
     let Incoming { doc, mut follows } = incoming;
     if doc.body.len() > pod.limits.max_document_bytes {
         return Err(ApiError::document_too_large(&id));
@@ -258,18 +212,11 @@ pub fn edit(
     let mut attachments = Vec::new();
     for attachment in doc.attachments.unwrap_or_default() {
         let source = match attachment.source {
-            AttachmentSource::Stub => AttachmentEditSource::Stub {
-                digest: attachment.digest,
-            },
-            AttachmentSource::Inline(text) => {
-                AttachmentEditSource::Blob(store_inline(db, &attachment.name, &text)?)
-            }
+            AttachmentSource::Stub => AttachmentEditSource::Stub { digest: attachment.digest },
+            AttachmentSource::Inline(text) => AttachmentEditSource::Blob(store_inline(db, &attachment.name, &text)?),
             AttachmentSource::Follows { .. } => {
                 let blob = follows.remove(&attachment.name).ok_or_else(|| {
-                    ApiError::bad_request(format!(
-                        "The attachment {:?} does not follow",
-                        attachment.name
-                    ))
+                    ApiError::bad_request(format!("The attachment {:?} does not follow", attachment.name))
                 })?;
                 AttachmentEditSource::Blob(blob)
             }
@@ -299,9 +246,8 @@ pub fn edit(
 }
 
 fn store_inline(db: &Db, name: &str, text: &str) -> Result<BlobRef, ApiError> {
-    let bytes = STANDARD.decode(text).map_err(|_| {
-        ApiError::bad_request(format!("Invalid attachment data for {name:?}"))
-    })?;
+    let bytes =
+        STANDARD.decode(text).map_err(|_| ApiError::bad_request(format!("Invalid attachment data for {name:?}")))?;
     let mut blob = db.blob_writer();
     blob.write(&bytes)?;
     Ok(blob.finish()?)
@@ -333,10 +279,7 @@ pub async fn write_all(
         }
     }
     let mut written = submit(pod, target, allowed, mode).await?.into_iter();
-    Ok(results
-        .into_iter()
-        .map(|refused| refused.or_else(|| written.next()).unwrap_or_else(no_result))
-        .collect())
+    Ok(results.into_iter().map(|refused| refused.or_else(|| written.next()).unwrap_or_else(no_result)).collect())
 }
 
 async fn submit(
@@ -348,28 +291,16 @@ async fn submit(
     if edits.is_empty() {
         return Ok(Vec::new());
     }
-    let write = Write {
-        edits,
-        author: target.author.clone(),
-        mode,
-    };
+    let write = Write { edits, author: target.author.clone(), mode };
     let results = pod.write(&target.db, write).await?;
-    Ok(results
-        .into_iter()
-        .map(|result| result.map_err(ApiError::from))
-        .collect())
+    Ok(results.into_iter().map(|result| result.map_err(ApiError::from)).collect())
 }
 
 /// Writes one edit.
 ///
 /// # Errors
 /// Why it was refused.
-pub async fn write_one(
-    pod: &Arc<Pod>,
-    target: &Target,
-    edit: Edit,
-    mode: Mode,
-) -> Result<Written, ApiError> {
+pub async fn write_one(pod: &Arc<Pod>, target: &Target, edit: Edit, mode: Mode) -> Result<Written, ApiError> {
     let results = write_all(pod, target, vec![edit], mode).await?;
     results.into_iter().next().unwrap_or_else(no_result)
 }

@@ -25,28 +25,19 @@ pub struct ApiError {
     /// One sentence for people.
     pub reason: Cow<'static, str>,
     /// One more header, such as `Allow`.
-    pub header: Option<(HeaderName, HeaderValue)>,
+    pub header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl ApiError {
     /// An error with these words.
-    pub fn new(
-        status: StatusCode,
-        error: impl Into<Cow<'static, str>>,
-        reason: impl Into<Cow<'static, str>>,
-    ) -> Self {
-        Self {
-            status,
-            error: error.into(),
-            reason: reason.into(),
-            header: None,
-        }
+    pub fn new(status: StatusCode, error: impl Into<Cow<'static, str>>, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, error: error.into(), reason: reason.into(), header: None }
     }
 
     /// The same error with one header more.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.header = Some(Box::new((name, value)));
         self
     }
 
@@ -92,57 +83,33 @@ impl ApiError {
 
     /// 409: the given revision isn't the current one.
     pub fn conflict() -> Self {
-        Self::new(
-            StatusCode::CONFLICT,
-            "conflict",
-            "Document update conflict.",
-        )
+        Self::new(StatusCode::CONFLICT, "conflict", "Document update conflict.")
     }
 
     /// 405 with the methods that there are, such as `GET,HEAD`.
     pub fn method_not_allowed(allowed: &'static str) -> Self {
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method_not_allowed",
-            format!("Only {allowed} allowed"),
-        )
-        .with_header(ALLOW, HeaderValue::from_static(allowed))
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", format!("Only {allowed} allowed"))
+            .with_header(ALLOW, HeaderValue::from_static(allowed))
     }
 
     /// 413: one document is larger than the limit.
     pub fn document_too_large(id: &str) -> Self {
-        Self::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "document_too_large",
-            id.to_owned(),
-        )
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "document_too_large", id.to_owned())
     }
 
     /// 413: the whole body is larger than the limit.
     pub fn body_too_large() -> Self {
-        Self::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too_large",
-            "the request entity is too large",
-        )
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the request entity is too large")
     }
 
     /// 415: the body isn't of the type that this resource takes.
     pub fn bad_content_type(wanted: &'static str) -> Self {
-        Self::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "bad_content_type",
-            format!("Content-Type must be {wanted}"),
-        )
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_content_type", format!("Content-Type must be {wanted}"))
     }
 
     /// 500. The reason must not carry anything of a document.
     pub fn internal(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal_server_error",
-            reason,
-        )
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_server_error", reason)
     }
 
     /// 501: CouchDB has it and Adea hasn't yet.
@@ -169,8 +136,8 @@ impl ApiError {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("must-revalidate"));
-        if let Some((name, value)) = self.header {
-            headers.insert(name, value);
+        if let Some(header) = self.header {
+            headers.insert(header.0, header.1);
         }
         response
     }
@@ -199,8 +166,7 @@ impl From<WriteError> for ApiError {
         if let WriteError::Store(error) = error {
             return error.into();
         }
-        let status =
-            StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self::new(status, error.error(), error.reason())
     }
 }
@@ -216,8 +182,7 @@ impl From<FeedError> for ApiError {
 
 impl From<DocumentError> for ApiError {
     fn from(error: DocumentError) -> Self {
-        let status = StatusCode::from_u16(error.status())
-            .unwrap_or(StatusCode::BAD_REQUEST);
+        let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
         Self::new(status, error.error(), error.reason())
     }
 }

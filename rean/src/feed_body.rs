@@ -222,7 +222,8 @@ impl Run {
 
     fn next_page(&mut self) -> Result<(), CutOff> {
         self.rows = self.page()?.into_iter();
-        if self.rows.len() == 0 {
+        let more = matches!(&self.source, Source::Forward(feed) if !feed.caught_up());
+        if self.rows.len() == 0 && !more {
             let done =
                 !self.options.waits() || (self.options.form == Form::Longpoll && self.sent > 0);
             self.phase = if done { Phase::Tail } else { Phase::Wait };

@@ -29,21 +29,16 @@ pub fn push_related(
     rev: &RevView,
     options: &Options,
 ) -> Result<(), ApiError> {
-    let options = Options {
-        attachments: AttachmentForm::Follows,
-        ..options.clone()
-    };
-    out.text
-        .extend_from_slice(&parts.part(&[("Content-Type", "application/json")]));
+    let options = Options { attachments: AttachmentForm::Follows, ..options.clone() };
+    out.text.extend_from_slice(&parts.part(&[("Content-Type", "application/json")]));
     let follow = push_document(out, db, doc, rev, &options)?;
     for attachment in &follow {
-        out.text
-            .extend_from_slice(&parts.attachment(multipart::Attachment {
-                name: &attachment.name,
-                content_type: &attachment.content_type,
-                length: attachment.length,
-                encoding: None,
-            }));
+        out.text.extend_from_slice(&parts.attachment(multipart::Attachment {
+            name: &attachment.name,
+            content_type: &attachment.content_type,
+            length: attachment.length,
+            encoding: None,
+        }));
         out.push_blob(attachment.blob, 0, attachment.length);
     }
     out.text.extend_from_slice(&parts.end());
@@ -63,22 +58,19 @@ pub fn push_mixed_part(
     options: &Options,
 ) -> Result<(), ApiError> {
     if attachments(db, rev)?.is_empty() {
-        out.text
-            .extend_from_slice(&outer.part(&[("Content-Type", "application/json")]));
+        out.text.extend_from_slice(&outer.part(&[("Content-Type", "application/json")]));
         push_document(out, db, doc, rev, options)?;
         return Ok(());
     }
     let inner = PartWriter::new();
     let related = inner.content_type("related");
-    out.text
-        .extend_from_slice(&outer.part(&[("Content-Type", &related)]));
+    out.text.extend_from_slice(&outer.part(&[("Content-Type", &related)]));
     push_related(out, inner, db, doc, rev, options)
 }
 
 /// Adds one part that is an error, such as `{"missing":"1-abc"}`.
 pub fn push_error_part(out: &mut Out, outer: &mut PartWriter, json: &[u8]) {
-    out.text
-        .extend_from_slice(&outer.part(&[("Content-Type", "application/json; error=\"true\"")]));
+    out.text.extend_from_slice(&outer.part(&[("Content-Type", "application/json; error=\"true\"")]));
     out.text.extend_from_slice(json);
 }
 

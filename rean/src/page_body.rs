@@ -15,8 +15,8 @@ use crate::error::ApiError;
 
 /// A page of text is sent when it has grown to this, in bytes: few frames, little memory.
 pub const PAGE_BYTES: usize = 64 << 10;
-/// What is read of an attachment at once, in bytes. A multiple of three, so that Base64 needs no padding in between.
-const BLOB_CHUNK_BYTES: usize = 48 << 10;
+/// What is read of an attachment at once, in bytes: the store keeps pieces of this size.
+const BLOB_CHUNK_BYTES: usize = 64 << 10;
 
 /// What is to be sent, in order.
 #[derive(Default)]
@@ -37,27 +37,19 @@ struct BlobPiece {
     at: u64,
     end: u64,
     base64: bool,
+    /// Base64 takes three bytes at a time: the one or two that wait for the next read.
+    carry: Vec<u8>,
 }
 
 impl Out {
     /// Adds the bytes `from..to` of an attachment as they are.
     pub fn push_blob(&mut self, blob: BlobId, from: u64, to: u64) {
-        self.push_piece(BlobPiece {
-            blob,
-            at: from,
-            end: to,
-            base64: false,
-        });
+        self.push_piece(BlobPiece { blob, at: from, end: to, base64: false, carry: Vec::new() });
     }
 
     /// Adds a whole attachment as Base64 text.
     pub fn push_base64(&mut self, blob: BlobId, length: u64) {
-        self.push_piece(BlobPiece {
-            blob,
-            at: 0,
-            end: length,
-            base64: true,
-        });
+        self.push_piece(BlobPiece { blob, at: 0, end: length, base64: true, carry: Vec::new() });
     }
 
     fn push_piece(&mut self, piece: BlobPiece) {
@@ -109,29 +101,22 @@ impl Out {
 
 impl BlobPiece {
     fn next_chunk(&mut self, db: &Db) -> Result<Bytes, StoreError> {
+        let read = self.read(db)?;
         if !self.base64 {
-            return self.read(db, BLOB_CHUNK_BYTES);
+            return Ok(read);
         }
-        let first = self.read(db, BLOB_CHUNK_BYTES)?;
-        if first.len().is_multiple_of(3) || self.at >= self.end {
-            return Ok(STANDARD.encode(&first).into());
-        }
-        // The store gave less than asked for: fill up to whole groups of three.
-        let mut bytes = first.to_vec();
-        while !bytes.len().is_multiple_of(3) && self.at < self.end {
-            let missing = 3 - bytes.len() % 3;
-            bytes.extend_from_slice(&self.read(db, missing)?);
-        }
+        let mut bytes = std::mem::take(&mut self.carry);
+        bytes.extend_from_slice(&read);
+        let whole = if self.at >= self.end { bytes.len() } else { bytes.len() - bytes.len() % 3 };
+        self.carry = bytes.split_off(whole);
         Ok(STANDARD.encode(&bytes).into())
     }
 
-    fn read(&mut self, db: &Db, max: usize) -> Result<Bytes, StoreError> {
+    fn read(&mut self, db: &Db) -> Result<Bytes, StoreError> {
         let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let bytes = db.blob_read(self.blob, self.at, max.min(left))?;
+        let bytes = db.blob_read(self.blob, self.at, BLOB_CHUNK_BYTES.min(left))?;
         if bytes.is_empty() {
-            return Err(StoreError::Damaged(
-                "an attachment is shorter than its record",
-            ));
+            return Err(StoreError::Damaged("an attachment is shorter than its record"));
         }
         self.at += bytes.len() as u64;
         Ok(bytes)
@@ -161,12 +146,7 @@ pub fn body(db: &Db, out: Out) -> Body {
     if out.queue.is_empty() {
         return Body::from(out.text);
     }
-    Body::new(PageBody {
-        db: db.clone(),
-        out,
-        pages: Box::new(Nothing),
-        more: false,
-    })
+    Body::new(PageBody { db: db.clone(), out, pages: Box::new(Nothing), more: false })
 }
 
 /// A body that is made while it is sent. The first page is made at once, so that its error becomes the answer,
@@ -180,12 +160,7 @@ pub fn paged(db: &Db, mut pages: impl Pages) -> Result<Body, ApiError> {
     if !more {
         return Ok(body(db, out));
     }
-    Ok(Body::new(PageBody {
-        db: db.clone(),
-        out,
-        pages: Box::new(pages),
-        more,
-    }))
+    Ok(Body::new(PageBody { db: db.clone(), out, pages: Box::new(pages), more }))
 }
 
 struct PageBody {
@@ -210,10 +185,7 @@ impl PageBody {
             if !self.more {
                 return Ok(None);
             }
-            self.more = self
-                .pages
-                .fill(&mut self.out)
-                .map_err(|error| CutOff(error.reason.into_owned()))?;
+            self.more = self.pages.fill(&mut self.out).map_err(|error| CutOff(error.reason.into_owned()))?;
         }
     }
 }
@@ -222,10 +194,7 @@ impl http_body::Body for PageBody {
     type Data = Bytes;
     type Error = CutOff;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         let chunk = self.get_mut().next();
         Poll::Ready(match chunk {
             Ok(Some(bytes)) => Some(Ok(Frame::data(bytes))),

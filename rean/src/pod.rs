@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use adea_ring::RingSecret;
-use rean_store::{
-    Db, DbKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written,
-};
+use rean_store::{Db, DbKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written};
 use tokio::sync::oneshot;
 
 use crate::accounts::Accounts;
@@ -65,17 +63,12 @@ impl Pod {
         let store = Store::open(StoreOptions {
             path: config.data_dir.clone(),
             engine: config.engine,
-            keys: StoreKeys {
-                chain: secret.key("chain"),
-                bookmark: secret.key("bookmark"),
-            },
+            keys: StoreKeys { chain: secret.key("chain"), bookmark: secret.key("bookmark") },
             observer: Arc::clone(&hub) as Arc<dyn rean_store::Observer>,
         })?;
         for name in SYSTEM_DATABASES {
             if store.db(name).is_none() {
-                store
-                    .create_db(name, DbKind::Plain)
-                    .map_err(|source| BootError::System { name, source })?;
+                store.create_db(name, DbKind::Plain).map_err(|source| BootError::System { name, source })?;
             }
         }
         let accounts = Accounts::open(&store, &hub);
@@ -96,11 +89,7 @@ impl Pod {
     ///
     /// # Errors
     /// When nothing of the batch could be tried: the database is gone or the store failed.
-    pub async fn write(
-        &self,
-        db: &Db,
-        write: Write,
-    ) -> Result<Vec<Result<Written, WriteError>>, ApiError> {
+    pub async fn write(&self, db: &Db, write: Write) -> Result<Vec<Result<Written, WriteError>>, ApiError> {
         let (done, answer) = oneshot::channel();
         db.submit(
             write,
@@ -127,9 +116,5 @@ impl Pod {
 
 /// The writer has ended before it answered: the server is stopping.
 pub fn stopped() -> ApiError {
-    ApiError::new(
-        http::StatusCode::SERVICE_UNAVAILABLE,
-        "service_unavailable",
-        "the server is stopping",
-    )
+    ApiError::new(http::StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", "the server is stopping")
 }

@@ -41,11 +41,7 @@ impl Query {
 
     /// The text of a parameter.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.pairs
-            .iter()
-            .rev()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.pairs.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// The text of the first of these names that is there: CouchDB has `startkey` and `start_key`.
@@ -67,10 +63,7 @@ impl Query {
             None => Ok(None),
             Some("true") => Ok(Some(true)),
             Some("false") => Ok(Some(false)),
-            Some(other) => Err(ApiError::query(format!(
-                "Invalid boolean parameter: {:?}",
-                clip(other)
-            ))),
+            Some(other) => Err(ApiError::query(format!("Invalid boolean parameter: {:?}", clip(other)))),
         }
     }
 
@@ -90,9 +83,9 @@ impl Query {
         let Some(text) = self.get(name) else {
             return Ok(None);
         };
-        text.parse::<u64>().map(Some).map_err(|_| {
-            ApiError::query(format!("Invalid value for integer: {:?}", clip(text)))
-        })
+        text.parse::<u64>()
+            .map(Some)
+            .map_err(|_| ApiError::query(format!("Invalid value for integer: {:?}", clip(text))))
     }
 
     /// A JSON value of this type; absent is `None`.
@@ -112,8 +105,7 @@ impl Query {
 /// # Errors
 /// 400 `query_parse_error`.
 pub fn parse_json<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, ApiError> {
-    serde_json::from_str(text)
-        .map_err(|_| ApiError::query(format!("Invalid JSON value for query parameter {name}")))
+    serde_json::from_str(text).map_err(|_| ApiError::query(format!("Invalid JSON value for query parameter {name}")))
 }
 
 /// The beginning of what a client sent, short enough to send back.

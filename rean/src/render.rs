@@ -57,9 +57,7 @@ impl Options {
         let meta = query.flag("meta")?;
         let atts_since = match query.get("atts_since") {
             None => None,
-            Some(_) => Some(parse_revs(
-                &query.json::<Vec<String>>("atts_since")?.unwrap_or_default(),
-            )?),
+            Some(_) => Some(parse_revs(&query.json::<Vec<String>>("atts_since")?.unwrap_or_default())?),
         };
         let inline = query.flag("attachments")? || atts_since.is_some();
         Ok(Self {
@@ -68,11 +66,7 @@ impl Options {
             conflicts: query.flag("conflicts")? || meta,
             deleted_conflicts: query.flag("deleted_conflicts")? || meta,
             local_seq: query.flag("local_seq")?,
-            attachments: if inline {
-                AttachmentForm::Inline
-            } else {
-                AttachmentForm::Stub
-            },
+            attachments: if inline { AttachmentForm::Inline } else { AttachmentForm::Stub },
             atts_since,
         })
     }
@@ -101,8 +95,7 @@ pub fn parse_revs(texts: &[String]) -> Result<Vec<Rev>, ApiError> {
 /// # Errors
 /// 400 `bad_request` for what is no revision.
 pub fn parse_rev(text: &str) -> Result<Rev, ApiError> {
-    text.parse()
-        .map_err(|_| ApiError::bad_request("Invalid rev format"))
+    text.parse().map_err(|_| ApiError::bad_request("Invalid rev format"))
 }
 
 /// A JSON answer with CouchDB's headers. The text should end in a newline.
@@ -241,18 +234,10 @@ fn newest_known(doc: &DocView, rev: &RevView, options: &Options) -> u64 {
     let Some(known) = &options.atts_since else {
         return 0;
     };
-    doc.history(rev)
-        .iter()
-        .find(|ancestor| known.contains(ancestor))
-        .map_or(0, |ancestor| ancestor.generation)
+    doc.history(rev).iter().find(|ancestor| known.contains(ancestor)).map_or(0, |ancestor| ancestor.generation)
 }
 
-fn push_attachments(
-    out: &mut Out,
-    attachments: Vec<Attachment>,
-    since: u64,
-    form: AttachmentForm,
-) -> Vec<Attachment> {
+fn push_attachments(out: &mut Out, attachments: Vec<Attachment>, since: u64, form: AttachmentForm) -> Vec<Attachment> {
     let mut follow = Vec::new();
     out.text.extend_from_slice(b",\"_attachments\":{");
     for (n, attachment) in attachments.into_iter().enumerate() {
@@ -279,12 +264,8 @@ fn push_attachment_start(out: &mut Vec<u8>, n: usize, attachment: &Attachment) {
     push_string(out, &attachment.name);
     out.extend_from_slice(b":{\"content_type\":");
     push_string(out, &attachment.content_type);
-    let _ = write!(
-        out,
-        ",\"revpos\":{},\"digest\":\"md5-{}\"",
-        attachment.revpos,
-        STANDARD.encode(attachment.digest_md5)
-    );
+    let _ =
+        write!(out, ",\"revpos\":{},\"digest\":\"md5-{}\"", attachment.revpos, STANDARD.encode(attachment.digest_md5));
 }
 
 fn push_length(out: &mut Vec<u8>, attachment: &Attachment, after: &[u8]) {

@@ -55,9 +55,7 @@ impl Request {
 
     /// The text of a header; a value that isn't visible ASCII counts as absent.
     pub fn header(&self, name: impl Into<HeaderName>) -> Option<&str> {
-        self.headers
-            .get(name.into())
-            .and_then(|value| value.to_str().ok())
+        self.headers.get(name.into()).and_then(|value| value.to_str().ok())
     }
 
     /// The database's name as it was asked for; empty for the server's own resources.
@@ -69,10 +67,7 @@ impl Request {
 /// Splits a raw path into decoded segments. Empty ones don't count (CouchDB: a trailing slash is nothing), and `+` is
 /// a space, as CouchDB's `decode_plus_to_space` has it by default.
 fn split_path(path: &str) -> Result<Vec<String>, ApiError> {
-    path.split('/')
-        .filter(|segment| !segment.is_empty())
-        .map(decode_segment)
-        .collect()
+    path.split('/').filter(|segment| !segment.is_empty()).map(decode_segment).collect()
 }
 
 fn decode_segment(segment: &str) -> Result<String, ApiError> {
@@ -89,31 +84,22 @@ fn decode_segment(segment: &str) -> Result<String, ApiError> {
         rest = &rest[at + 3..];
     }
     let spaced = segment.replace('+', " ");
-    let decoded = percent_decode_str(&spaced)
-        .decode_utf8()
-        .map_err(|_| ApiError::bad_request("The path is not UTF-8"))?;
+    let decoded =
+        percent_decode_str(&spaced).decode_utf8().map_err(|_| ApiError::bad_request("The path is not UTF-8"))?;
     Ok(decoded.into_owned())
 }
 
 /// Refuses a method that a resource doesn't have.
 fn only(request: &Request, allowed: &'static str) -> Result<(), ApiError> {
     let method = request.method.as_str();
-    if allowed.split(',').any(|name| name == method) {
-        Ok(())
-    } else {
-        Err(ApiError::method_not_allowed(allowed))
-    }
+    if allowed.split(',').any(|name| name == method) { Ok(()) } else { Err(ApiError::method_not_allowed(allowed)) }
 }
 
 /// Finds the resource and lets it answer.
 ///
 /// # Errors
 /// Whatever the resource says; 404 and 405 when there is none.
-pub async fn dispatch(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    mut request: Request,
-) -> Result<Response, ApiError> {
+pub async fn dispatch(pod: &Arc<Pod>, who: &Identity, mut request: Request) -> Result<Response, ApiError> {
     join_prefixed(&mut request.segments);
     let segments: Vec<&str> = request.segments.iter().map(String::as_str).collect();
     match segments.as_slice() {
@@ -123,16 +109,12 @@ pub async fn dispatch(
         }
         [first, ..] if is_server_resource(first) => server_resource(pod, who, request).await,
         [_] => database(pod, who, request).await,
-        [_, second, ..] if is_database_resource(second) => {
-            database_resource(pod, who, request).await
-        }
+        [_, second, ..] if is_database_resource(second) => database_resource(pod, who, request).await,
         [_, id, ..] if id.starts_with("_local/") => {
             if segments.len() > 2 {
-                return Err(ApiError::bad_request(
-                    "_local documents do not accept attachments.",
-                ));
+                return Err(ApiError::bad_request("_local documents do not accept attachments."));
             }
-            only(&request, "DELETE,GET,HEAD,PUT,COPY")?;
+            only(&request, "DELETE,GET,HEAD,PUT")?;
             local_docs::document(pod, who, request).await
         }
         [_, id, rest, ..] if id.starts_with("_design/") && rest.starts_with('_') => {
@@ -168,14 +150,16 @@ fn is_server_resource(name: &str) -> bool {
             | "_up"
             | "_pod"
             | "_utils"
+            | "_node"
+            | "_replicate"
+            | "_scheduler"
+            | "_db_updates"
+            | "_cluster_setup"
+            | "_reshard"
     )
 }
 
-async fn server_resource(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let name = request.db_name().to_owned();
     match (name.as_str(), request.segments.len()) {
         ("_all_dbs", 1) => {
@@ -206,15 +190,11 @@ async fn server_resource(
             only(&request, "GET,HEAD")?;
             databases::workers(pod, who, request).await
         }
-        _ => Err(ApiError::missing()),
+        _ => databases::other(pod, who, request).await,
     }
 }
 
-async fn database(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+async fn database(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     only(&request, "DELETE,GET,HEAD,POST,PUT")?;
     match request.method {
         Method::GET => databases::info(pod, who, request).await,
@@ -226,16 +206,10 @@ async fn database(
 
 /// What begins with `_` below a database and isn't a document.
 fn is_database_resource(name: &str) -> bool {
-    name.starts_with('_')
-        && !name.starts_with("_design/")
-        && !name.starts_with("_local/")
+    name.starts_with('_') && !name.starts_with("_design/") && !name.starts_with("_local/")
 }
 
-async fn database_resource(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+async fn database_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let name = request.segments[1].clone();
     let below: Vec<&str> = request.segments[2..].iter().map(String::as_str).collect();
     match (name.as_str(), below.as_slice()) {
@@ -275,11 +249,7 @@ async fn database_resource(
     }
 }
 
-async fn maintenance_resource(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+async fn maintenance_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let name = request.segments[1].clone();
     let depth = request.segments.len() - 2;
     match (name.as_str(), depth) {
@@ -316,18 +286,12 @@ async fn maintenance_resource(
             databases::index(pod, who, request).await
         }
         // `PUT /db/_zork`: a document can't have such a name.
-        (_, 0) if request.method == Method::PUT => {
-            docs::refuse_reserved(pod, who, request).await
-        }
+        (_, 0) if request.method == Method::PUT => docs::refuse_reserved(pod, who, request).await,
         _ => docs::no_such_resource(pod, who, request).await,
     }
 }
 
-async fn design_resource(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+async fn design_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     if request.segments[2] == "_view" {
         only(&request, "GET,HEAD,POST")?;
         return databases::view(pod, who, request).await;
@@ -335,11 +299,7 @@ async fn design_resource(
     databases::design_other(pod, who, request).await
 }
 
-async fn document(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+async fn document(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     match request.method.as_str() {
         "GET" => docs::get(pod, who, request).await,
         "PUT" => docs::put(pod, who, request).await,

@@ -79,15 +79,10 @@ pub enum RunError {
 /// When the store can't be opened or the address can't be listened on.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let listen = config.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|source| RunError::Listen { listen, source })?;
+    let listener = TcpListener::bind(listen).await.map_err(|source| RunError::Listen { listen, source })?;
     let address = listener.local_addr().unwrap_or(listen);
     let signer = Signer::new(&config.ring_secret);
-    let pod = blocking("opening the store", move || {
-        Pod::boot(&config, &config.ring_secret)
-    })
-    .await??;
+    let pod = blocking("opening the store", move || Pod::boot(&config, &config.ring_secret)).await??;
     tasks::start(&pod);
     println!("ready rean http://{address}");
     tracing::info!(%address, "rean is ready");
@@ -96,10 +91,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 
     tracing::info!("rean is stopping");
     pod.hub.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
         tracing::warn!("some requests did not end in time");
     }
     pod.tasks.stop().await;
@@ -110,9 +102,7 @@ async fn blocking<T: Send + 'static>(
     step: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RunError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| RunError::Step { step })
+    tokio::task::spawn_blocking(work).await.map_err(|_| RunError::Step { step })
 }
 
 /// Accepts connections until `shutdown` resolves; gives back the watch over those that are still open.
@@ -140,9 +130,7 @@ async fn serve(
             // Boxed, so that an answer that streams for hours does not keep the largest handler's state.
             Box::pin(answer(Arc::clone(&pod), signer.clone(), request))
         });
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned();
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -174,11 +162,7 @@ async fn accept(
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_BUFFER_BYTES);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -190,16 +174,10 @@ fn builder() -> auto::Builder<TokioExecutor> {
 }
 
 /// Answers one request. Whatever goes wrong becomes an answer: other streams of the connection go on.
-async fn answer(
-    pod: Arc<Pod>,
-    signer: Signer,
-    request: http::Request<Incoming>,
-) -> Result<Response, Infallible> {
+async fn answer(pod: Arc<Pod>, signer: Signer, request: http::Request<Incoming>) -> Result<Response, Infallible> {
     let head = request.method() == Method::HEAD;
     let request = request.map(Body::new);
-    let handled = AssertUnwindSafe(handle(&pod, &signer, request))
-        .catch_unwind()
-        .await;
+    let handled = AssertUnwindSafe(handle(&pod, &signer, request)).catch_unwind().await;
     let mut response = match handled {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => error.into_response(),
@@ -208,20 +186,14 @@ async fn answer(
             ApiError::internal("the request could not be handled").into_response()
         }
     };
-    response
-        .headers_mut()
-        .insert(SERVER, HeaderValue::from_static(SERVER_NAME));
+    response.headers_mut().insert(SERVER, HeaderValue::from_static(SERVER_NAME));
     if head {
         strip_body(&mut response);
     }
     Ok(response)
 }
 
-async fn handle(
-    pod: &Arc<Pod>,
-    signer: &Signer,
-    request: http::Request<Body>,
-) -> Result<Response, ApiError> {
+async fn handle(pod: &Arc<Pod>, signer: &Signer, request: http::Request<Body>) -> Result<Response, ApiError> {
     if request.uri().path() == "/_up" {
         return Ok(up());
     }
@@ -233,18 +205,9 @@ async fn handle(
 /// Who the signed headers name; a request without valid ones did not come through the proxy.
 fn identity(signer: &Signer, headers: &HeaderMap) -> Result<Identity, ApiError> {
     let text = |name: &str| -> Result<Option<&str>, ApiError> {
-        headers
-            .get(name)
-            .map(|value| value.to_str().map_err(|_| no_identity()))
-            .transpose()
+        headers.get(name).map(|value| value.to_str().map_err(|_| no_identity())).transpose()
     };
-    signer
-        .verify(
-            text(USER_NAME_HEADER)?,
-            text(ROLES_HEADER)?,
-            text(TOKEN_HEADER)?,
-        )
-        .map_err(|_| no_identity())
+    signer.verify(text(USER_NAME_HEADER)?, text(ROLES_HEADER)?, text(TOKEN_HEADER)?).map_err(|_| no_identity())
 }
 
 fn no_identity() -> ApiError {
@@ -261,9 +224,7 @@ fn strip_body(response: &mut Response) {
         && !response.headers().contains_key(CONTENT_LENGTH)
         && response.status() != StatusCode::NOT_MODIFIED
     {
-        response
-            .headers_mut()
-            .insert(CONTENT_LENGTH, HeaderValue::from(length));
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     *response.body_mut() = Body::empty();
 }

@@ -12,7 +12,7 @@ use crate::databases::json_line;
 use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::route::{Request, Response};
-use crate::target::resolve;
+use crate::target::{require_server_admin, resolve};
 
 /// `POST /db/_find` and `/db/_explain`.
 ///
@@ -71,6 +71,21 @@ pub async fn design_other(
     Err(ApiError::not_implemented(
         "Functions of design documents are not there yet.",
     ))
+}
+
+/// The server's resources that are not there yet (`_replicate`, `_scheduler`, `_db_updates`) and those that never will
+/// be (`_node`, `_reshard`: a pod is configured elsewhere). CouchDB's are for administrators.
+///
+/// # Errors
+/// 401 for all but administrators; then 501 or 404.
+pub async fn other(_: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    require_server_admin(who)?;
+    match request.db_name() {
+        "_replicate" | "_scheduler" | "_db_updates" => {
+            Err(ApiError::not_implemented("This is not there yet."))
+        }
+        _ => Err(ApiError::missing()),
+    }
 }
 
 fn design(pod: &Pod, who: &Identity, request: &Request) -> Result<(), ApiError> {

@@ -6,7 +6,7 @@
 
 use crate::access::{Access, AppRules, Signature};
 use crate::record::{AclNo, AclRecord, PartNo, PartRecord};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Access pairs of one app. All are in memory, and any user who may create documents can make one.
@@ -21,8 +21,6 @@ pub struct Who {
     pub name: Option<String>,
     /// Their roles.
     pub roles: Vec<String>,
-    /// How often a role was given to them again after it had been taken (see `chain`).
-    pub regrants: BTreeMap<String, u32>,
 }
 
 /// Who asks, ready to be compared with lists of readers and writers.
@@ -58,21 +56,12 @@ impl Reader {
 
     /// The same user with other roles.
     pub(crate) fn with_roles(&self, roles: Vec<String>) -> Reader {
-        Reader::new(Who { roles, ..self.who.clone() })
+        Reader::new(Who { name: self.who.name.clone(), roles })
     }
 
     /// Whether one of these entries means this user.
     pub fn is_among(&self, entries: &[String]) -> bool {
         entries.iter().any(|entry| self.entries.contains(entry))
-    }
-
-    /// How often this user came back to documents with these readers.
-    pub(crate) fn cycles(&self, readers: &[String]) -> u32 {
-        if self.who.regrants.is_empty() {
-            return 0;
-        }
-        let of = |entry: &String| entry.strip_prefix("role:").and_then(|role| self.who.regrants.get(role));
-        readers.iter().filter_map(of).fold(0, |sum, n| sum.saturating_add(*n))
     }
 
     fn entries(&self) -> impl Iterator<Item = &String> {
@@ -229,7 +218,7 @@ mod tests {
 
     fn reader(name: Option<&str>, roles: &[&str]) -> Reader {
         let roles = roles.iter().map(|s| (*s).to_owned()).collect();
-        Reader::new(Who { name: name.map(str::to_owned), roles, ..Who::default() })
+        Reader::new(Who { name: name.map(str::to_owned), roles })
     }
 
     #[test]

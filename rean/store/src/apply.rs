@@ -64,7 +64,7 @@ impl Tx<'_> {
             return Ok(written);
         }
         let parent = match mode {
-            Mode::Interactive => interactive_parent(db, old.as_ref(), &edit, author),
+            Mode::Interactive => interactive_parent(old.as_ref(), &edit),
             Mode::Replicated => Ok(replicated_parent(old.as_ref(), &edit)),
         };
         let acl = match db.kind() {
@@ -152,7 +152,8 @@ impl Tx<'_> {
 
     fn stem(&mut self, db: &Db, record: &mut DocRecord) -> Result<(), StoreError> {
         let limit = usize::try_from(db.revs_limit()).unwrap_or(usize::MAX);
-        for body in record.tree.stem(limit) {
+        let dropped = record.tree.stem(limit);
+        for body in unnamed(dropped, &record.tree) {
             self.drop_body(db, body)?;
         }
         Ok(())
@@ -245,11 +246,11 @@ impl Tx<'_> {
         if let Some(old) = old {
             self.delete(Space::Seqs, key::seq(db_id, old.seq));
         }
-        let leaves = leaves_of(&record.tree);
         let part_rows = match db.kind() {
             DbKind::Plain => Vec::new(),
-            DbKind::App => self.place(db, id, old, &mut record, &leaves)?,
+            DbKind::App => self.place(db, id, old, &mut record)?,
         };
+        let leaves = leaves_of(&record);
         let deleted = leaves.first().is_none_or(|leaf| leaf.deleted);
         let was_deleted = old.map(|old| old.tree.winner().is_none_or(|w| old.tree.nodes()[w].deleted));
         let prev = {
@@ -275,7 +276,7 @@ impl Tx<'_> {
 }
 
 /// The history below an interactive edit, newest first; empty for a first revision.
-fn interactive_parent(db: &Db, old: Option<&DocRecord>, edit: &Edit, author: &Author) -> Result<Vec<Rev>, WriteError> {
+fn interactive_parent(old: Option<&DocRecord>, edit: &Edit) -> Result<Vec<Rev>, WriteError> {
     let Some(record) = old else {
         return if edit.parent.is_some() { Err(WriteError::Conflict) } else { Ok(Vec::new()) };
     };
@@ -292,23 +293,11 @@ fn interactive_parent(db: &Db, old: Option<&DocRecord>, edit: &Edit, author: &Au
         let extends = tree.is_leaf(index) && !again;
         return if extends { Ok(tree.path(index)) } else { Err(WriteError::Conflict) };
     }
-    // A reader to whom the leaf came back unchanged knows it by a made-up name (see `chain`).
-    if db.kind() == DbKind::App && !author.admin {
-        let chain = &db.inner().chain;
-        for leaf in tree.leaves() {
-            let base = &tree.nodes()[leaf].rev;
-            if let Some(steps) = chain.recognise(&edit.id, base, parent) {
-                let mut history = chain.steps(&edit.id, base, steps);
-                history.extend(tree.path(leaf));
-                return Ok(history);
-            }
-        }
-    }
     Err(WriteError::Conflict)
 }
 
 /// A user's replicated revision that needs no storing: it is in the tree, it is a made-up one that came back,
-/// or it deletes what was never here.
+/// or it deletes what is not here, as far as the user can see.
 fn known_already(db: &Db, old: Option<&DocRecord>, edit: &Edit, author: &Author) -> Option<Written> {
     if db.kind() == DbKind::Plain || author.admin {
         return None;
@@ -319,7 +308,9 @@ fn known_already(db: &Db, old: Option<&DocRecord>, edit: &Edit, author: &Author)
         Some(record) if recognised(db, &edit.id, record, rev) => true,
         Some(record) => {
             let sees = db.inner().app.read().may_read(&author.reader, record.place);
-            sees && record.tree.find(rev).is_some()
+            let gone = record.tree.winner().is_none_or(|winner| record.tree.nodes()[winner].deleted);
+            let known = record.tree.find(rev).is_some();
+            if sees { known || (gone && edit.deleted) } else { edit.deleted }
         }
     };
     known.then(|| Written { id: edit.id.clone(), rev: rev.clone(), changed: false })
@@ -333,28 +324,38 @@ fn replicated_parent(old: Option<&DocRecord>, edit: &Edit) -> Vec<Rev> {
     known.map(|at| ancestors[at..].to_vec()).unwrap_or_default()
 }
 
-/// Whether this is a made-up revision of one that the document has or had.
+/// Whether this is the tombstone of a revision that the document has or had.
 pub(crate) fn recognised(db: &Db, id: &str, record: &DocRecord, rev: &Rev) -> bool {
     base_of(db, id, record, rev).is_some()
 }
 
-/// The stored revision that a made-up one stands on, and the number of steps.
-pub(crate) fn base_of(db: &Db, id: &str, record: &DocRecord, rev: &Rev) -> Option<(usize, u32)> {
-    let lowest = rev.generation.saturating_sub(u64::from(crate::chain::MAX_STEPS));
-    let near = record.tree.nodes().iter().enumerate().filter(|(_, node)| node.rev.generation >= lowest);
-    near.filter_map(|(index, node)| Some((index, db.inner().chain.recognise(id, &node.rev, rev)?))).next()
+/// The stored revision whose tombstone this is.
+pub(crate) fn base_of(db: &Db, id: &str, record: &DocRecord, rev: &Rev) -> Option<usize> {
+    let nodes = record.tree.nodes().iter();
+    let is_base = |rev_of: &Rev| db.inner().chain.is_tomb(id, rev_of, rev);
+    nodes.enumerate().find(|(_, node)| is_base(&node.rev)).map(|(index, _)| index)
+}
+
+/// Of bodies that some revisions have let go of, those that no other names: a revision and its successor (see
+/// `chain`) have one body.
+pub(crate) fn unnamed(mut dropped: Vec<u64>, tree: &RevTree) -> Vec<u64> {
+    dropped.sort_unstable();
+    dropped.dedup();
+    dropped.retain(|body| tree.nodes().iter().all(|node| node.body != Some(*body)));
+    dropped
 }
 
 fn content_type(wanted: &AttachmentEdit) -> String {
     wanted.content_type.clone().unwrap_or_else(|| "application/octet-stream".to_owned())
 }
 
-pub(crate) fn leaves_of(tree: &RevTree) -> Vec<Leaf> {
+pub(crate) fn leaves_of(record: &DocRecord) -> Vec<Leaf> {
     let leaf = |index: usize| {
-        let node = &tree.nodes()[index];
-        Leaf { rev: node.rev.clone(), deleted: node.deleted, body: node.body, acl: node.acl, cycle: 0 }
+        let node = &record.tree.nodes()[index];
+        let ended = record.ended.iter().find(|(rev, _)| *rev == node.rev).map_or(0, |(_, since)| *since);
+        Leaf { rev: node.rev.clone(), deleted: node.deleted, body: node.body, acl: node.acl, ended }
     };
-    tree.leaves().into_iter().map(leaf).collect()
+    record.tree.leaves().into_iter().map(leaf).collect()
 }
 
 /// The partial database that a tree's winner belongs to. A deletion stays where the document was.

@@ -9,13 +9,15 @@
 //! when the client was last in step, or it left while this catch-up went on.
 
 use crate::app::{AppState, Reader};
+use crate::apply::leaves_of;
 use crate::bookmark::{Place, Seal, Turn, open_form, read_open_form};
 use crate::db::Db;
 use crate::engine::{Direction, Range, Snapshot, Space};
 use crate::error::StoreError;
-use crate::record::{DocRecord, Leaf, PartNo, PartRow, Seq, SeqRow, decode, key};
+use crate::partition::{gone_of, visible};
+use crate::record::{DocRecord, PartNo, PartRow, Seq, SeqRow, decode, key};
 use crate::rev::Rev;
-use crate::view::{BodyRef, Scope, steps_of, visible_leaves};
+use crate::view::{BodyRef, Scope};
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -24,6 +26,8 @@ use std::sync::{Arc, OnceLock};
 /// Up to this many partial databases a first read merges them by sequence; with more it takes them one after
 /// the other, because each one that is merged costs an open range.
 const MERGED_PARTS: usize = 64;
+/// Rows that one call looks at. Most calls give a row for each, but those that a reader isn't told of give none.
+const SCANNED_ROWS: usize = 2_000;
 /// Rows that are counted for `pending`; beyond it the rest is estimated.
 const PENDING_ROWS: usize = 10_000;
 
@@ -113,12 +117,20 @@ pub enum Offer {
     Gap,
 }
 
+/// What is told of a document that left a partial database.
+struct End {
+    row: FeedRow,
+    /// The reader is told of its end although it comes again further on.
+    comes_again: bool,
+}
+
 /// A feed, and how far it has been read.
 pub struct Feed {
     db: Db,
     scope: Scope,
     place: Place,
     seal: Option<Seal>,
+    caught_up: bool,
 }
 
 impl Db {
@@ -129,7 +141,7 @@ impl Db {
     pub fn feed(&self, scope: &Scope, since: Since) -> Result<Feed, FeedError> {
         self.present()?;
         let seal = self.scope_seal(scope);
-        let mut feed = Feed { db: self.clone(), scope: scope.clone(), place: Place::default(), seal };
+        let mut feed = Feed { db: self.clone(), scope: scope.clone(), place: Place::default(), seal, caught_up: false };
         let now = self.inner().state().seq;
         feed.place.sure = feed.roles();
         match since {
@@ -158,6 +170,7 @@ impl Db {
             scope: scope.clone(),
             place: Place { sure: scope.reader().map(|r| r.roles().to_vec()).unwrap_or_default(), ..Place::default() },
             seal: self.scope_seal(scope),
+            caught_up: false,
         };
         let mut out = Vec::new();
         match scope.reader() {
@@ -173,12 +186,12 @@ impl Db {
                 let parts = feed.parts();
                 let mut merge = Merge::new(self, snapshot.as_ref(), &parts, 0, hi, Direction::Backward)?;
                 while out.len() < limit
-                    && let Some((seq, part, row)) = merge.next()?
+                    && let Some((seq, row)) = merge.next()?
                 {
                     if !row.tomb {
                         let app = self.inner().app.read();
                         let token = feed.token_at(seq);
-                        out.push((seq, live_row(self, &app, reader, part, &row, token)));
+                        out.push((seq, live_row(self, &app, reader, &row, token)));
                     }
                 }
             }
@@ -207,12 +220,14 @@ impl Db {
 }
 
 impl Feed {
-    /// Rows after the place, at most `max`; the place moves on. Empty: there are none (yet).
+    /// Rows after the place, at most `max`; the place moves on. An empty page is the end only if
+    /// [`Feed::caught_up`] says so.
     ///
     /// # Errors
     /// The engine failed, or the database is gone.
     pub fn next_page(&mut self, max: usize) -> Result<Vec<FeedRow>, StoreError> {
         self.db.present()?;
+        self.caught_up = false;
         // Read before the snapshot is taken: all up to here is in it.
         let now = self.db.inner().state().seq;
         let store = Arc::clone(&self.db.inner().store);
@@ -225,8 +240,15 @@ impl Feed {
             if !rows.is_empty() || self.place.turn.is_some() {
                 return Ok(rows);
             }
+            // It may have made new rows: look afresh.
+            return self.next_page(max);
         }
         self.page_of_parts(snapshot.as_ref(), &reader, now, max)
+    }
+
+    /// Whether the last page went to the end of what there was.
+    pub fn caught_up(&self) -> bool {
+        self.caught_up
     }
 
     /// Takes a committed change without a look into the store, if the feed is right behind it.
@@ -234,7 +256,11 @@ impl Feed {
         if change.seq <= self.place.after {
             return Offer::Skipped;
         }
-        if change.prev > self.place.after || self.place.turn.is_some() {
+        // What takes a look at the document is left to the page: rare enough.
+        let awkward = change.part_rows.iter().any(|(_, row)| {
+            needs_successor(row, change.seq, false) || (row.tomb && (row.leaves.len() > 1 || !row.gone.is_empty()))
+        });
+        if change.prev > self.place.after || self.place.turn.is_some() || awkward {
             return Offer::Gap;
         }
         let before = std::mem::replace(&mut self.place.after, change.seq);
@@ -381,6 +407,7 @@ impl Feed {
             self.place.after = seq;
             rows.push(self.row_of_all(seq, decode(&value, "a row")?));
         }
+        self.caught_up = rows.len() < max;
         Ok(rows)
     }
 
@@ -400,23 +427,60 @@ impl Feed {
         let parts = self.parts();
         let mut merge = Merge::new(&db, snapshot, &parts, self.place.after, Seq::MAX, Direction::Forward)?;
         let mut rows = Vec::new();
-        while rows.len() < max {
-            let Some((seq, part, row)) = merge.next()? else {
+        let (mut ended, mut ending) = (Vec::new(), Vec::new());
+        let first_read = self.place.origin == 0;
+        let mut tied = self.place.after;
+        for _ in 0..SCANNED_ROWS {
+            // A move's tombstone and its new row have one sequence: a place must not come between them.
+            if rows.len() >= max && merge.peek() != Some(tied) {
+                break;
+            }
+            let Some((seq, row)) = merge.next()? else {
                 self.place.after = self.place.after.max(now);
+                self.caught_up = true;
                 break;
             };
             let may_have =
                 row.entered <= self.place.origin || (seq > self.place.head && row.entered <= self.place.after);
-            self.place.after = seq;
-            if !row.tomb {
+            tied = seq;
+            if merge.peek() != Some(seq) {
+                self.place.after = seq;
+            }
+            if needs_successor(&row, seq, first_read) || (!row.tomb && ending.contains(&row.id)) {
+                ended.push(row.id);
+            } else if !row.tomb {
                 let app = db.inner().app.read();
-                rows.push(live_row(&db, &app, reader, part, &row, self.token()));
-            } else if may_have && !self.is_elsewhere(snapshot, reader, &row.id)? {
-                let app = db.inner().app.read();
-                rows.push(tomb_row(&db, &app, reader, part, &row, self.token()));
+                rows.push(live_row(&db, &app, reader, &row, self.token()));
+            } else if may_have && let Some(end) = self.end_of(snapshot, reader, seq.max(self.place.after), &row)? {
+                rows.push(FeedRow { seq_token: self.token(), ..end.row });
+                if end.comes_again {
+                    ending.push(row.id);
+                }
             }
         }
+        drop(merge);
+        self.mark_ended(ending)?;
+        self.succeed(ended)?;
         Ok(rows)
+    }
+
+    /// Has documents succeeded by a revision that no device holds as dead: they come again, at the feed's end.
+    fn succeed(&mut self, ids: Vec<String>) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.caught_up = false;
+        let db = self.db.clone();
+        self.db.inner().store.call(move |tx| tx.succeed_ended(&db, &ids).map_err(|error| tx.fail(error)))
+    }
+
+    /// Notes what is about to be told as ended, before it is told.
+    fn mark_ended(&self, ids: Vec<String>) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let db = self.db.clone();
+        self.db.inner().store.call(move |tx| tx.mark_ended(&db, &ids).map_err(|error| tx.fail(error)))
     }
 
     /// Tells a change of roles: of partial databases that were gained the documents up to the place, of those
@@ -433,14 +497,19 @@ impl Feed {
         let mut parts: Vec<PartNo> = gained.iter().chain(&lost).copied().filter(|part| *part >= turn.part).collect();
         parts.sort_unstable();
         let mut rows = Vec::new();
+        let mut scanned = 0;
+        let (mut ended, mut ending) = (Vec::new(), Vec::new());
         let id = db.inner().id;
         for part in parts {
             let from = if part == turn.part { turn.seq.saturating_add(1) } else { 0 };
             let (lo, hi) = (key::part_seq(id, part, from), key::part_seq(id, part, Seq::MAX));
             let is_gain = gained.binary_search(&part).is_ok();
             for item in snapshot.range(Space::PartSeqs, &lo, &hi, Direction::Forward) {
-                if rows.len() >= max {
+                scanned += 1;
+                if rows.len() >= max || scanned > SCANNED_ROWS {
                     self.place.turn = Some(turn);
+                    self.mark_ended(ending)?;
+                    self.succeed(ended)?;
                     return Ok(rows);
                 }
                 let (row_key, value) = item?;
@@ -452,26 +521,32 @@ impl Feed {
                 let told = if is_gain {
                     !row.tomb && !gone && !news
                 } else {
-                    row.entered <= self.place.after
-                        && (news || !(row.tomb || gone))
-                        && !(row.tomb && self.is_elsewhere(snapshot, reader, &row.id)?)
+                    row.entered <= self.place.after && (news || !(row.tomb || gone))
                 };
                 if !told {
                     continue;
                 }
+                if is_gain && needs_successor(&row, seq, true) {
+                    ended.push(row.id);
+                    continue;
+                }
                 self.place.turn = Some(turn.clone());
-                let token = self.token();
-                let app = db.inner().app.read();
-                rows.push(if is_gain {
-                    live_row(&db, &app, reader, part, &row, token)
-                } else {
-                    tomb_row(&db, &app, reader, part, &row, token)
-                });
+                let seq_token = self.token();
+                if is_gain {
+                    rows.push(live_row(&db, &db.inner().app.read(), reader, &row, seq_token));
+                } else if let Some(end) = self.end_of(snapshot, reader, self.place.after, &row)? {
+                    rows.push(FeedRow { seq_token, ..end.row });
+                    if end.comes_again || !row.tomb {
+                        ending.push(row.id);
+                    }
+                }
             }
         }
         self.place.sure = turn.roles;
         self.place.maybe.clear();
         self.place.turn = None;
+        self.mark_ended(ending)?;
+        self.succeed(ended)?;
         Ok(rows)
     }
 
@@ -491,14 +566,35 @@ impl Feed {
         (without(&now, &sure), without(&maybe, &now))
     }
 
-    /// Whether a document that left one partial database is in another that this scope shows.
-    fn is_elsewhere(&self, snapshot: &dyn Snapshot, reader: &Reader, id: &str) -> Result<bool, StoreError> {
+    /// What a reader is told of a document that left a partial database, when they have been given all rows up
+    /// to `given`: its end, or, if the scope still shows it elsewhere, the end of what they may hold of it that nothing which they see there descends from.
+    fn end_of(
+        &self,
+        snapshot: &dyn Snapshot,
+        reader: &Reader,
+        given: Seq,
+        row: &PartRow,
+    ) -> Result<Option<End>, StoreError> {
+        let end = |comes_again| Ok(Some(End { row: tomb_row(&self.db, row, String::new()), comes_again }));
         if matches!(self.scope, Scope::Part(..)) {
-            return Ok(false);
+            return end(false);
         }
-        let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, id))? else { return Ok(false) };
+        let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, &row.id))? else { return end(false) };
         let record: DocRecord = decode(&value, "a document")?;
-        Ok(self.db.inner().app.read().may_read(reader, record.place))
+        let app = self.db.inner().app.read();
+        let Some(place) = record.place.filter(|_| app.may_read(reader, record.place)) else { return end(false) };
+        if record.seq > given {
+            // Its row there is still to come, and may not come if roles change before: so the end is told now.
+            return end(true);
+        }
+        let leaves = visible(&app, leaves_of(&record), place);
+        let gone = gone_of(&row.leaves, &row.gone, &record.tree, &leaves);
+        if gone.is_empty() {
+            return Ok(None);
+        }
+        let row = PartRow { id: row.id.clone(), entered: row.entered, tomb: false, leaves, gone };
+        let row = live_row(&self.db, &app, reader, &row, String::new());
+        Ok(Some(End { row, comes_again: false }))
     }
 
     fn live(&self, reader: &Reader, change: &Arc<Change>, before: Seq) -> Option<FeedRow> {
@@ -508,13 +604,13 @@ impl Feed {
             _ => app.may_read(reader, Some(part)),
         };
         let row = |tomb: bool| change.part_rows.iter().find(|(part, row)| row.tomb == tomb && mine(*part));
-        if let Some((part, row)) = row(false) {
-            let live = live_row(&self.db, &app, reader, *part, row, self.token());
+        if let Some((_, row)) = row(false) {
+            let live = live_row(&self.db, &app, reader, row, self.token());
             return Some(FeedRow { change: Some(Arc::clone(change)), ..live });
         }
-        let (part, row) = row(true)?;
+        let (_, row) = row(true)?;
         let elsewhere = !matches!(self.scope, Scope::Part(..)) && app.may_read(reader, change.place);
-        (row.entered <= before && !elsewhere).then(|| tomb_row(&self.db, &app, reader, *part, row, self.token()))
+        (row.entered <= before && !elsewhere).then(|| tomb_row(&self.db, row, self.token()))
     }
 }
 
@@ -551,14 +647,19 @@ fn looks_sealed(text: &str) -> bool {
     digits.len() >= 20 && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
-fn live_row(db: &Db, app: &AppState, reader: &Reader, part: PartNo, row: &PartRow, seq_token: String) -> FeedRow {
-    let mut plain = true;
-    let name = |leaf: &Leaf| {
-        let steps = if leaf.deleted { 0 } else { steps_of(app, reader, part, leaf.cycle) };
-        plain &= steps == 0;
-        db.inner().chain.step(&row.id, &leaf.rev, steps)
-    };
-    let revs: Vec<Rev> = visible_leaves(app, reader, &row.leaves).map(name).collect();
+/// Whether the client may hold the row's winner as dead. Not if it was in the reader's sight before and after
+/// the move that ended it for others, which is the commit that made the row.
+fn needs_successor(row: &PartRow, seq: Seq, first_read: bool) -> bool {
+    !row.tomb
+        && row
+            .leaves
+            .first()
+            .is_some_and(|winner| !winner.deleted && winner.ended != 0 && (first_read || winner.ended != seq))
+}
+
+fn live_row(db: &Db, app: &AppState, reader: &Reader, row: &PartRow, seq_token: String) -> FeedRow {
+    let gone = row.gone.iter().map(|rev| db.inner().chain.tomb(&row.id, rev));
+    let revs = row.leaves.iter().map(|leaf| leaf.rev.clone()).chain(gone).collect();
     let winner = row.leaves.first();
     let content = winner.filter(|leaf| app.may_read_acl(reader, leaf.acl));
     FeedRow {
@@ -567,21 +668,18 @@ fn live_row(db: &Db, app: &AppState, reader: &Reader, part: PartNo, row: &PartRo
         deleted: winner.is_none_or(|leaf| leaf.deleted),
         tomb: false,
         body: content.and_then(|leaf| leaf.body).map(BodyRef),
-        shared: plain && row.leaves.len() == 1 && content.is_some(),
+        shared: row.leaves.len() == 1 && row.gone.is_empty() && content.is_some(),
         revs,
         change: None,
     }
 }
 
-fn tomb_row(db: &Db, app: &AppState, reader: &Reader, part: PartNo, row: &PartRow, seq_token: String) -> FeedRow {
-    let name = |leaf: &Leaf| {
-        let steps = if leaf.deleted { 0 } else { steps_of(app, reader, part, leaf.cycle) };
-        db.inner().chain.step(&row.id, &leaf.rev, steps + 1)
-    };
+fn tomb_row(db: &Db, row: &PartRow, seq_token: String) -> FeedRow {
+    let held = row.leaves.iter().map(|leaf| &leaf.rev).chain(&row.gone);
     FeedRow {
         id: Arc::from(row.id.as_str()),
         seq_token,
-        revs: visible_leaves(app, reader, &row.leaves).map(name).collect(),
+        revs: held.map(|rev| db.inner().chain.tomb(&row.id, rev)).collect(),
         deleted: true,
         tomb: true,
         body: None,
@@ -593,7 +691,7 @@ fn tomb_row(db: &Db, app: &AppState, reader: &Reader, part: PartNo, row: &PartRo
 /// The rows of several partial databases in the order of their sequences.
 struct Merge<'a> {
     direction: Direction,
-    ranges: Vec<(PartNo, Range<'a>)>,
+    ranges: Vec<Range<'a>>,
     /// The next row of each range, best on top; backwards the sequence is turned around.
     heap: BinaryHeap<Reverse<(Seq, usize)>>,
     rows: Vec<Option<PartRow>>,
@@ -613,10 +711,10 @@ impl<'a> Merge<'a> {
         let app = db.inner().app.read();
         // Most have nothing new: they are not even opened.
         let with_news = parts.iter().filter(|part| app.part(**part).is_some_and(|p| p.seq > after));
-        let ranges: Vec<(PartNo, Range<'a>)> = with_news
+        let ranges: Vec<Range<'a>> = with_news
             .map(|part| {
                 let (lo, hi) = (key::part_seq(id, *part, after.saturating_add(1)), key::part_seq(id, *part, before));
-                (*part, snapshot.range(Space::PartSeqs, &lo, &hi, direction))
+                snapshot.range(Space::PartSeqs, &lo, &hi, direction)
             })
             .collect();
         drop(app);
@@ -629,7 +727,7 @@ impl<'a> Merge<'a> {
     }
 
     fn advance(&mut self, at: usize) -> Result<(), StoreError> {
-        let Some(item) = self.ranges[at].1.next() else { return Ok(()) };
+        let Some(item) = self.ranges[at].next() else { return Ok(()) };
         let (row_key, value) = item?;
         let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
         let rank = match self.direction {
@@ -641,7 +739,12 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    fn next(&mut self) -> Result<Option<(Seq, PartNo, PartRow)>, StoreError> {
+    /// The next row's sequence, forwards.
+    fn peek(&self) -> Option<Seq> {
+        self.heap.peek().map(|Reverse((seq, _))| *seq)
+    }
+
+    fn next(&mut self) -> Result<Option<(Seq, PartRow)>, StoreError> {
         let Some(Reverse((rank, at))) = self.heap.pop() else { return Ok(None) };
         let row = self.rows[at].take();
         self.advance(at)?;
@@ -649,6 +752,6 @@ impl<'a> Merge<'a> {
             Direction::Forward => rank,
             Direction::Backward => Seq::MAX - rank,
         };
-        Ok(row.map(|row| (seq, self.ranges[at].0, row)))
+        Ok(row.map(|row| (seq, row)))
     }
 }

@@ -5,7 +5,7 @@ use crate::engine::{Direction, Range, Space};
 use crate::error::StoreError;
 use crate::record::{DocRecord, PartDoc, decode, key};
 use crate::rev::Rev;
-use crate::view::{BodyRef, Scope, steps_of};
+use crate::view::{BodyRef, Scope};
 use std::cmp::Ordering;
 
 /// Up to this many partial databases are merged; with more the whole database is read and filtered.
@@ -89,8 +89,8 @@ impl Db {
             let prefix = key::part_doc(self.inner().id, part, "");
             let (lo, hi) = range.bounds(&prefix);
             let mut rows = snapshot.range(Space::PartDocs, &lo, &hi, range.direction());
-            if let Some(row) = next_row(self, scope, part, prefix.len(), &mut rows)? {
-                heads.push(Head { row, part, prefix: prefix.len(), rows });
+            if let Some(row) = next_row(prefix.len(), &mut rows)? {
+                heads.push(Head { row, prefix: prefix.len(), rows });
             }
         }
         let mut out = Vec::new();
@@ -102,7 +102,7 @@ impl Db {
             let best = (1..heads.len())
                 .fold(0, |best, at| if order(&heads[at], &heads[best]) == Ordering::Less { at } else { best });
             let head = &mut heads[best];
-            match next_row(self, scope, head.part, head.prefix, &mut head.rows)? {
+            match next_row(head.prefix, &mut head.rows)? {
                 Some(next) => out.push(std::mem::replace(&mut head.row, next)),
                 None => out.push(heads.swap_remove(best).row),
             }
@@ -132,18 +132,14 @@ impl Db {
             let (doc_key, value) = item?;
             let record: DocRecord = decode(&value, "a document")?;
             let Some(winner) = record.tree.winner().map(|winner| &record.tree.nodes()[winner]) else { continue };
-            if winner.deleted {
+            if winner.deleted || !scope.shows(&self.inner().app.read(), record.place) {
                 continue;
             }
-            let id = id_of(&doc_key, prefix.len())?;
-            let mut rev = winner.rev.clone();
-            if let Some(reader) = scope.reader() {
-                let app = self.inner().app.read();
-                let Some(place) = record.place.filter(|_| scope.shows(&app, record.place)) else { continue };
-                let cycle = record.cycles.iter().find(|(of, _)| *of == rev).map_or(0, |(_, cycle)| *cycle);
-                rev = self.inner().chain.step(&id, &rev, steps_of(&app, reader, place, cycle));
-            }
-            out.push(DocRow { id, rev, body: winner.body.map(BodyRef) });
+            out.push(DocRow {
+                id: id_of(&doc_key, prefix.len())?,
+                rev: winner.rev.clone(),
+                body: winner.body.map(BodyRef),
+            });
         }
         Ok(out)
     }
@@ -152,32 +148,17 @@ impl Db {
 /// A partial database's next document in a merge.
 struct Head<'a> {
     row: DocRow,
-    part: u32,
     prefix: usize,
     rows: Range<'a>,
 }
 
-fn next_row(
-    db: &Db,
-    scope: &Scope,
-    part: u32,
-    prefix: usize,
-    rows: &mut Range<'_>,
-) -> Result<Option<DocRow>, StoreError> {
+fn next_row(prefix: usize, rows: &mut Range<'_>) -> Result<Option<DocRow>, StoreError> {
     for item in rows {
         let (doc_key, value) = item?;
         let doc: PartDoc = decode(&value, "a document of a partial database")?;
         let Some(winner) = doc.leaves.into_iter().next().filter(|leaf| !doc.tomb && !leaf.deleted) else { continue };
         let id = id_of(&doc_key, prefix)?;
-        let app = db.inner().app.read();
-        let rev = match scope.reader() {
-            Some(reader) => {
-                let steps = steps_of(&app, reader, part, winner.cycle);
-                db.inner().chain.step(&id, &winner.rev, steps)
-            }
-            None => winner.rev,
-        };
-        return Ok(Some(DocRow { id, rev, body: winner.body.map(BodyRef) }));
+        return Ok(Some(DocRow { id, rev: winner.rev, body: winner.body.map(BodyRef) }));
     }
     Ok(None)
 }

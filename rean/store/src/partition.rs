@@ -5,12 +5,15 @@
 //! that each can be told of its end (see `chain`), and since when the document had been there, so that who
 //! never saw it is not told.
 
+use crate::app::AppState;
 use crate::apply::{leaves_of, place_of};
 use crate::db::Db;
 use crate::document;
 use crate::engine::Space;
 use crate::error::{StoreError, WriteError};
-use crate::record::{DbId, DocRecord, Leaf, PartDoc, PartNo, PartRow, Seq, decode, decode_body, encode, key};
+use crate::record::{DbId, DocRecord, Leaf, PartDoc, PartNo, PartRow, Seq, SeqRow, decode, decode_body, encode, key};
+use crate::rev::Rev;
+use crate::tree::RevTree;
 use crate::writer::Tx;
 
 /// Documents that are placed anew in one job: the writer must not be kept from others for long.
@@ -20,32 +23,32 @@ const REPARTITION_PAGE: usize = 200;
 pub(crate) type NewPartRow = (PartNo, PartRow);
 
 impl Tx<'_> {
-    /// Brings the partial databases in line with a document's new leaves, and notes the result in `record`.
+    /// Brings the partial databases in line with a document's new tree, and notes the result in `record`.
     pub(crate) fn place(
         &mut self,
         db: &Db,
         id: &str,
         old: Option<&DocRecord>,
         record: &mut DocRecord,
-        leaves: &[Leaf],
     ) -> Result<Vec<NewPartRow>, StoreError> {
         let from = old.and_then(|old| old.place);
         let to = place_of(&db.inner().app.read(), &record.tree, old);
+        let moves = from.is_some() && from != to;
+        succeed(db, id, old, record, moves);
         let mut rows = Vec::new();
-        if let Some(from) = from
-            && Some(from) != to
+        if let Some(from) = from.filter(|_| moves)
             && let Some(row) = self.leave(db, id, from, record.seq)?
         {
             record.tombs.push(from);
+            let seq = record.seq;
+            record.ended.extend(row.leaves.iter().filter(|leaf| !leaf.deleted).map(|leaf| (leaf.rev.clone(), seq)));
             rows.push((from, row));
         }
+        prune_ended(record);
         record.place = to;
-        record.cycles.clear();
         if let Some(to) = to {
-            let row = self.stay(db, id, to, record.seq, leaves)?;
+            let row = self.stay(db, id, to, record)?;
             record.tombs.retain(|tomb| *tomb != to);
-            let came_back = row.leaves.iter().filter(|leaf| leaf.cycle > 0);
-            record.cycles = came_back.map(|leaf| (leaf.rev.clone(), leaf.cycle)).collect();
             rows.push((to, row));
         }
         Ok(rows)
@@ -57,40 +60,89 @@ impl Tx<'_> {
         let Some(was) = self.part_doc(db_id, part, id)? else { return Ok(None) };
         self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
         self.count(db, part, seq, &was, None);
-        let row = PartRow { id: id.to_owned(), entered: was.entered, tomb: true, leaves: was.leaves };
+        let row = PartRow { id: id.to_owned(), entered: was.entered, tomb: true, leaves: was.leaves, gone: was.gone };
         self.put_part_row(db_id, part, seq, &row);
         Ok(Some(row))
     }
 
     /// Puts the document's row at the end of the feed, whether or not it was in it before.
-    fn stay(&mut self, db: &Db, id: &str, part: PartNo, seq: Seq, leaves: &[Leaf]) -> Result<PartRow, StoreError> {
-        let db_id = db.inner().id;
+    fn stay(&mut self, db: &Db, id: &str, part: PartNo, record: &mut DocRecord) -> Result<PartRow, StoreError> {
+        let (db_id, seq) = (db.inner().id, record.seq);
         let was = self.part_doc(db_id, part, id)?;
-        let mut leaves = leaves.to_vec();
         if let Some(was) = &was {
             self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
-            for leaf in &mut leaves {
-                if let Some(before) = was.leaves.iter().find(|before| before.rev == leaf.rev) {
-                    leaf.cycle = before.cycle + u32::from(was.tomb);
-                }
-            }
         }
         let entered = was.as_ref().map_or(seq, |was| was.entered);
-        let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves };
-        let before = was.filter(|was| !was.tomb);
-        match &before {
-            Some(before) => self.count(db, part, seq, before, Some(&row)),
-            None => {
-                let nothing = PartDoc { seq, entered, tomb: true, leaves: Vec::new() };
-                self.count(db, part, seq, &nothing, Some(&row));
-            }
-        }
+        let seen = visible(&db.inner().app.read(), leaves_of(record), part);
+        let gone = was.as_ref().map(|was| gone_of(&was.leaves, &was.gone, &record.tree, &seen)).unwrap_or_default();
+        record.ended.extend(gone.iter().map(|rev| (rev.clone(), seq)));
+        prune_ended(record);
+        let leaves = visible(&db.inner().app.read(), leaves_of(record), part);
+        let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves, gone };
+        let nothing = PartDoc { seq, entered, tomb: true, leaves: Vec::new(), gone: Vec::new() };
+        let before = was.filter(|was| !was.tomb).unwrap_or(nothing);
+        self.count(db, part, seq, &before, Some(&row));
         self.put_part_row(db_id, part, seq, &row);
         Ok(row)
     }
 
+    /// Notes that somebody is about to be shown the end of these documents' leaves, as they are now.
+    pub(crate) fn mark_ended(&mut self, db: &Db, ids: &[String]) -> Result<(), StoreError> {
+        for id in ids {
+            let db_id = db.inner().id;
+            let doc_key = key::doc(db_id, id);
+            let Some(mut record) = self.doc_record(&doc_key)? else { continue };
+            let live = leaves_of(&record).into_iter().filter(|leaf| !leaf.deleted && leaf.ended <= record.seq);
+            let news: Vec<Rev> = live.map(|leaf| leaf.rev).collect();
+            if news.is_empty() {
+                continue;
+            }
+            // Later than the row: whoever reads the row from now on may be somebody who was shown the end.
+            record.ended.retain(|(rev, _)| !news.contains(rev));
+            let since = record.seq + 1;
+            record.ended.extend(news.into_iter().map(|rev| (rev, since)));
+            let mut leaves = leaves_of(&record);
+            // The rows stay where they are: nobody has anything new to read.
+            self.put(
+                Space::Seqs,
+                key::seq(db_id, record.seq),
+                encode(&SeqRow { id: id.clone(), leaves: leaves.clone() }),
+            );
+            if let Some(place) = record.place
+                && let Some(was) = self.part_doc(db_id, place, id)?
+            {
+                leaves = visible(&db.inner().app.read(), leaves, place);
+                let row = PartRow { id: id.clone(), entered: was.entered, tomb: was.tomb, leaves, gone: was.gone };
+                self.put_part_row(db_id, place, was.seq, &row);
+            }
+            self.put(Space::Docs, doc_key, encode(&record));
+        }
+        Ok(())
+    }
+
+    /// Gives these documents' winners a successor, if their end was shown to somebody.
+    pub(crate) fn succeed_ended(&mut self, db: &Db, ids: &[String]) -> Result<(), StoreError> {
+        db.present()?;
+        for id in ids {
+            let Some(old) = self.doc_record(&key::doc(db.inner().id, id))? else { continue };
+            let winner = old.tree.winner().map(|winner| &old.tree.nodes()[winner]);
+            if winner.is_some_and(|winner| !winner.deleted && old.ended.iter().any(|(rev, _)| *rev == winner.rev)) {
+                let record = DocRecord { seq: self.next_seq(), ..old.clone() };
+                // With `moves` set the winner is succeeded wherever it is.
+                self.store_doc_anew(db, id, &old, record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn store_doc_anew(&mut self, db: &Db, id: &str, old: &DocRecord, mut record: DocRecord) -> Result<(), StoreError> {
+        succeed(db, id, Some(old), &mut record, true);
+        self.store_doc(db, id, Some(old), record)
+    }
+
     fn put_part_row(&mut self, db_id: DbId, part: PartNo, seq: Seq, row: &PartRow) {
-        let doc = PartDoc { seq, entered: row.entered, tomb: row.tomb, leaves: row.leaves.clone() };
+        let (leaves, gone) = (row.leaves.clone(), row.gone.clone());
+        let doc = PartDoc { seq, entered: row.entered, tomb: row.tomb, leaves, gone };
         self.put(Space::PartDocs, key::part_doc(db_id, part, &row.id), encode(&doc));
         self.put(Space::PartSeqs, key::part_seq(db_id, part, seq), encode(row));
     }
@@ -203,11 +255,51 @@ impl Db {
     }
 }
 
-/// The leaves of a document's tree, with how often each came back to its place.
-pub(crate) fn leaves_in_place(record: &DocRecord) -> Vec<Leaf> {
-    let mut leaves = leaves_of(&record.tree);
-    for leaf in &mut leaves {
-        leaf.cycle = record.cycles.iter().find(|(rev, _)| *rev == leaf.rev).map_or(0, |(_, cycle)| *cycle);
+/// The leaves that readers of a partial database see of a document that is in it: the winner, and those that
+/// have the same readers. A leaf that only some of them may read is a conflict for an administrator to resolve.
+pub(crate) fn visible(app: &AppState, leaves: Vec<Leaf>, place: PartNo) -> Vec<Leaf> {
+    let mut first = true;
+    let seen = |leaf: &Leaf| std::mem::take(&mut first) || app.part_of_acl(leaf.acl) == Some(place);
+    leaves.into_iter().filter(seen).collect()
+}
+
+/// Of the leaves of a row and what had gone before it, what no leaf that is seen now descends from: its readers
+/// may hold these, or what they deleted, as live.
+pub(crate) fn gone_of(leaves: &[Leaf], gone: &[Rev], tree: &RevTree, seen: &[Leaf]) -> Vec<Rev> {
+    let held = leaves.iter().map(|leaf| &leaf.rev).chain(gone);
+    let seen: Vec<usize> = seen.iter().filter_map(|leaf| tree.find(&leaf.rev)).collect();
+    let mut gone: Vec<Rev> = Vec::new();
+    for rev in held {
+        let Some(index) = tree.find(rev) else { continue };
+        if !seen.iter().any(|leaf| tree.descends(*leaf, index)) && !gone.contains(rev) {
+            gone.push(rev.clone());
+        }
     }
-    leaves
+    gone
+}
+
+/// Gives the winner a successor with the same content, if it is about to be shown to people one of whom was
+/// shown its end: it moves, or another leaf stood before it. Other leaves are left alone: a successor's higher
+/// generation would make it the winner.
+fn succeed(db: &Db, id: &str, old: Option<&DocRecord>, record: &mut DocRecord, moves: bool) {
+    let Some(index) = record.tree.winner() else { return };
+    let winner = record.tree.nodes()[index].clone();
+    let won_before = old.and_then(|old| Some(&old.tree.nodes()[old.tree.winner()?].rev));
+    let shown_anew = moves || won_before != Some(&winner.rev) || old.is_some_and(|old| old.place.is_none());
+    if winner.deleted || !shown_anew || !record.ended.iter().any(|(rev, _)| *rev == winner.rev) {
+        return;
+    }
+    let mut history = vec![db.inner().chain.successor(id, &winner.rev)];
+    history.extend(record.tree.path(index));
+    // The body is not copied: both name the same one (see `unnamed`).
+    let _ = record.tree.merge(&history, false, winner.body, winner.acl);
+    prune_ended(record);
+}
+
+fn prune_ended(record: &mut DocRecord) {
+    let tree = &record.tree;
+    record.ended.retain(|(rev, _)| tree.find(rev).is_some_and(|index| tree.is_leaf(index)));
+    // Of two times the later one stays.
+    record.ended.sort_unstable_by(|a, b| b.cmp(a));
+    record.ended.dedup_by(|a, b| a.0 == b.0);
 }

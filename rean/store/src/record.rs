@@ -70,8 +70,8 @@ pub(crate) struct DocRecord {
     pub place: Option<PartNo>,
     /// Partial databases that hold a tombstone of it.
     pub tombs: Vec<PartNo>,
-    /// Leaves that came back unchanged to the place, and how often (see `chain`).
-    pub cycles: Vec<(Rev, u32)>,
+    /// Leaves whose end somebody was shown, because it left their sight (see `chain`), and since when.
+    pub ended: Vec<(Rev, Seq)>,
 }
 
 /// A leaf as a row of a feed shows it.
@@ -81,8 +81,8 @@ pub(crate) struct Leaf {
     pub deleted: bool,
     pub body: Option<u64>,
     pub acl: AclNo,
-    /// How often this leaf came back unchanged to the partial database whose row this is.
-    pub cycle: u32,
+    /// Since when somebody may have been shown its end; 0: nobody was.
+    pub ended: Seq,
 }
 
 /// A row of a database's feed: the latest change of a document.
@@ -101,8 +101,11 @@ pub(crate) struct PartDoc {
     pub entered: Seq,
     /// It was here and has left.
     pub tomb: bool,
-    /// Winner first; for a tomb the leaves that its readers have.
+    /// Those that its readers see, winner first; for a tomb those that they have.
     pub leaves: Vec<Leaf>,
+    /// Revisions that its readers may hold as leaves and that have gone out of their sight, while the document
+    /// has not: the end of each is told with the row.
+    pub gone: Vec<Rev>,
 }
 
 /// A row of a partial database's feed.
@@ -112,6 +115,7 @@ pub(crate) struct PartRow {
     pub entered: Seq,
     pub tomb: bool,
     pub leaves: Vec<Leaf>,
+    pub gone: Vec<Rev>,
 }
 
 /// A partial database.

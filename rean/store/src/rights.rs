@@ -23,20 +23,27 @@ impl Tx<'_> {
         mode: Mode,
         parent: Option<&[Rev]>,
     ) -> Result<AclNo, WriteError> {
-        let creates = if author.admin { false } else { Self::check_rights(db, old, edit, author, mode, parent)? };
-        let parent = parent.ok_or_else(|| conflict(mode))?;
+        let standing = if author.admin { Standing::Edits } else { check_rights(db, old, edit, author, mode, parent)? };
+        let unseen = standing == Standing::Unseen;
+        if unseen && edit.parent.is_some() {
+            return Err(conflict(mode));
+        }
+        let parent = if unseen { &[] } else { parent.ok_or_else(|| conflict(mode))? };
         if edit.deleted && edit.access.is_none() {
             // A deletion (PouchDB sends it bare) keeps the access of what it deletes.
-            return Ok(acl_below(old, parent));
+            return if standing == Standing::Edits { Ok(acl_below(old, parent)) } else { Err(conflict(mode)) };
         }
         let rules = db.rules();
         let access = rules
             .effective(&edit.id, edit.access.as_deref(), &edit.body)
             .map_err(|error| malformed(error.to_string(), mode))?;
-        if creates && !edit.deleted && !author.reader.is_among(&access.write) {
+        if standing != Standing::Edits && !author.reader.is_among(&access.write) {
             return Err(WriteError::Forbidden(
                 "You must be among the writers of a document that you create: name yourself in `access`.".to_owned(),
             ));
+        }
+        if unseen || (edit.deleted && standing == Standing::Creates) {
+            return Err(conflict(mode));
         }
         self.acl_number(db, &access)
     }
@@ -65,51 +72,65 @@ impl Tx<'_> {
         let access = db.rules().effective(id, own, body).unwrap_or_default();
         self.acl_number(db, &access)
     }
+}
 
-    /// Whether the edit creates a document; an error if the author may not do what it does.
-    fn check_rights(
-        db: &Db,
-        old: Option<&DocRecord>,
-        edit: &Edit,
-        author: &Author,
-        mode: Mode,
-        parent: Option<&[Rev]>,
-    ) -> Result<bool, WriteError> {
-        if edit.id.starts_with("_design/") {
-            return Err(denied(author, "Only administrators may write design documents."));
-        }
-        let Some(record) = old else {
-            return check_create(db, author).map(|()| true);
-        };
-        let app = db.inner().app.read();
-        if !app.may_read(&author.reader, record.place) {
-            return Err(conflict(mode));
-        }
-        let tree = &record.tree;
-        let winner = tree.winner().ok_or_else(|| conflict(mode))?;
-        if tree.nodes()[winner].deleted {
-            drop(app);
-            return check_create(db, author).map(|()| true);
-        }
-        // The leaf that the edit extends decides; for an edit that extends none the winner, so that who may
-        // not write is told so whatever revision they name.
-        let below = parent.unwrap_or_default().iter().find_map(|rev| tree.find(rev));
-        let extended = below.filter(|index| tree.is_leaf(*index));
-        let decides = extended.unwrap_or(winner);
-        if !app.may_write_acl(&author.reader, tree.nodes()[decides].acl) {
-            return Err(denied(author, "You may not write this document."));
-        }
-        match extended {
-            Some(leaf) if !tree.nodes()[leaf].deleted => Ok(false),
-            _ => Err(match mode {
-                Mode::Interactive => WriteError::Conflict,
-                Mode::Replicated => WriteError::Forbidden(
-                    "This edit does not extend the document's current revision: \
+/// How an author stands to the document that they edit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It is theirs to edit, or they are an administrator.
+    Edits,
+    /// There is none: they create it.
+    Creates,
+    /// There is one that they can't read. All that they would be told if there were none comes first, so that
+    /// only who would have created it learns that the id is taken.
+    Unseen,
+}
+
+/// An error if the author may not do what the edit does.
+fn check_rights(
+    db: &Db,
+    old: Option<&DocRecord>,
+    edit: &Edit,
+    author: &Author,
+    mode: Mode,
+    parent: Option<&[Rev]>,
+) -> Result<Standing, WriteError> {
+    if edit.id.starts_with("_design/") {
+        return Err(denied(author, "Only administrators may write design documents."));
+    }
+    let Some(record) = old else {
+        return check_create(db, author).map(|()| Standing::Creates);
+    };
+    let app = db.inner().app.read();
+    if !app.may_read(&author.reader, record.place) {
+        drop(app);
+        return check_create(db, author).map(|()| Standing::Unseen);
+    }
+    let tree = &record.tree;
+    let winner = tree.winner().ok_or_else(|| conflict(mode))?;
+    if tree.nodes()[winner].deleted {
+        drop(app);
+        return check_create(db, author).map(|()| Standing::Creates);
+    }
+    // The leaf that the edit extends decides; for an edit that extends none the winner, so that who may
+    // not write is told so whatever revision they name.
+    let below = parent.unwrap_or_default().iter().find_map(|rev| tree.find(rev));
+    let seen = |index: &usize| *index == winner || app.part_of_acl(tree.nodes()[*index].acl) == record.place;
+    let extended = below.filter(|index| tree.is_leaf(*index)).filter(seen);
+    let decides = extended.unwrap_or(winner);
+    if !app.may_write_acl(&author.reader, tree.nodes()[decides].acl) {
+        return Err(denied(author, "You may not write this document."));
+    }
+    match extended {
+        Some(leaf) if !tree.nodes()[leaf].deleted => Ok(Standing::Edits),
+        _ => Err(match mode {
+            Mode::Interactive => WriteError::Conflict,
+            Mode::Replicated => WriteError::Forbidden(
+                "This edit does not extend the document's current revision: \
                      take in the current one and edit again."
-                        .to_owned(),
-                ),
-            }),
-        }
+                    .to_owned(),
+            ),
+        }),
     }
 }
 

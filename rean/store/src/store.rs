@@ -102,6 +102,20 @@ impl Store {
         let path = options.path;
         std::fs::create_dir_all(&path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
         let engine = engine::open(options.engine, &path.join(options.engine.to_string()))?;
+        Store::open_on(engine, &path, options.keys, options.observer)
+    }
+
+    /// Opens the store that an engine holds. `path` is the folder for what is kept beside it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_on(
+        engine: Box<dyn Engine>,
+        path: &Path,
+        keys: StoreKeys,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Store, OpenError> {
+        let path = path.to_owned();
         let mut clock = read_format(engine.as_ref(), &path)?;
         let witness =
             Witness::open(&path.join("acknowledged")).map_err(|source| OpenError::Io { path: path.clone(), source })?;
@@ -117,8 +131,8 @@ impl Store {
         let (sender, receiver) = mpsc::channel();
         let inner = Arc::new(StoreInner {
             engine,
-            keys: options.keys,
-            observer: options.observer,
+            keys,
+            observer,
             witness,
             dbs: RwLock::new(BTreeMap::new()),
             jobs: Mutex::new(Some(sender)),

@@ -1,6 +1,6 @@
 //! Purging, compacting, and checking that what is stored agrees with itself.
 
-use crate::apply::leaves_of;
+use crate::apply::{leaves_of, unnamed};
 use crate::db::{Db, DbKind};
 use crate::engine::{Direction, Space};
 use crate::error::{StoreError, WriteError};
@@ -62,7 +62,7 @@ impl Db {
                     if dropped.is_empty() {
                         continue;
                     }
-                    for body in dropped {
+                    for body in unnamed(dropped, &record.tree) {
                         tx.drop_body(&db, body).map_err(|e| tx.fail(e))?;
                     }
                     tx.put(Space::Docs, doc_key, encode(&record));
@@ -139,7 +139,8 @@ impl crate::writer::Tx<'_> {
         for rev in revs {
             let leaf = record.tree.find(rev).filter(|index| record.tree.is_leaf(*index));
             if let Some(leaf) = leaf {
-                for body in record.tree.remove_leaf(leaf) {
+                let dropped = record.tree.remove_leaf(leaf);
+                for body in unnamed(dropped, &record.tree) {
                     self.drop_body(db, body)?;
                 }
                 purged.push(rev.clone());
@@ -183,7 +184,7 @@ impl Check<'_> {
             let (doc_key, value) = item?;
             let id = String::from_utf8_lossy(&doc_key[prefix.len()..]).into_owned();
             let record: DocRecord = decode(&value, "a document")?;
-            let leaves = leaves_of(&record.tree);
+            let leaves = leaves_of(&record);
             let deleted = leaves.first().is_none_or(|leaf| leaf.deleted);
             *(if deleted { &mut self.counted.deleted } else { &mut self.counted.docs }) += 1;
             match snapshot.get(Space::Seqs, &key::seq(db.inner().id, record.seq))? {

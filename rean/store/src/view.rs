@@ -1,11 +1,11 @@
 //! Reading documents as somebody in particular.
 
 use crate::app::{AppState, Reader};
-use crate::apply::base_of;
+use crate::apply::{base_of, leaves_of};
 use crate::db::Db;
 use crate::engine::Space;
 use crate::error::StoreError;
-use crate::partition::leaves_in_place;
+use crate::partition::visible;
 use crate::record::{Attachment, DocRecord, Leaf, PartNo, Seq, decode, decode_body, key};
 use crate::rev::Rev;
 use crate::tree::RevTree;
@@ -46,7 +46,8 @@ pub struct RevView {
     /// Its content; `None`: it has none to show.
     pub body: Option<BodyRef>,
     node: usize,
-    steps: u32,
+    /// It is the made-up tombstone of the stored revision `node`.
+    tomb: bool,
 }
 
 /// A document as a reader sees it.
@@ -90,24 +91,6 @@ impl Scope {
     }
 }
 
-/// Steps by which a leaf's name is shifted for this reader (see `chain`): even, for a live one.
-pub(crate) fn steps_of(app: &AppState, reader: &Reader, part: PartNo, leaf_cycle: u32) -> u32 {
-    let readers = app.part(part).map(|part| part.readers.as_slice()).unwrap_or_default();
-    let cycles = leaf_cycle.saturating_add(reader.cycles(readers));
-    cycles.saturating_mul(2).min(crate::chain::MAX_STEPS - 2)
-}
-
-/// The leaves of a row that a reader may see: the winner, whose place the row is in, and others by their own
-/// access.
-pub(crate) fn visible_leaves<'a>(
-    app: &'a AppState,
-    reader: &'a Reader,
-    leaves: &'a [Leaf],
-) -> impl Iterator<Item = &'a Leaf> {
-    let mut first = true;
-    leaves.iter().filter(move |leaf| std::mem::take(&mut first) || app.may_read_acl(reader, leaf.acl))
-}
-
 impl Db {
     pub(crate) fn record(&self, id: &str) -> Result<Option<DocRecord>, StoreError> {
         self.present()?;
@@ -128,26 +111,22 @@ impl Db {
         if !scope.shows(&app, record.place) {
             return None;
         }
-        let leaves = leaves_in_place(&record);
-        let chain = &self.inner().chain;
-        let show = |leaf: &Leaf, steps: u32, body: bool| {
-            let steps = if leaf.deleted { 0 } else { steps };
+        let leaves = leaves_of(&record);
+        let show = |leaf: &Leaf, with_body: bool| {
             Some(RevView {
-                rev: chain.step(id, &leaf.rev, steps),
+                rev: leaf.rev.clone(),
                 deleted: leaf.deleted,
-                body: leaf.body.filter(|_| body).map(BodyRef),
+                body: leaf.body.filter(|_| with_body).map(BodyRef),
                 node: record.tree.find(&leaf.rev)?,
-                steps,
+                tomb: false,
             })
         };
         let leaves: Vec<RevView> = match (scope.reader(), record.place) {
-            (Some(reader), Some(place)) => visible_leaves(&app, reader, &leaves)
-                .filter_map(|leaf| {
-                    let steps = steps_of(&app, reader, place, leaf.cycle);
-                    show(leaf, steps, app.may_read_acl(reader, leaf.acl))
-                })
+            (Some(reader), Some(place)) => visible(&app, leaves, place)
+                .iter()
+                .filter_map(|leaf| show(leaf, app.may_read_acl(reader, leaf.acl)))
                 .collect(),
-            _ => leaves.iter().filter_map(|leaf| show(leaf, 0, true)).collect(),
+            _ => leaves.iter().filter_map(|leaf| show(leaf, true)).collect(),
         };
         if leaves.is_empty() {
             return None;
@@ -170,16 +149,13 @@ impl Db {
     /// The engine failed.
     pub fn revision(&self, scope: &Scope, id: &str, rev: &Rev) -> Result<Option<(DocView, RevView)>, StoreError> {
         let Some(record) = self.record(id)? else { return Ok(None) };
-        let made_up = match scope {
-            Scope::All => None,
-            _ if record.tree.find(rev).is_some() => None,
-            _ => base_of(self, id, &record, rev),
-        };
-        if let Some((node, steps)) = made_up
-            && steps % 2 == 1
+        let stored = record.tree.find(rev);
+        if stored.is_none()
+            && scope.reader().is_some()
+            && let Some(node) = base_of(self, id, &record, rev)
         {
             // Whoever names it was shown it: it can't be guessed.
-            let tomb = RevView { rev: rev.clone(), deleted: true, body: None, node, steps };
+            let tomb = RevView { rev: rev.clone(), deleted: true, body: None, node, tomb: true };
             let view = DocView {
                 id: id.to_owned(),
                 seq: record.seq,
@@ -191,10 +167,7 @@ impl Db {
             return Ok(Some((view, tomb)));
         }
         let Some(view) = self.view(scope, id, record) else { return Ok(None) };
-        let found = match made_up {
-            Some((node, steps)) => view.at(node, steps, rev),
-            None => view.tree.find(rev).and_then(|node| view.at(node, 0, rev)),
-        };
+        let found = stored.and_then(|node| view.at(node));
         Ok(found.map(|found| (view, found)))
     }
 
@@ -245,9 +218,10 @@ impl DocView {
 
     /// A revision's name and those of its ancestors, newest first: what `_revisions` lists.
     pub fn history(&self, rev: &RevView) -> Vec<Rev> {
-        let base = &self.tree.nodes()[rev.node].rev;
-        let mut history = self.db.inner().chain.steps(&self.id, base, rev.steps);
-        history.extend(self.tree.path(rev.node));
+        let mut history = self.tree.path(rev.node);
+        if rev.tomb {
+            history.insert(0, rev.rev.clone());
+        }
         history
     }
 
@@ -273,15 +247,16 @@ impl DocView {
         self.leaves.iter().filter(below).cloned().collect()
     }
 
-    /// The stored revision `node`, asked for by the name `rev`.
-    fn at(&self, node: usize, steps: u32, rev: &Rev) -> Option<RevView> {
+    /// The stored revision `node`, if it is one that this reader may have.
+    fn at(&self, node: usize) -> Option<RevView> {
         if let Some(leaf) = self.leaves.iter().find(|leaf| leaf.node == node) {
-            return Some(RevView { rev: rev.clone(), steps, ..leaf.clone() });
+            return Some(leaf.clone());
         }
         let stored = &self.tree.nodes()[node];
         let app = self.db.inner().app.read();
         let readable = self.reader.as_ref().is_none_or(|reader| app.may_read_acl(reader, stored.acl));
         let body = stored.body.filter(|_| readable)?;
-        Some(RevView { rev: rev.clone(), deleted: stored.deleted, body: Some(BodyRef(body)), node, steps })
+        let rev = stored.rev.clone();
+        Some(RevView { rev, deleted: stored.deleted, body: Some(BodyRef(body)), node, tomb: false })
     }
 }

@@ -44,10 +44,7 @@ pub fn admin() -> Identity {
 }
 
 pub fn user(name: &str, roles: &[&str]) -> Identity {
-    Identity {
-        name: Some(name.to_owned()),
-        roles: roles.iter().map(|role| (*role).to_owned()).collect(),
-    }
+    Identity { name: Some(name.to_owned()), roles: roles.iter().map(|role| (*role).to_owned()).collect() }
 }
 
 impl World {
@@ -66,22 +63,12 @@ impl World {
             .expect("no panic")
             .expect("the pod boots");
         rean::tasks::start(&pod);
-        Self {
-            pod,
-            _folder: folder,
-        }
+        Self { pod, _folder: folder }
     }
 
-    pub async fn raw(
-        &self,
-        who: &Identity,
-        method: &str,
-        path: &str,
-        body: Option<&Value>,
-    ) -> http::Response<Body> {
-        let mut request = http::Request::builder()
-            .method(Method::from_bytes(method.as_bytes()).expect("a method"))
-            .uri(path);
+    pub async fn raw(&self, who: &Identity, method: &str, path: &str, body: Option<&Value>) -> http::Response<Body> {
+        let mut request =
+            http::Request::builder().method(Method::from_bytes(method.as_bytes()).expect("a method")).uri(path);
         if body.is_some() {
             request = request.header("content-type", "application/json");
         }
@@ -94,13 +81,7 @@ impl World {
         answer.unwrap_or_else(|error| error.into_response())
     }
 
-    pub async fn send(
-        &self,
-        who: &Identity,
-        method: &str,
-        path: &str,
-        body: Option<&Value>,
-    ) -> Answer {
+    pub async fn send(&self, who: &Identity, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let response = self.raw(who, method, path, body).await;
         let status = response.status();
         let bytes = tokio::time::timeout(DEADLINE, response.into_body().collect())
@@ -126,23 +107,15 @@ impl World {
 
     /// Makes a database and gives everyone the right to it.
     pub async fn open_db(&self, name: &str) {
-        self.send(&admin(), "PUT", &format!("/{name}"), None)
+        self.send(&admin(), "PUT", &format!("/{name}"), None).await.expect(201);
+        self.put(&admin(), &format!("/{name}/_security"), serde_json::json!({"members": {"names": [], "roles": []}}))
             .await
-            .expect(201);
-        self.put(
-            &admin(),
-            &format!("/{name}/_security"),
-            serde_json::json!({"members": {"names": [], "roles": []}}),
-        )
-        .await
-        .expect(200);
+            .expect(200);
     }
 
     /// Makes an app.
     pub async fn app(&self, name: &str) {
-        self.send(&admin(), "PUT", &format!("/{name}?access=true"), None)
-            .await
-            .expect(201);
+        self.send(&admin(), "PUT", &format!("/{name}?access=true"), None).await.expect(201);
     }
 
     /// Makes or changes an account; gives back its revision.
@@ -159,11 +132,7 @@ impl World {
     pub async fn feed(&self, who: &Identity, path: &str) -> Listener {
         let response = self.raw(who, "GET", path, None).await;
         assert_eq!(response.status(), 200);
-        Listener {
-            body: response.into_body(),
-            text: String::new(),
-            ended: false,
-        }
+        Listener { body: response.into_body(), text: String::new(), ended: false }
     }
 }
 
@@ -177,14 +146,11 @@ pub struct Listener {
 impl Listener {
     /// Takes the next piece; `false` at the end.
     pub async fn step(&mut self) -> bool {
-        let frame = tokio::time::timeout(DEADLINE, self.body.frame())
-            .await
-            .expect("something comes in time");
+        let frame = tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("something comes in time");
         match frame {
             Some(Ok(frame)) => {
                 let bytes: Bytes = frame.into_data().expect("data");
-                self.text
-                    .push_str(std::str::from_utf8(&bytes).expect("UTF-8"));
+                self.text.push_str(std::str::from_utf8(&bytes).expect("UTF-8"));
                 true
             }
             Some(Err(_)) | None => {
@@ -218,8 +184,6 @@ impl Listener {
 
     /// Whether nothing comes for a moment.
     pub async fn is_silent(&mut self) -> bool {
-        tokio::time::timeout(Duration::from_millis(150), self.body.frame())
-            .await
-            .is_err()
+        tokio::time::timeout(Duration::from_millis(150), self.body.frame()).await.is_err()
     }
 }

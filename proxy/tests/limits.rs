@@ -1,0 +1,170 @@
+//! What clients can't do to the proxy.
+
+mod common;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use common::{ADMIN, Pod, request, soon, until};
+use http::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Sends bytes as they are and reads until the proxy closes.
+async fn raw(pod: &Pod, text: &str) -> String {
+    let mut socket = TcpStream::connect(pod.address).await.expect("connects");
+    // The proxy may close before it has read all.
+    let _ = socket.write_all(text.as_bytes()).await;
+    let mut bytes = Vec::new();
+    let _ = soon("the end", socket.read_to_end(&mut bytes)).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+async fn alive(pod: &Pod) {
+    assert_eq!(pod.get("/_up", None).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn oversized_headers_are_431() {
+    let pod = Pod::start().await;
+    let big = "x".repeat(200_000);
+    let text = raw(&pod, &format!("GET / HTTP/1.1\r\nHost: x\r\nX-Big: {big}\r\n\r\n")).await;
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 431 "), "{text}");
+    let big = "x".repeat(60_000);
+    let text = raw(&pod, &format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Big: {big}\r\n\r\n")).await;
+    assert!(text.starts_with("HTTP/1.1 200 "), "{}", &text[..text.len().min(80)]);
+    let big = "x".repeat(70_000);
+    let text = raw(&pod, &format!("GET / HTTP/1.1\r\nHost: x\r\nX-Big: {big}")).await;
+    assert!(text.starts_with("HTTP/1.1 431 "), "{text}");
+    alive(&pod).await;
+}
+
+#[tokio::test]
+async fn long_uris_are_414() {
+    let pod = Pod::start().await;
+    let answer = pod.get(&format!("/{}", "x".repeat(40_000)), None).await;
+    assert_eq!(answer.status, StatusCode::URI_TOO_LONG);
+    assert_eq!(answer.json()["error"], "uri_too_long");
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_refused() {
+    let pod = Pod::start().await;
+    for text in [
+        "GARBAGE\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "\0\u{1}\u{2}\r\n\r\n",
+        "GET / HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\nnothing of the kind........................",
+        "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    ] {
+        let answer = raw(&pod, text).await;
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{text}: {answer}");
+    }
+    alive(&pod).await;
+}
+
+#[tokio::test]
+async fn slow_clients_are_given_up() {
+    let pod = Pod::start_with(|config| {
+        config.limits.header_timeout = Duration::from_millis(150);
+        config.limits.idle_timeout = Duration::from_millis(150);
+    })
+    .await;
+    // Nothing, half a preface, half a header.
+    for text in ["", "PR", "GET / HTTP/1.1\r\nHost:"] {
+        let answer = raw(&pod, text).await;
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
+    }
+    // Half a body.
+    let text = raw(&pod, "PUT /sink HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc").await;
+    assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+    alive(&pod).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_given_up() {
+    let idle = Duration::from_millis(200);
+    let pod = Pod::start_with(|config| config.limits.idle_timeout = idle).await;
+    let mut socket = TcpStream::connect(pod.address).await.expect("connects");
+    // Answers of some 100 MB, more than the kernel's buffers take.
+    let get = "GET /image HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    socket.write_all(get.as_bytes()).await.expect("writes");
+    tokio::time::sleep(idle).await;
+    let open = || async {
+        let text = pod.get("/_metrics", Some(ADMIN)).await.body;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.contains("\nadea_proxy_connections 1\n")
+    };
+    soon("the end of the connection", async { while !open().await {} }).await;
+}
+
+#[tokio::test]
+async fn bodies_are_bounded() {
+    let pod = Pod::start_with(|config| {
+        config.limits.max_json_body_bytes = 1000;
+        config.limits.max_body_bytes = 5000;
+    })
+    .await;
+    let put = |kind: &'static str| request("PUT", "/sink", None).header("content-type", kind);
+    for (kind, bytes, status) in [
+        ("application/json", 1000, 200),
+        ("application/json", 1001, 413),
+        ("image/png", 5000, 200),
+        ("image/png", 5001, 413),
+    ] {
+        let answer = pod.ask(put(kind), &"x".repeat(bytes)).await;
+        assert_eq!(answer.status, status, "{kind} {bytes}");
+    }
+    let chunk = format!("{:x}\r\n{}\r\n", 600, "x".repeat(600));
+    let head = "PUT /sink HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+        Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let text = raw(&pod, &format!("{head}{chunk}{chunk}0\r\n\r\n")).await;
+    assert!(text.starts_with("HTTP/1.1 413 ") && text.contains("\"too_large\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_refused_body_is_read_to_its_end() {
+    let pod = Pod::start().await;
+    // Far more than the kernel's buffers: without reading on, the client would see a reset and no answer.
+    let body = "x".repeat(20_000_000);
+    let put = request("PUT", "/sink", Some(("nobody", "x")));
+    assert_eq!(pod.ask(put, &body).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(pod.rean.sunk.load(Ordering::SeqCst), 0);
+    let refused = pod.ask(request("PUT", "/refuse", None), &body).await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_the_middle_does_no_harm() {
+    let pod = Pod::start().await;
+    let mut socket = TcpStream::connect(pod.address).await.expect("connects");
+    let put = "PUT /sink HTTP/1.1\r\nHost: x\r\nContent-Length: 700\r\n\r\n{\"e\":";
+    socket.write_all(put.as_bytes()).await.expect("writes");
+    until("the first bytes", || pod.rean.sunk.load(Ordering::SeqCst) == 5).await;
+    drop(socket);
+    alive(&pod).await;
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_connections() {
+    let pod = Pod::start_with(|config| config.limits.max_connections_per_address = 2).await;
+    let one = TcpStream::connect(pod.address).await.expect("connects");
+    let two = TcpStream::connect(pod.address).await.expect("connects");
+    let mut three = TcpStream::connect(pod.address).await.expect("connects");
+    let mut byte = [0];
+    let read = soon("the end of the third", three.read(&mut byte)).await;
+    assert!(matches!(read, Ok(0) | Err(_)));
+    drop((one, two));
+    soon("room", async {
+        loop {
+            let mut socket = TcpStream::connect(pod.address).await.expect("connects");
+            let _ = socket.write_all(b"GET /_up HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+            let mut text = String::new();
+            if socket.read_to_string(&mut text).await.is_ok() && text.starts_with("HTTP/1.1 200") {
+                return;
+            }
+        }
+    })
+    .await;
+}

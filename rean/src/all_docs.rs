@@ -1,0 +1,424 @@
+//! `_all_docs`, `_design_docs` and `_local_docs`: documents in the order of their ids, row by row
+//! (<https://docs.couchdb.org/en/stable/api/database/bulk-api.html#db-all-docs>).
+
+use std::collections::{HashSet, VecDeque};
+use std::io::Write as _;
+use std::sync::Arc;
+
+use adea_ring::Identity;
+use http::{Method, StatusCode};
+use rean_store::json::push_string;
+use rean_store::{Body, DocRow, DocView, IdRange, RevView};
+
+use crate::body_in::{read_any, read_json};
+use crate::error::ApiError;
+use crate::list_args::ListArgs;
+use crate::local_docs::{self, LocalRev, push_local};
+use crate::page_body::{Out, Pages, paged};
+use crate::pod::Pod;
+use crate::render::{self, push_document, push_plain, push_rev};
+use crate::route::{Request, Response};
+use crate::target::{self, Target};
+
+/// Rows that are read from the store at once.
+const ROWS_A_READ: usize = 256;
+/// Between these are the design documents' ids.
+const DESIGN_RANGE: (&str, &str) = ("_design/", "_design0");
+
+/// Which list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    All,
+    Design,
+    Local,
+}
+
+impl Kind {
+    fn of(request: &Request) -> Self {
+        match request.segments.get(1).map(String::as_str) {
+            Some("_design_docs") => Self::Design,
+            Some("_local_docs") => Self::Local,
+            _ => Self::All,
+        }
+    }
+
+    fn require(self, target: &Target) -> Result<(), ApiError> {
+        match self {
+            Self::Local => target.require_local(),
+            Self::All | Self::Design => target.require_read(),
+        }
+    }
+}
+
+/// GET and POST of `/db/_all_docs`, `/db/_design_docs`, `/db/_local_docs`.
+///
+/// # Errors
+/// 400 for parameters with values that they can't have.
+pub async fn all_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    let target = target::resolve(pod, who, request.db_name())?;
+    let kind = Kind::of(&request);
+    kind.require(&target)?;
+    let args = if request.method == Method::POST {
+        let text = read_any(pod, &request.headers, request.body).await?;
+        ListArgs::from_body(&request.query, &text)?
+    } else {
+        ListArgs::from_query(&request.query)?
+    };
+    let db = target.db.clone();
+    let pages = Lists::new(target, kind, vec![args], false);
+    Ok(render::json(StatusCode::OK, paged(&db, pages)?))
+}
+
+/// POST of `/db/_all_docs/queries` and its relatives: several lists in one answer.
+///
+/// # Errors
+/// 400 for a body that has no queries.
+pub async fn queries(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    let target = target::resolve(pod, who, request.db_name())?;
+    let kind = Kind::of(&request);
+    kind.require(&target)?;
+    let text = read_json(pod, &request.headers, request.body).await?;
+    let args = ListArgs::queries(&request.query, &text)?;
+    let db = target.db.clone();
+    let pages = Lists::new(target, kind, args, true);
+    Ok(render::json(StatusCode::OK, paged(&db, pages)?))
+}
+
+/// The lists of one answer.
+struct Lists {
+    target: Target,
+    kind: Kind,
+    waiting: std::vec::IntoIter<ListArgs>,
+    current: Option<List>,
+    /// Whether the answer is `{"results":[...]}`.
+    several: bool,
+    before: &'static [u8],
+}
+
+impl Lists {
+    fn new(target: Target, kind: Kind, args: Vec<ListArgs>, several: bool) -> Self {
+        Self {
+            target,
+            kind,
+            waiting: args.into_iter(),
+            current: None,
+            several,
+            before: if several { b"{\"results\":[\n" } else { b"" },
+        }
+    }
+}
+
+impl Pages for Lists {
+    fn fill(&mut self, out: &mut Out) -> Result<bool, ApiError> {
+        while !out.is_full() {
+            if let Some(list) = &mut self.current {
+                if list.fill(&self.target, out)? {
+                    return Ok(true);
+                }
+                self.current = None;
+                continue;
+            }
+            let Some(args) = self.waiting.next() else {
+                if self.several {
+                    if self.before != b",\n" {
+                        out.text.extend_from_slice(self.before);
+                    }
+                    out.text.extend_from_slice(b"\n]}");
+                }
+                out.text.push(b'\n');
+                return Ok(false);
+            };
+            out.text.extend_from_slice(self.before);
+            self.before = b",\n";
+            let list = List::begin(&self.target, self.kind, args)?;
+            list.push_head(&self.target, out)?;
+            self.current = Some(list);
+        }
+        Ok(true)
+    }
+}
+
+/// One list on its way.
+struct List {
+    args: ListArgs,
+    kind: Kind,
+    source: Source,
+    left: u64,
+    skip: u64,
+    started: bool,
+}
+
+/// Where rows come from.
+enum Source {
+    /// The ids in a range: what was read, and where to go on.
+    Range { rows: VecDeque<DocRow>, rest: Option<IdRange> },
+    /// Keys that were named.
+    Keys(std::vec::IntoIter<Option<String>>),
+    /// `_local` documents.
+    Local(std::vec::IntoIter<(String, u64)>),
+}
+
+/// One row.
+enum Row {
+    Live(DocRow),
+    /// A key: its document, if there is one for this reader, is looked up.
+    Key(Option<String>),
+    Local(String, u64),
+}
+
+impl List {
+    fn begin(target: &Target, kind: Kind, mut args: ListArgs) -> Result<Self, ApiError> {
+        if kind == Kind::Design {
+            args.clamp(DESIGN_RANGE.0, DESIGN_RANGE.1);
+        }
+        let source = match (kind, args.keys.take()) {
+            (Kind::Local, keys) => Source::Local(local_rows(target, &args, keys)?.into_iter()),
+            (_, Some(mut keys)) => {
+                if args.range.descending {
+                    keys.reverse();
+                }
+                Source::Keys(keys.into_iter())
+            }
+            (_, None) => Source::Range { rows: VecDeque::new(), rest: (!args.empty).then(|| args.range.clone()) },
+        };
+        Ok(Self { left: args.limit, skip: args.skip, args, kind, source, started: false })
+    }
+
+    fn push_head(&self, target: &Target, out: &mut Out) -> Result<(), ApiError> {
+        let db = &target.db;
+        let text = &mut out.text;
+        // Writing to a vector can't fail.
+        let _ = match self.kind {
+            Kind::All => {
+                let total = db.scoped_info(&target.scope).doc_count;
+                write!(text, "{{\"total_rows\":{total}")
+            }
+            Kind::Design => {
+                let total = count_design_docs(target)?;
+                write!(text, "{{\"total_rows\":{total}")
+            }
+            Kind::Local => write!(text, "{{\"total_rows\":null"),
+        };
+        if self.kind == Kind::Local || self.args.has_start || matches!(self.source, Source::Keys(_)) {
+            // How many rows lie before a key would have to be counted.
+            text.extend_from_slice(b",\"offset\":null");
+        } else {
+            let _ = write!(text, ",\"offset\":{}", self.args.skip);
+        }
+        if self.args.update_seq {
+            let seq = db.scoped_info(&target.scope).update_seq;
+            text.extend_from_slice(b",\"update_seq\":");
+            push_string(text, &db.seq_token(&target.scope, seq));
+        }
+        text.extend_from_slice(b",\"rows\":[");
+        Ok(())
+    }
+
+    /// Adds rows; `false`: the list has ended.
+    fn fill(&mut self, target: &Target, out: &mut Out) -> Result<bool, ApiError> {
+        while !out.is_full() {
+            let row = if self.left == 0 { None } else { self.next(target)? };
+            let Some(row) = row else {
+                out.text.extend_from_slice(b"\r\n]}");
+                return Ok(false);
+            };
+            out.text.extend_from_slice(if self.started { b",\r\n" } else { b"\r\n" });
+            self.started = true;
+            self.left -= 1;
+            self.push_row(target, out, row)?;
+        }
+        Ok(true)
+    }
+
+    fn next(&mut self, target: &Target) -> Result<Option<Row>, ApiError> {
+        loop {
+            let row = match &mut self.source {
+                Source::Keys(keys) => keys.next().map(Row::Key),
+                Source::Local(rows) => rows.next().map(|(id, rev)| Row::Local(id, rev)),
+                Source::Range { rows, rest } => {
+                    if rows.is_empty() {
+                        read_on(target, rows, rest, self.left.saturating_add(self.skip))?;
+                    }
+                    rows.pop_front().map(Row::Live)
+                }
+            };
+            if self.skip == 0 || row.is_none() {
+                return Ok(row);
+            }
+            self.skip -= 1;
+        }
+    }
+
+    fn push_row(&self, target: &Target, out: &mut Out, row: Row) -> Result<(), ApiError> {
+        match row {
+            Row::Live(row) => {
+                push_start(&mut out.text, &row.id, &row.rev);
+                out.text.push(b'}');
+                if self.args.include_docs {
+                    self.push_doc(target, out, &row)?;
+                }
+                out.text.push(b'}');
+                Ok(())
+            }
+            Row::Key(key) => self.push_key(target, out, key.as_deref()),
+            Row::Local(id, rev) => {
+                push_start(&mut out.text, &id, &LocalRev(rev));
+                out.text.push(b'}');
+                let name = id.strip_prefix(local_docs::PREFIX).unwrap_or(&id);
+                if self.args.include_docs
+                    && let Some(doc) = target.db.local_get(&target.owner, name)?
+                {
+                    out.text.extend_from_slice(b",\"doc\":");
+                    push_local(&mut out.text, &id, doc.rev, &doc.body);
+                }
+                out.text.push(b'}');
+                Ok(())
+            }
+        }
+    }
+
+    /// `,"doc":{..}`; `null` for one that has gone in the meantime.
+    fn push_doc(&self, target: &Target, out: &mut Out, row: &DocRow) -> Result<(), ApiError> {
+        out.text.extend_from_slice(b",\"doc\":");
+        if self.args.needs_view() {
+            if let Some(doc) = target.db.doc(&target.scope, &row.id)?
+                && let Some(leaf) = doc.leaves.iter().find(|leaf| leaf.rev == row.rev)
+            {
+                return self.push_view(target, out, &doc, leaf);
+            }
+            out.text.extend_from_slice(b"null");
+            return Ok(());
+        }
+        let body: Option<Body> = match row.body {
+            Some(at) => target.db.body(at)?,
+            None => None,
+        };
+        match body {
+            Some(body) => push_plain(&mut out.text, &row.id, &row.rev, false, Some(&body)),
+            None => out.text.extend_from_slice(b"null"),
+        }
+        Ok(())
+    }
+
+    /// A document with all that was asked for; `null` if its body was compacted away since it was found.
+    fn push_view(&self, target: &Target, out: &mut Out, doc: &DocView, rev: &RevView) -> Result<(), ApiError> {
+        match push_document(out, &target.db, doc, rev, &self.args.options) {
+            Ok(_) => Ok(()),
+            // Nothing of the document has been written.
+            Err(error) if error.status == StatusCode::NOT_FOUND => {
+                out.text.extend_from_slice(b"null");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn push_key(&self, target: &Target, out: &mut Out, key: Option<&str>) -> Result<(), ApiError> {
+        let doc = match key {
+            Some(key) => target.db.doc(&target.scope, key)?,
+            None => None,
+        };
+        let Some(doc) = doc else {
+            out.text.extend_from_slice(b"{\"key\":");
+            match key {
+                Some(key) => push_string(&mut out.text, key),
+                None => out.text.extend_from_slice(b"null"),
+            }
+            out.text.extend_from_slice(b",\"error\":\"not_found\"}");
+            return Ok(());
+        };
+        let winner = doc.winner();
+        push_start(&mut out.text, &doc.id, &winner.rev);
+        if winner.deleted {
+            out.text.extend_from_slice(b",\"deleted\":true}");
+            if self.args.include_docs {
+                out.text.extend_from_slice(b",\"doc\":null");
+            }
+        } else {
+            out.text.push(b'}');
+            if self.args.include_docs {
+                out.text.extend_from_slice(b",\"doc\":");
+                self.push_view(target, out, &doc, winner)?;
+            }
+        }
+        out.text.push(b'}');
+        Ok(())
+    }
+}
+
+/// `{"id":..,"key":..,"value":{"rev":..` without the closing braces.
+fn push_start(out: &mut Vec<u8>, id: &str, rev: &dyn std::fmt::Display) {
+    out.extend_from_slice(b"{\"id\":");
+    push_string(out, id);
+    out.extend_from_slice(b",\"key\":");
+    push_string(out, id);
+    push_rev(out, b",\"value\":{\"rev\":", rev);
+}
+
+/// Reads the next rows of a range, no more than are wanted.
+fn read_on(
+    target: &Target,
+    rows: &mut VecDeque<DocRow>,
+    rest: &mut Option<IdRange>,
+    wanted: u64,
+) -> Result<(), ApiError> {
+    let Some(range) = rest.take() else {
+        return Ok(());
+    };
+    let limit = usize::try_from(wanted).map_or(ROWS_A_READ, |wanted| wanted.min(ROWS_A_READ));
+    *rows = target.db.all_docs(&target.scope, &range, limit)?.into();
+    if rows.len() == limit
+        && let Some(last) = rows.back()
+    {
+        *rest = Some(range.after(&last.id));
+    }
+    Ok(())
+}
+
+fn count_design_docs(target: &Target) -> Result<u64, ApiError> {
+    let mut rest = Some(IdRange {
+        start: Some(DESIGN_RANGE.0.to_owned()),
+        end: Some(DESIGN_RANGE.1.to_owned()),
+        ..IdRange::default()
+    });
+    let mut count = 0;
+    let mut rows = VecDeque::new();
+    while rest.is_some() {
+        read_on(target, &mut rows, &mut rest, u64::MAX)?;
+        count += rows.len() as u64;
+    }
+    Ok(count)
+}
+
+/// The `_local` documents in the range, or those of the keys, in order.
+fn local_rows(
+    target: &Target,
+    args: &ListArgs,
+    keys: Option<Vec<Option<String>>>,
+) -> Result<Vec<(String, u64)>, ApiError> {
+    let list = target.db.local_list(&target.owner)?;
+    let mut rows: Vec<(String, u64)> =
+        list.into_iter().map(|(name, rev)| (format!("{}{name}", local_docs::PREFIX), rev)).collect();
+    match keys {
+        Some(keys) => {
+            let keys: HashSet<String> = keys.into_iter().flatten().collect();
+            rows.retain(|(id, _)| keys.contains(id));
+        }
+        None => rows.retain(|(id, _)| !args.empty && is_within(id, &args.range)),
+    }
+    if args.range.descending {
+        rows.reverse();
+    }
+    Ok(rows)
+}
+
+fn is_within(id: &str, range: &IdRange) -> bool {
+    let (low, low_out, high, high_out) = if range.descending {
+        (&range.end, range.exclusive_end, &range.start, false)
+    } else {
+        (&range.start, false, &range.end, range.exclusive_end)
+    };
+    let above = |low: &String| id > low.as_str() || (id == low && !low_out);
+    let below = |high: &String| id < high.as_str() || (id == high && !high_out);
+    low.as_ref().is_none_or(above) && high.as_ref().is_none_or(below)
+}
