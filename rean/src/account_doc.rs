@@ -22,14 +22,8 @@ const MAX_ROLES: usize = 100;
 /// Bytes of all roles of one account together, for the same reason.
 const MAX_ROLES_BYTES: usize = 3_000;
 /// Members about the password, which only the pod and administrators write.
-const SECRET_MEMBERS: [&str; 6] = [
-    "derived_key",
-    "salt",
-    "password_scheme",
-    "iterations",
-    "pbkdf2_prf",
-    "password_sha",
-];
+const SECRET_MEMBERS: [&str; 6] =
+    ["derived_key", "salt", "password_scheme", "iterations", "pbkdf2_prf", "password_sha"];
 
 /// What is to be done with an edit.
 #[derive(Debug)]
@@ -51,12 +45,7 @@ pub enum Plan {
 ///
 /// # Errors
 /// 403 with CouchDB's words when the document does not fit; 409 when it does not extend the current revision.
-pub fn plan(
-    edit: &Edit,
-    stored: Option<&Stored>,
-    author: &Author,
-    replicated: bool,
-) -> Result<Plan, ApiError> {
+pub fn plan(edit: &Edit, stored: Option<&Stored>, author: &Author, replicated: bool) -> Result<Plan, ApiError> {
     // The pods of a ring pass accounts on as they are: what follows has been done where they were written.
     if replicated && author.is_admin() && author.name() == Some(SYSTEM_NAME) {
         return Ok(Plan::Verbatim);
@@ -77,8 +66,7 @@ pub fn plan(
     if edit.body.len() > MAX_DOCUMENT_BYTES {
         return Err(forbidden("The user document is too large."));
     }
-    let new: Map<String, Value> =
-        serde_json::from_slice(&edit.body).map_err(|_| ApiError::invalid_json())?;
+    let new: Map<String, Value> = serde_json::from_slice(&edit.body).map_err(|_| ApiError::invalid_json())?;
     let old = stored.filter(|stored| !stored.deleted);
     check_form(&edit.id, &new)?;
     if !author.is_admin() {
@@ -89,14 +77,8 @@ pub fn plan(
 
 /// Members of an array that are texts.
 pub fn strings(value: Option<&Value>) -> Vec<String> {
-    let items = value
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
-    items
-        .iter()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
+    let items = value.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// Puts a new hash in the place of everything about the old password.
@@ -113,12 +95,7 @@ fn forbidden(reason: impl Into<String>) -> ApiError {
 }
 
 /// What someone who is no administrator may write at all: the own account's one revision, or a new account.
-fn check_own(
-    edit: &Edit,
-    stored: Option<&Stored>,
-    author: &Author,
-    replicated: bool,
-) -> Result<(), ApiError> {
+fn check_own(edit: &Edit, stored: Option<&Stored>, author: &Author, replicated: bool) -> Result<(), ApiError> {
     if replicated {
         return Err(forbidden("Accounts are not replicated by their users."));
     }
@@ -126,11 +103,7 @@ fn check_own(
         return Err(forbidden("User documents take no attachments."));
     }
     let Some(old) = stored.filter(|stored| !stored.deleted) else {
-        return if edit.deleted {
-            Err(ApiError::missing())
-        } else {
-            Ok(())
-        };
+        return if edit.deleted { Err(ApiError::missing()) } else { Ok(()) };
     };
     let own = author.name() == old.body.get("name").and_then(Value::as_str);
     if !own {
@@ -138,9 +111,7 @@ fn check_own(
     }
     // With conflicts about, a user who deletes the winning revision would get the roles of the next one.
     if old.live_leaves > 1 {
-        return Err(forbidden(
-            "This account has conflicting revisions: an administrator must resolve them first.",
-        ));
+        return Err(forbidden("This account has conflicting revisions: an administrator must resolve them first."));
     }
     if edit.parent.as_ref() != Some(&old.rev) {
         return Err(ApiError::conflict());
@@ -163,14 +134,10 @@ fn check_form(id: &str, new: &Map<String, Value>) -> Result<(), ApiError> {
         return Err(forbidden("doc.roles must be an array"));
     };
     if id.strip_prefix(ACCOUNT_PREFIX) != Some(name) {
-        return Err(forbidden(
-            "Doc ID must be of the form org.couchdb.user:name",
-        ));
+        return Err(forbidden("Doc ID must be of the form org.couchdb.user:name"));
     }
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
-        return Err(forbidden(format!(
-            "doc.name must have 1 to {MAX_NAME_BYTES} bytes"
-        )));
+        return Err(forbidden(format!("doc.name must have 1 to {MAX_NAME_BYTES} bytes")));
     }
     if name.starts_with('_') {
         return Err(forbidden("Username may not start with underscore."));
@@ -179,9 +146,7 @@ fn check_form(id: &str, new: &Map<String, Value>) -> Result<(), ApiError> {
         return Err(forbidden("Character `:` is not allowed in usernames."));
     }
     if name.chars().any(char::is_control) {
-        return Err(forbidden(
-            "Control characters are not allowed in usernames.",
-        ));
+        return Err(forbidden("Control characters are not allowed in usernames."));
     }
     check_each_role(roles)
 }
@@ -193,14 +158,10 @@ fn check_each_role(roles: &[Value]) -> Result<(), ApiError> {
             return Err(forbidden("doc.roles can only contain strings"));
         };
         if role.starts_with('_') {
-            return Err(forbidden(
-                "No system roles (starting with underscore) in users db.",
-            ));
+            return Err(forbidden("No system roles (starting with underscore) in users db."));
         }
         if role.is_empty() || role.chars().any(char::is_control) {
-            return Err(forbidden(
-                "A role must not be empty or contain control characters.",
-            ));
+            return Err(forbidden("A role must not be empty or contain control characters."));
         }
         bytes += role.len();
     }
@@ -222,20 +183,14 @@ fn check_roles(new: &Map<String, Value>, old: Option<&Stored>) -> Result<(), Api
     };
     let roles = sorted(new.get("roles"));
     match old {
-        Some(old) if sorted(old.body.get("roles")) != roles => {
-            Err(forbidden("Only _admin may edit roles"))
-        }
+        Some(old) if sorted(old.body.get("roles")) != roles => Err(forbidden("Only _admin may edit roles")),
         None if !roles.is_empty() => Err(forbidden("Only _admin may set roles")),
         _ => Ok(()),
     }
 }
 
 /// Takes the password out and, without a new one, keeps the old hash.
-fn complete(
-    mut new: Map<String, Value>,
-    old: Option<&Stored>,
-    author: &Author,
-) -> Result<Plan, ApiError> {
+fn complete(mut new: Map<String, Value>, old: Option<&Stored>, author: &Author) -> Result<Plan, ApiError> {
     let password = take_password(&mut new)?;
     if !author.is_admin() {
         for member in SECRET_MEMBERS {
@@ -248,31 +203,21 @@ fn complete(
         match hash {
             None => keep_secret(&mut new, old),
             Some(hash) if scheme == Some(password::SCHEME) && !password::is_acceptable(hash) => {
-                return Err(forbidden(
-                    "doc.derived_key is no argon2id hash of reasonable cost",
-                ));
+                return Err(forbidden("doc.derived_key is no argon2id hash of reasonable cost"));
             }
             Some(_) => {}
         }
     }
-    Ok(Plan::Written {
-        body: new,
-        password,
-    })
+    Ok(Plan::Written { body: new, password })
 }
 
 fn take_password(new: &mut Map<String, Value>) -> Result<Option<String>, ApiError> {
     match new.remove("password") {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(password))
-            if !password.is_empty() && password.len() <= password::MAX_PASSWORD_BYTES =>
-        {
+        Some(Value::String(password)) if !password.is_empty() && password.len() <= password::MAX_PASSWORD_BYTES => {
             Ok(Some(password))
         }
-        Some(Value::String(_)) => Err(forbidden(format!(
-            "A password has 1 to {} bytes",
-            password::MAX_PASSWORD_BYTES
-        ))),
+        Some(Value::String(_)) => Err(forbidden(format!("A password has 1 to {} bytes", password::MAX_PASSWORD_BYTES))),
         Some(_) => Err(forbidden("Password must be a string")),
     }
 }

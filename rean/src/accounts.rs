@@ -63,11 +63,7 @@ impl Accounts {
     pub fn open(store: &Store, hub: &Arc<Hub>) -> Self {
         let shared = Arc::new(Shared::default());
         hub.set_hook(Arc::clone(&shared) as Arc<dyn CommitHook>);
-        Self {
-            users: store.db("_users"),
-            shared,
-            hashing: Semaphore::new(HASHING_AT_ONCE),
-        }
+        Self { users: store.db("_users"), shared, hashing: Semaphore::new(HASHING_AT_ONCE) }
     }
 
     /// Who this is for the store: with the roles that the account has at this moment (never more than the identity
@@ -76,10 +72,7 @@ impl Accounts {
     /// # Errors
     /// 401 when the account was removed; whatever the store says.
     pub fn who(&self, identity: &Identity) -> Result<Who, ApiError> {
-        let plain = || Who {
-            name: identity.name.clone(),
-            roles: identity.roles.clone(),
-        };
+        let plain = || Who { name: identity.name.clone(), roles: identity.roles.clone() };
         let Some(name) = identity.name.as_deref().filter(|_| !identity.is_admin()) else {
             return Ok(plain());
         };
@@ -88,12 +81,7 @@ impl Accounts {
             Account::Removed => Err(ApiError::unauthorized("Name or password is incorrect.")),
             Account::Roles(now) => Ok(Who {
                 name: Some(name.to_owned()),
-                roles: identity
-                    .roles
-                    .iter()
-                    .filter(|role| now.contains(role))
-                    .cloned()
-                    .collect(),
+                roles: identity.roles.iter().filter(|role| now.contains(role)).cloned().collect(),
             }),
         }
     }
@@ -111,11 +99,7 @@ impl Accounts {
                 (name, signal)
             }
         };
-        AccountWatch {
-            shared: Arc::clone(&self.shared),
-            name,
-            signal,
-        }
+        AccountWatch { shared: Arc::clone(&self.shared), name, signal }
     }
 
     fn account(&self, name: &str) -> Result<Account, ApiError> {
@@ -199,10 +183,7 @@ impl AccountWatch {
 impl Drop for AccountWatch {
     fn drop(&mut self) {
         let mut watchers = self.shared.watchers.lock();
-        if watchers
-            .get(&self.name)
-            .is_some_and(|sender| sender.receiver_count() <= 1)
-        {
+        if watchers.get(&self.name).is_some_and(|sender| sender.receiver_count() <= 1) {
             watchers.remove(&self.name);
         }
     }
@@ -234,9 +215,7 @@ impl Stored {
             Some(at) => users.body(at)?,
             None => None,
         };
-        let body = body
-            .and_then(|body| serde_json::from_slice(&body.json).ok())
-            .unwrap_or_default();
+        let body = body.and_then(|body| serde_json::from_slice(&body.json).ok()).unwrap_or_default();
         Ok(Some(Self {
             rev: winner.rev.clone(),
             deleted: winner.deleted,
@@ -270,12 +249,7 @@ pub async fn before_write(
     out
 }
 
-async fn prepare(
-    pod: &Arc<Pod>,
-    target: &Target,
-    mut edit: Edit,
-    replicated: bool,
-) -> Result<Edit, ApiError> {
+async fn prepare(pod: &Arc<Pod>, target: &Target, mut edit: Edit, replicated: bool) -> Result<Edit, ApiError> {
     let stored = Stored::read(&target.db, &edit.id)?;
     let plan = account_doc::plan(&edit, stored.as_ref(), &target.author, replicated)?;
     let body = match plan {
@@ -297,12 +271,7 @@ async fn prepare(
 }
 
 async fn hash(pod: &Arc<Pod>, password: String) -> Result<String, ApiError> {
-    let permit = pod
-        .accounts
-        .hashing
-        .acquire()
-        .await
-        .map_err(|_| crate::pod::stopped())?;
+    let permit = pod.accounts.hashing.acquire().await.map_err(|_| crate::pod::stopped())?;
     let hash = tokio::task::spawn_blocking(move || password::hash(&password))
         .await
         .map_err(|_| ApiError::internal("the password could not be hashed"))?

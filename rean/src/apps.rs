@@ -29,14 +29,11 @@ pub fn check(edit: &Edit) -> Result<(), ApiError> {
     if edit.deleted || !edit.id.starts_with(PREFIX) {
         return Ok(());
     }
-    parse(&edit.body)
-        .map(|_| ())
-        .map_err(|reason| ApiError::bad_request(format!("{}: {reason}", edit.id)))
+    parse(&edit.body).map(|_| ()).map_err(|reason| ApiError::bad_request(format!("{}: {reason}", edit.id)))
 }
 
 fn parse(body: &[u8]) -> Result<AppRules, String> {
-    let value: Value =
-        serde_json::from_slice(body).map_err(|_| "the document can't be read".to_owned())?;
+    let value: Value = serde_json::from_slice(body).map_err(|_| "the document can't be read".to_owned())?;
     AppRules::parse(&value).map_err(|error| error.to_string())
 }
 
@@ -50,7 +47,7 @@ pub fn apply(pod: &Pod, app: &Db) -> Result<(), StoreError> {
     };
     let id = format!("{PREFIX}{}", app.name());
     let body = match ring.doc(&Scope::All, &id)? {
-        Some(doc) if !doc.winner().deleted => match doc.winner().body.clone() {
+        Some(doc) if !doc.winner().deleted => match doc.winner().body {
             Some(at) => ring.body(at)?,
             None => None,
         },

@@ -24,8 +24,10 @@ use crate::render::{self, AttachmentForm};
 use crate::route::{Request, Response};
 use crate::target::{Target, resolve};
 
-/// Bytes of a filter. A live feed keeps it for as long as it is open.
+/// Bytes of a filter's text. A feed keeps the filter for as long as it is open.
 const MAX_FILTER_BYTES: usize = 256 * 1024;
+/// How much more a filter takes in memory than as text, at most about.
+const FILTER_GROWTH: usize = 8;
 /// How long a feed without heartbeat waits, in ms, unless the client wants less: CouchDB's `changes_timeout`.
 const TIMEOUT_MS: u64 = 60_000;
 /// The shortest heartbeat, in ms: a thousand idle feeds must not cost a core.
@@ -76,6 +78,8 @@ pub struct Options {
     pub document: render::Options,
     /// Which rows.
     pub filter: Filter,
+    /// What the filter takes in memory, in bytes, about.
+    pub filter_bytes: usize,
     /// A sign of life every so often.
     pub heartbeat: Option<Duration>,
     /// Without heartbeat: waiting ends after this.
@@ -87,11 +91,7 @@ pub struct Options {
 /// # Errors
 /// 401, 403 and 404 as the target says; 400 for malformed parameters and for a `since` that isn't ours; 404 and 501 for
 /// filters in design documents.
-pub async fn changes(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn changes(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let target = resolve(pod, who, request.db_name())?;
     target.require_read()?;
     let body = if request.method == Method::POST {
@@ -103,10 +103,7 @@ pub async fn changes(
     } else {
         Bytes::new()
     };
-    let last_event = request
-        .headers
-        .get("last-event-id")
-        .and_then(|value| value.to_str().ok());
+    let last_event = request.headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let since = since(&request.query, last_event);
     let options = options(&target, &request.query, &body)?;
     let form = options.form;
@@ -128,14 +125,8 @@ fn answer(form: Form, body: Body) -> Response {
 }
 
 /// The guard is set up first and the rights are asked for after that, so that no change of them falls in between.
-fn start(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    target: Target,
-    since: Since,
-    options: Options,
-) -> Result<Box<Run>, ApiError> {
-    let guard = Guard::new(pod, who, &target, options.waits())?;
+fn start(pod: &Arc<Pod>, who: &Identity, target: Target, since: Since, options: Options) -> Result<Box<Run>, ApiError> {
+    let guard = Guard::new(pod, who, &target, options.filter_bytes)?;
     let target = resolve(pod, who, &target.name)?;
     target.require_read()?;
     Run::new(target, since, options, guard)
@@ -149,15 +140,9 @@ impl Options {
 }
 
 fn since(query: &Query, last_event: Option<&str>) -> Since {
-    let text = last_event
-        .or_else(|| query.get("last-event-id"))
-        .or_else(|| query.get("since"))
-        .unwrap_or("0");
+    let text = last_event.or_else(|| query.get("last-event-id")).or_else(|| query.get("since")).unwrap_or("0");
     // Some clients send the sequence as the JSON text that they got.
-    let text = text
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-        .unwrap_or(text);
+    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     match text {
         "" | "0" => Since::Start,
         "now" => Since::Now,
@@ -172,9 +157,7 @@ fn options(target: &Target, query: &Query, body: &[u8]) -> Result<Options, ApiEr
         Some("continuous" | "live") => Form::Continuous,
         Some("eventsource") => Form::EventSource,
         Some(_) => {
-            return Err(ApiError::query(
-                "`feed` must be normal, longpoll, continuous or eventsource",
-            ));
+            return Err(ApiError::query("`feed` must be normal, longpoll, continuous or eventsource"));
         }
     };
     let all_leaves = match query.get("style") {
@@ -191,14 +174,11 @@ fn options(target: &Target, query: &Query, body: &[u8]) -> Result<Options, ApiEr
         all_leaves,
         document: render::Options {
             conflicts: query.flag("conflicts")?,
-            attachments: if attachments {
-                AttachmentForm::Inline
-            } else {
-                AttachmentForm::Stub
-            },
+            attachments: if attachments { AttachmentForm::Inline } else { AttachmentForm::Stub },
             ..render::Options::default()
         },
         filter: filter(target, query, body)?,
+        filter_bytes: (body.len() + query.get("doc_ids").map_or(0, str::len)) * FILTER_GROWTH,
         heartbeat: heartbeat(query)?,
         timeout: Duration::from_millis(query.u64("timeout")?.unwrap_or(TIMEOUT_MS).min(TIMEOUT_MS)),
     })
@@ -208,15 +188,9 @@ fn heartbeat(query: &Query) -> Result<Option<Duration>, ApiError> {
     let ms = match query.get("heartbeat") {
         None | Some("false") => return Ok(None),
         Some("true") => LONGEST_HEARTBEAT_MS,
-        Some(text) => text
-            .parse::<u64>()
-            .ok()
-            .filter(|ms| *ms > 0)
-            .ok_or_else(|| {
-                ApiError::bad_request(
-                    "The heartbeat value should be a positive integer (in milliseconds).",
-                )
-            })?,
+        Some(text) => text.parse::<u64>().ok().filter(|ms| *ms > 0).ok_or_else(|| {
+            ApiError::bad_request("The heartbeat value should be a positive integer (in milliseconds).")
+        })?,
     };
     let ms = ms.clamp(SHORTEST_HEARTBEAT_MS, LONGEST_HEARTBEAT_MS);
     Ok(Some(Duration::from_millis(ms)))
@@ -243,27 +217,23 @@ fn filter(target: &Target, query: &Query, body: &[u8]) -> Result<Filter, ApiErro
         }
         Some("_selector") => {
             let object = object()?;
-            let selector = object
-                .get("selector")
-                .ok_or_else(|| ApiError::bad_request("`selector` must be given in the body"))?;
-            let selector = Selector::parse(selector)
-                .map_err(|error| ApiError::bad_request(error.to_string()))?;
+            let selector =
+                object.get("selector").ok_or_else(|| ApiError::bad_request("`selector` must be given in the body"))?;
+            let selector = Selector::parse(selector).map_err(|error| ApiError::bad_request(error.to_string()))?;
             Ok(Filter::Selector(Box::new(selector)))
         }
         Some("_design") => Ok(Filter::Design),
         Some("_view") => {
             let view = query.get("view").unwrap_or_default();
-            let (design, name) = view.split_once('/').ok_or_else(|| {
-                ApiError::bad_request("`view` filter parameter is not provided or not design/view")
-            })?;
+            let (design, name) = view
+                .split_once('/')
+                .ok_or_else(|| ApiError::bad_request("`view` filter parameter is not provided or not design/view"))?;
             Err(function_filter(target, design, "views", name)?)
         }
         Some(other) => {
-            let (design, name) = other.split_once('/').ok_or_else(|| {
-                ApiError::bad_request(
-                    "filter parameter must be of the form `designname/filtername`",
-                )
-            })?;
+            let (design, name) = other
+                .split_once('/')
+                .ok_or_else(|| ApiError::bad_request("filter parameter must be of the form `designname/filtername`"))?;
             Err(function_filter(target, design, "filters", name)?)
         }
     }
@@ -277,29 +247,20 @@ fn doc_ids(ids: &Value) -> Result<Filter, ApiError> {
 }
 
 /// Filters and views of design documents can't run yet: what to say instead.
-fn function_filter(
-    target: &Target,
-    design: &str,
-    kind: &str,
-    name: &str,
-) -> Result<ApiError, ApiError> {
+fn function_filter(target: &Target, design: &str, kind: &str, name: &str) -> Result<ApiError, ApiError> {
     let doc = target.db.doc(&target.scope, &format!("_design/{design}"))?;
     let body = match doc {
-        Some(doc) if !doc.winner().deleted => match doc.winner().body.clone() {
+        Some(doc) if !doc.winner().deleted => match doc.winner().body {
             Some(at) => target.db.body(at)?,
             None => None,
         },
         _ => return Ok(ApiError::missing()),
     };
-    let body: Value = body
-        .and_then(|body| serde_json::from_slice(&body.json).ok())
-        .unwrap_or_default();
+    let body: Value = body.and_then(|body| serde_json::from_slice(&body.json).ok()).unwrap_or_default();
     Ok(if body.get(kind).and_then(|all| all.get(name)).is_none() {
         ApiError::not_found(format!("missing json key: {}", clip(name)))
     } else {
-        ApiError::not_implemented(
-            "Filters in design documents can't run yet: use _selector or _doc_ids.",
-        )
+        ApiError::not_implemented("Filters in design documents can't run yet: use _selector or _doc_ids.")
     })
 }
 
@@ -339,8 +300,6 @@ mod tests {
         assert!(matches!(since(&query("since=now"), None), Since::Now));
         assert!(matches!(since(&query("since=now"), Some("5-ab")), Since::Token(t) if t == "5-ab"));
         assert!(matches!(since(&query("since=%225-ab%22"), None), Since::Token(t) if t == "5-ab"));
-        assert!(
-            matches!(since(&query("last-event-id=7&since=3"), None), Since::Token(t) if t == "7")
-        );
+        assert!(matches!(since(&query("last-event-id=7&since=3"), None), Since::Token(t) if t == "7"));
     }
 }

@@ -32,9 +32,7 @@ pub async fn run(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
         return Err("there is no _ring".to_owned());
     };
     loop {
-        let removed = pass(&ring, now_ms(), &stop)
-            .await
-            .map_err(|error| error.to_string())?;
+        let removed = pass(&ring, now_ms(), &stop).await.map_err(|error| error.to_string())?;
         if removed > 0 {
             tracing::debug!(removed, "removed expired sessions");
         }
@@ -82,9 +80,7 @@ fn is_expired(body: &[u8], now_ms: u64) -> bool {
     let Ok(body) = serde_json::from_slice::<Value>(body) else {
         return true;
     };
-    body.get("expires_at_ms")
-        .and_then(Value::as_u64)
-        .is_none_or(|expires_ms| expires_ms <= now_ms)
+    body.get("expires_at_ms").and_then(Value::as_u64).is_none_or(|expires_ms| expires_ms <= now_ms)
 }
 
 async fn purge(ring: &Db, id: &str, rev: Rev) -> Result<(), StoreError> {
@@ -106,11 +102,7 @@ async fn purge(ring: &Db, id: &str, rev: Rev) -> Result<(), StoreError> {
 }
 
 fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-        })
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::render;
 use crate::route::{Request, Response};
 pub use crate::server_info::{active_tasks, membership, root, session, uuids, workers};
 pub use crate::stubs::{design_other, find, index, other, view};
-use crate::target::{PERSONAL, SEPARATOR, Target, require_server_admin, resolve};
+use crate::target::{PERSONAL, SEPARATOR, Target, named_by, require_server_admin, resolve};
 
 /// What stands for the one node of a pod where CouchDB names nodes.
 pub const NODE: &str = "adea@localhost";
@@ -36,23 +36,12 @@ const DISK_FORMAT_VERSION: u32 = 8;
 ///
 /// # Errors
 /// 401 for all but administrators; 400 for a name that can't be; 412 when there is one.
-pub async fn create(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn create(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     require_server_admin(who)?;
     let name = request.db_name().to_owned();
     check_name(&name)?;
-    let kind = if request.query.flag("access")? {
-        DbKind::App
-    } else {
-        DbKind::Plain
-    };
-    let location = format!(
-        "/{}",
-        utf8_percent_encode(&name, NON_ALPHANUMERIC_BUT_PLAIN)
-    );
+    let kind = if request.query.flag("access")? { DbKind::App } else { DbKind::Plain };
+    let location = format!("/{}", utf8_percent_encode(&name, NON_ALPHANUMERIC_BUT_PLAIN));
     let for_create = Arc::clone(pod);
     blocking(move || -> Result<(), StoreError> {
         let db = for_create.store.create_db(&name, kind)?;
@@ -71,12 +60,8 @@ pub async fn create(
 }
 
 /// What stands unescaped in the path of a database's name.
-const NON_ALPHANUMERIC_BUT_PLAIN: &percent_encoding::AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'_')
-    .remove(b'-')
-    .remove(b'$')
-    .remove(b'(')
-    .remove(b')');
+const NON_ALPHANUMERIC_BUT_PLAIN: &percent_encoding::AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'_').remove(b'-').remove(b'$').remove(b'(').remove(b')');
 
 /// Checks the name of a database that is to be made
 /// (<https://docs.couchdb.org/en/stable/api/database/common.html#put--db>).
@@ -87,18 +72,10 @@ pub fn check_name(name: &str) -> Result<(), ApiError> {
     if SYSTEM_DATABASES.contains(&name) {
         return Ok(());
     }
-    let illegal = |reason: String| {
-        Err(ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "illegal_database_name",
-            reason,
-        ))
-    };
+    let illegal = |reason: String| Err(ApiError::new(StatusCode::BAD_REQUEST, "illegal_database_name", reason));
     let mut bytes = name.bytes();
     let well_formed = bytes.next().is_some_and(|first| first.is_ascii_lowercase())
-        && bytes.all(|byte| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_$()+-/".contains(&byte)
-        });
+        && bytes.all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_$()+-/".contains(&byte));
     if !well_formed || name.len() > MAX_NAME_BYTES {
         let shown: String = name.chars().take(80).collect();
         return illegal(format!(
@@ -119,11 +96,7 @@ pub fn check_name(name: &str) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// 401 for all but administrators; 404 when there is none.
-pub async fn delete(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn delete(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     require_server_admin(who)?;
     let name = request.db_name().to_owned();
     if request.query.get("rev").is_some() {
@@ -132,22 +105,14 @@ pub async fn delete(
         ));
     }
     if SYSTEM_DATABASES.contains(&name.as_str()) {
-        return Err(ApiError::forbidden(
-            "The pod's own databases can't be deleted.",
-        ));
+        return Err(ApiError::forbidden("The pod's own databases can't be deleted."));
     }
     if name.contains(SEPARATOR) {
         resolve(pod, who, &name)?;
-        return Err(ApiError::forbidden(
-            "Partial and personal databases go with their app.",
-        ));
+        return Err(ApiError::forbidden("Partial and personal databases go with their app."));
     }
     let store = pod.store.clone();
-    if blocking(move || store.delete_db(&name)).await?? {
-        Ok(ok(StatusCode::OK))
-    } else {
-        Err(ApiError::no_database())
-    }
+    if blocking(move || store.delete_db(&name)).await?? { Ok(ok(StatusCode::OK)) } else { Err(ApiError::no_database()) }
 }
 
 /// `GET /db`.
@@ -186,11 +151,7 @@ fn describe(target: &Target) -> Value {
 ///
 /// # Errors
 /// 401 for others; 400 for malformed parameters.
-pub async fn all_dbs(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn all_dbs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     require_server_admin(who)?;
     let names = listed(pod, &request)?;
     Ok(json_line(StatusCode::OK, &json!(names)))
@@ -211,9 +172,7 @@ fn listed(pod: &Pod, request: &Request) -> Result<Vec<String>, ApiError> {
     if descending {
         std::mem::swap(&mut low, &mut high);
     }
-    let bound = |value: Option<u64>, default| {
-        value.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX))
-    };
+    let bound = |value: Option<u64>, default| value.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX));
     let skip = bound(query.u64("skip")?, 0);
     let limit = bound(query.u64("limit")?, usize::MAX);
     let mut names: Vec<String> = pod
@@ -234,11 +193,7 @@ fn listed(pod: &Pod, request: &Request) -> Result<Vec<String>, ApiError> {
 ///
 /// # Errors
 /// 401 for others; 400 for a malformed body.
-pub async fn dbs_info(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn dbs_info(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     #[derive(Deserialize)]
     struct Asked {
         keys: Vec<String>,
@@ -246,8 +201,8 @@ pub async fn dbs_info(
     require_server_admin(who)?;
     let names = if request.method == http::Method::POST {
         let text = body_in::read_json(pod, &request.headers, request.body).await?;
-        let asked: Asked = serde_json::from_slice(&text)
-            .map_err(|_| ApiError::bad_request("`keys` member must exist."))?;
+        let asked: Asked =
+            serde_json::from_slice(&text).map_err(|_| ApiError::bad_request("`keys` member must exist."))?;
         if asked.keys.len() > MAX_INFOS {
             return Err(ApiError::bad_request("`keys` has too many database names"));
         }
@@ -269,26 +224,15 @@ pub async fn dbs_info(
 ///
 /// # Errors
 /// 404 for what is no app.
-pub async fn access(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn access(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let target = resolve(pod, who, request.db_name())?;
     if target.db.kind() != DbKind::App || target.name != target.db.name() {
         target.require_read()?;
         return Err(ApiError::missing());
     }
     let reader = target.db.reader(pod.accounts.who(who)?);
-    let parts = if target.whole() {
-        target.db.parts()
-    } else {
-        target.db.parts_of(&reader)
-    };
-    let partials: Vec<Value> = parts
-        .into_iter()
-        .map(|part| describe_part(&target, &reader, part))
-        .collect();
+    let parts = if target.whole() { target.db.parts() } else { target.db.parts_of(&reader) };
+    let partials: Vec<Value> = parts.into_iter().map(|part| describe_part(&target, &reader, part)).collect();
     let answer = json!({
         "personal": format!("{}{SEPARATOR}{PERSONAL}", target.name),
         "partials": partials,
@@ -299,7 +243,8 @@ pub async fn access(
 fn describe_part(target: &Target, reader: &Arc<Reader>, part: PartInfo) -> Value {
     // The sequence as the feed of that partial database shows it to this reader.
     let update_seq = target.db.part(&part.signature).map(|number| {
-        let scope = Scope::Part(Arc::clone(reader), number);
+        let reader = if target.whole() { target.db.reader(named_by(&part.readers)) } else { Arc::clone(reader) };
+        let scope = Scope::Part(reader, number);
         target.db.seq_token(&scope, part.update_seq)
     });
     json!({
@@ -324,12 +269,8 @@ pub fn json_line(status: StatusCode, value: &Value) -> Response {
 ///
 /// # Errors
 /// 500 when it panicked.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ApiError::internal("the request could not be handled"))
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal("the request could not be handled"))
 }
 
 #[cfg(test)]

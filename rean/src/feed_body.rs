@@ -34,8 +34,7 @@ const MAX_SHARED_BYTES: usize = 16 * 1024;
 
 /// Ends a feed when its reader's rights change.
 pub struct Guard {
-    /// Counts the feed while it waits.
-    _place: Option<Place>,
+    _place: Place,
     news: Subscription,
     account: Option<AccountWatch>,
 }
@@ -44,19 +43,11 @@ impl Guard {
     /// Watches the database and the account. Ask for the rights after this.
     ///
     /// # Errors
-    /// 429 and 503 when there are too many waiting feeds.
-    pub fn new(
-        pod: &Arc<Pod>,
-        who: &Identity,
-        target: &Target,
-        waits: bool,
-    ) -> Result<Self, ApiError> {
+    /// 429 and 503 when there are too many feeds.
+    pub fn new(pod: &Arc<Pod>, who: &Identity, target: &Target, filter_bytes: usize) -> Result<Self, ApiError> {
         let name = who.name.as_deref();
-        let place = waits
-            .then(|| pod.hub.admit(name, who.is_admin()))
-            .transpose()?;
         Ok(Self {
-            _place: place,
+            _place: pod.hub.admit(name, who.is_admin(), filter_bytes)?,
             news: pod.hub.subscribe(&target.db),
             account: name.map(|name| pod.accounts.watch(name)),
         })
@@ -64,11 +55,7 @@ impl Guard {
 
     /// Whether nothing has changed.
     pub fn holds(&self) -> bool {
-        !self.news.ended()
-            && self
-                .account
-                .as_ref()
-                .is_none_or(|account| !account.has_changed())
+        !self.news.ended() && self.account.as_ref().is_none_or(|account| !account.has_changed())
     }
 }
 
@@ -139,18 +126,9 @@ impl Run {
     ///
     /// # Errors
     /// 400 when the place isn't one of this reader's feed.
-    pub fn new(
-        target: Target,
-        since: Since,
-        options: Options,
-        guard: Guard,
-    ) -> Result<Box<Self>, ApiError> {
+    pub fn new(target: Target, since: Since, options: Options, guard: Guard) -> Result<Box<Self>, ApiError> {
         let feed = target.db.feed(&target.scope, since)?;
-        let source = if options.descending {
-            Source::Back(None)
-        } else {
-            Source::Forward(Box::new(feed))
-        };
+        let source = if options.descending { Source::Back(None) } else { Source::Forward(Box::new(feed)) };
         Ok(Box::new(Self {
             target,
             options,
@@ -224,8 +202,7 @@ impl Run {
         self.rows = self.page()?.into_iter();
         let more = matches!(&self.source, Source::Forward(feed) if !feed.caught_up());
         if self.rows.len() == 0 && !more {
-            let done =
-                !self.options.waits() || (self.options.form == Form::Longpoll && self.sent > 0);
+            let done = !self.options.waits() || (self.options.form == Form::Longpoll && self.sent > 0);
             self.phase = if done { Phase::Tail } else { Phase::Wait };
             self.rows = Vec::new().into_iter();
             return Ok(());
@@ -386,13 +363,7 @@ impl Run {
             .change
             .as_ref()
             .filter(|_| row.shared && row.revs.len() == 1 && self.options.document.is_plain())
-            .map(|change| {
-                if self.options.include_docs {
-                    &change.line_with_doc
-                } else {
-                    &change.line
-                }
-            });
+            .map(|change| if self.options.include_docs { &change.line_with_doc } else { &change.line });
         if let Some(line) = slot.and_then(|slot| slot.get()) {
             self.out.text.extend_from_slice(line);
             return Ok(());
@@ -493,7 +464,7 @@ fn push_id_and_revs(out: &mut Vec<u8>, row: &FeedRow, all_leaves: bool) {
 
 fn push_plain_doc(out: &mut Vec<u8>, target: &Target, row: &FeedRow) -> Result<(), StoreError> {
     let body = match &row.body {
-        Some(at) => target.db.body(at.clone())?,
+        Some(at) => target.db.body(*at)?,
         None => None,
     };
     let Some(rev) = row.revs.first() else {

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 
 use http::StatusCode;
 use parking_lot::Mutex;
@@ -18,12 +19,19 @@ use crate::error::ApiError;
 
 /// Changes of one database that are kept for listeners: one full batch of a bulk load (1,000) and then some.
 const RECENT_CHANGES: usize = 1_024;
-/// Live feeds of one pod. At about 2 KiB each they stay below 100 MiB.
+/// Feeds of one pod. At about 2.5 KiB each they stay near 100 MiB.
 const MAX_LISTENERS: usize = 50_000;
-/// Live feeds of one account that isn't an administrator's: some devices with some tabs with some databases each.
+/// Feeds of one account that isn't an administrator's: some devices with some tabs with some databases each.
 const MAX_LISTENERS_OF_ONE: usize = 1_000;
-/// Live feeds of all who have not logged in, together: they must not take the places of those who have.
+/// Feeds of all who have not logged in, together: they must not take the places of those who have.
 const MAX_LISTENERS_ANONYMOUS: usize = MAX_LISTENERS / 4;
+/// What the filters of all feeds may take in memory, in bytes.
+const MAX_FILTERS_BYTES: usize = 256 << 20;
+/// What the filters of one account's feeds may take; for an administrator and for all who have not logged in it is four
+/// times as much.
+const MAX_FILTERS_BYTES_OF_ONE: usize = 16 << 20;
+/// With more listeners than this they are woken by another thread, so that the writer need not wait for that.
+const WOKEN_BY_WRITER: usize = 64;
 /// Told of each commit that touches a database, beside the feeds: the cache of accounts.
 pub trait CommitHook: Send + Sync {
     /// Called on the writer thread: must be quick and must not block.
@@ -31,19 +39,27 @@ pub trait CommitHook: Send + Sync {
 }
 
 /// All listeners of a pod.
-#[derive(Default)]
 pub struct Hub {
     channels: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
     listeners: Mutex<Listeners>,
     hook: OnceLock<Arc<dyn CommitHook>>,
     closed: AtomicBool,
+    /// To the thread that wakes many listeners; `None` if it could not be started.
+    waker: Option<mpsc::Sender<Arc<Channel>>>,
 }
 
 /// How many feeds there are, and whose.
 #[derive(Default)]
 struct Listeners {
-    total: usize,
-    by_name: HashMap<Option<Box<str>>, usize>,
+    all: Load,
+    by_name: HashMap<Option<Box<str>>, Load>,
+}
+
+/// Feeds and the memory of their filters.
+#[derive(Debug, Default, Clone, Copy)]
+struct Load {
+    feeds: usize,
+    filters_bytes: usize,
 }
 
 struct Channel {
@@ -51,6 +67,8 @@ struct Channel {
     instance: Box<str>,
     /// Wakes the listeners; `true` when they must end.
     signal: watch::Sender<bool>,
+    /// Whether the waking thread has been asked and has not begun yet. So its queue holds a channel once.
+    asked: AtomicBool,
     recent: Mutex<Recent>,
 }
 
@@ -65,7 +83,21 @@ struct Recent {
 impl Hub {
     /// A hub without listeners.
     pub fn new() -> Self {
-        Self::default()
+        let (waker, asked) = mpsc::channel::<Arc<Channel>>();
+        // It ends with the hub, which has the only sender.
+        let started = std::thread::Builder::new().name("hub-waker".to_owned()).spawn(move || {
+            for channel in asked {
+                channel.asked.store(false, Ordering::Release);
+                channel.signal.send_modify(|_| {});
+            }
+        });
+        Self {
+            channels: Mutex::default(),
+            listeners: Mutex::default(),
+            hook: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            waker: started.is_ok().then_some(waker),
+        }
     }
 
     /// Has this told of each commit. The first one given counts.
@@ -84,6 +116,7 @@ impl Hub {
                     name: Arc::clone(&name),
                     instance: db.instance().into(),
                     signal: watch::Sender::new(false),
+                    asked: AtomicBool::new(false),
                     recent: Mutex::default(),
                 });
                 if let Some(old) = channels.insert(name, Arc::clone(&channel)) {
@@ -99,12 +132,7 @@ impl Hub {
             channel.end();
         }
         let seen = channel.recent.lock().total;
-        Subscription {
-            hub: Arc::clone(self),
-            channel,
-            signal,
-            seen,
-        }
+        Subscription { hub: Arc::clone(self), channel, signal, seen }
     }
 
     /// Ends the live feeds of a database: it was deleted, or who may read it has changed.
@@ -124,44 +152,68 @@ impl Hub {
         }
     }
 
-    /// A place for one live feed of this account.
+    /// A place for one feed of this account, whose filter takes so many bytes.
     ///
     /// # Errors
     /// 429 when the account has too many feeds, 503 when the pod has.
-    pub fn admit(self: &Arc<Self>, name: Option<&str>, admin: bool) -> Result<Place, ApiError> {
+    pub fn admit(self: &Arc<Self>, name: Option<&str>, admin: bool, filter_bytes: usize) -> Result<Place, ApiError> {
         let mut listeners = self.listeners.lock();
-        if listeners.total >= MAX_LISTENERS {
+        let all = listeners.all.with(filter_bytes);
+        if all.feeds > MAX_LISTENERS || all.filters_bytes > MAX_FILTERS_BYTES {
             return Err(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "service_unavailable",
-                "This pod has too many live feeds.",
+                "This pod has too many feeds.",
             ));
         }
         let name: Option<Box<str>> = name.map(Into::into);
-        let most = match name {
-            _ if admin => MAX_LISTENERS,
-            Some(_) => MAX_LISTENERS_OF_ONE,
-            None => MAX_LISTENERS_ANONYMOUS,
+        let (most, times) = match name {
+            _ if admin => (MAX_LISTENERS, 4),
+            Some(_) => (MAX_LISTENERS_OF_ONE, 1),
+            None => (MAX_LISTENERS_ANONYMOUS, 4),
         };
-        let own = listeners.by_name.entry(name.clone()).or_default();
-        if *own >= most {
-            return Err(ApiError::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too_many_requests",
-                "You have too many live feeds.",
-            ));
+        let before = listeners.by_name.get(&name).copied().unwrap_or_default();
+        let own = before.with(filter_bytes);
+        if own.feeds > most || own.filters_bytes > MAX_FILTERS_BYTES_OF_ONE * times {
+            return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "You have too many feeds."));
         }
-        *own += 1;
-        listeners.total += 1;
-        Ok(Place {
-            hub: Arc::clone(self),
-            name,
-        })
+        listeners.all = all;
+        listeners.by_name.insert(name.clone(), own);
+        Ok(Place { hub: Arc::clone(self), name, filter_bytes })
     }
 
-    /// How many live feeds there are.
+    /// How many feeds there are.
     pub fn listeners(&self) -> usize {
-        self.listeners.lock().total
+        self.listeners.lock().all.feeds
+    }
+
+    fn wake(&self, channel: Arc<Channel>) {
+        match &self.waker {
+            Some(waker) if channel.signal.receiver_count() > WOKEN_BY_WRITER => {
+                if !channel.asked.swap(true, Ordering::AcqRel)
+                    && let Err(unsent) = waker.send(channel)
+                {
+                    unsent.0.signal.send_modify(|_| {});
+                }
+            }
+            _ => channel.signal.send_modify(|_| {}),
+        }
+    }
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Load {
+    fn with(self, filter_bytes: usize) -> Self {
+        Self { feeds: self.feeds + 1, filters_bytes: self.filters_bytes.saturating_add(filter_bytes) }
+    }
+
+    fn without(self, filter_bytes: usize) -> Self {
+        Self { feeds: self.feeds.saturating_sub(1), filters_bytes: self.filters_bytes.saturating_sub(filter_bytes) }
     }
 }
 
@@ -181,14 +233,12 @@ impl Observer for Hub {
             let surplus = recent.changes.len().saturating_sub(RECENT_CHANGES);
             recent.changes.drain(..surplus);
         }
-        channel.signal.send_modify(|_| {});
+        self.wake(channel);
     }
 
     fn deleted(&self, db: &Db) {
         let mut channels = self.channels.lock();
-        if channels
-            .get(db.name())
-            .is_some_and(|channel| &*channel.instance == db.instance())
+        if channels.get(db.name()).is_some_and(|channel| &*channel.instance == db.instance())
             && let Some(channel) = channels.remove(db.name())
         {
             drop(channels);
@@ -258,28 +308,27 @@ impl Drop for Subscription {
         let mut channels = self.hub.channels.lock();
         // The last listener takes the kept changes along. Others can't subscribe meanwhile: that takes the same lock.
         if self.channel.signal.receiver_count() <= 1
-            && channels
-                .get(&self.channel.name)
-                .is_some_and(|channel| Arc::ptr_eq(channel, &self.channel))
+            && channels.get(&self.channel.name).is_some_and(|channel| Arc::ptr_eq(channel, &self.channel))
         {
             channels.remove(&self.channel.name);
         }
     }
 }
 
-/// A place among the pod's live feeds; given back when dropped.
+/// A place among the pod's feeds; given back when dropped.
 pub struct Place {
     hub: Arc<Hub>,
     name: Option<Box<str>>,
+    filter_bytes: usize,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut listeners = self.hub.listeners.lock();
-        listeners.total = listeners.total.saturating_sub(1);
+        listeners.all = listeners.all.without(self.filter_bytes);
         if let Some(own) = listeners.by_name.get_mut(&self.name) {
-            *own -= 1;
-            if *own == 0 {
+            *own = own.without(self.filter_bytes);
+            if own.feeds == 0 {
                 listeners.by_name.remove(&self.name);
             }
         }
@@ -288,21 +337,32 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
-    use super::{Hub, MAX_LISTENERS_OF_ONE};
+    use super::{Hub, MAX_FILTERS_BYTES_OF_ONE, MAX_LISTENERS_OF_ONE};
     use std::sync::Arc;
 
     #[test]
     fn places_are_bounded_for_each_account_and_come_back() {
         let hub = Arc::new(Hub::new());
-        let places: Vec<_> = (0..MAX_LISTENERS_OF_ONE)
-            .map(|_| hub.admit(Some("ann"), false).expect("a place"))
-            .collect();
-        assert!(hub.admit(Some("ann"), false).is_err());
-        assert!(hub.admit(Some("bob"), false).is_ok());
-        assert!(hub.admit(None, false).is_ok());
+        let places: Vec<_> =
+            (0..MAX_LISTENERS_OF_ONE).map(|_| hub.admit(Some("ann"), false, 0).expect("a place")).collect();
+        assert!(hub.admit(Some("ann"), false, 0).is_err());
+        assert!(hub.admit(Some("bob"), false, 0).is_ok());
+        assert!(hub.admit(None, false, 0).is_ok());
         assert_eq!(hub.listeners(), MAX_LISTENERS_OF_ONE);
         drop(places);
         assert_eq!(hub.listeners(), 0);
-        assert!(hub.admit(Some("ann"), false).is_ok());
+        assert!(hub.admit(Some("ann"), false, 0).is_ok());
+    }
+
+    #[test]
+    fn filters_are_bounded_for_each_account() {
+        let hub = Arc::new(Hub::new());
+        let half = MAX_FILTERS_BYTES_OF_ONE / 2;
+        let first = hub.admit(Some("ann"), false, half).expect("a place");
+        let _second = hub.admit(Some("ann"), false, half).expect("a place");
+        assert!(hub.admit(Some("ann"), false, 1).is_err());
+        assert!(hub.admit(Some("bob"), false, half).is_ok());
+        drop(first);
+        assert!(hub.admit(Some("ann"), false, half).is_ok());
     }
 }

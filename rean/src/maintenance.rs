@@ -31,11 +31,7 @@ const MAX_PURGED_REVS: usize = 1_000;
 ///
 /// # Errors
 /// 401 and 403 without the right; 400 for a malformed object.
-pub async fn security(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn security(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let target = resolve(pod, who, request.db_name())?;
     if request.method == Method::GET {
         target.require_read()?;
@@ -52,13 +48,8 @@ pub async fn security(
             "Who may read and write an app is said by its documents and by app:NAME in _ring.",
         ));
     }
-    if matches!(
-        target.system,
-        System::Ring | System::Pods | System::Replicator
-    ) {
-        return Err(ApiError::forbidden(
-            "The rights to this database are fixed.",
-        ));
+    if matches!(target.system, System::Ring | System::Pods | System::Replicator) {
+        return Err(ApiError::forbidden("The rights to this database are fixed."));
     }
     let db = target.db.clone();
     blocking(move || db.set_security(stored.into())).await??;
@@ -71,11 +62,7 @@ pub async fn security(
 ///
 /// # Errors
 /// 401 and 403 without the right; 400 for what is no number in range.
-pub async fn revs_limit(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn revs_limit(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let target = resolve(pod, who, request.db_name())?;
     if request.method == Method::GET {
         target.require_read()?;
@@ -87,9 +74,7 @@ pub async fn revs_limit(
     let limit = serde_json::from_slice::<u64>(&text)
         .ok()
         .filter(|limit| (1..=MAX_REVS_LIMIT).contains(limit))
-        .ok_or_else(|| {
-            ApiError::bad_request(format!("`_revs_limit` must be from 1 to {MAX_REVS_LIMIT}"))
-        })?;
+        .ok_or_else(|| ApiError::bad_request(format!("`_revs_limit` must be from 1 to {MAX_REVS_LIMIT}")))?;
     let db = target.db.clone();
     blocking(move || db.set_revs_limit(limit)).await??;
     Ok(ok(StatusCode::OK))
@@ -99,11 +84,7 @@ pub async fn revs_limit(
 ///
 /// # Errors
 /// 401 without the right.
-pub async fn compact(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn compact(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let target = resolve(pod, who, request.db_name())?;
     target.require_db_admin()?;
     body_in::read_json(pod, &request.headers, request.body).await?;
@@ -128,18 +109,11 @@ fn compact_now(pod: &Pod, db: &Db) {
 ///
 /// # Errors
 /// 401 and 403 without the right to write.
-pub async fn ensure_full_commit(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn ensure_full_commit(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let target = resolve(pod, who, request.db_name())?;
     target.require_read()?;
     body_in::read_json(pod, &request.headers, request.body).await?;
-    let text = format!(
-        "{{\"ok\":true,\"instance_start_time\":\"{}\"}}\n",
-        crate::databases::INSTANCE_START_TIME
-    );
+    let text = format!("{{\"ok\":true,\"instance_start_time\":\"{}\"}}\n", crate::databases::INSTANCE_START_TIME);
     Ok(render::json(StatusCode::CREATED, text))
 }
 
@@ -163,19 +137,15 @@ pub async fn purge(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<R
 }
 
 fn purge_list(text: &[u8]) -> Result<Vec<(String, Vec<Rev>)>, ApiError> {
-    let asked: BTreeMap<String, Vec<String>> = serde_json::from_slice(text).map_err(|_| {
-        ApiError::bad_request("Request body must be an object of arrays of revisions")
-    })?;
+    let asked: BTreeMap<String, Vec<String>> = serde_json::from_slice(text)
+        .map_err(|_| ApiError::bad_request("Request body must be an object of arrays of revisions"))?;
     let revs: usize = asked.values().map(Vec::len).sum();
     if asked.len() > MAX_PURGED_DOCS || revs > MAX_PURGED_REVS {
         return Err(ApiError::bad_request(format!(
             "At most {MAX_PURGED_DOCS} documents and {MAX_PURGED_REVS} revisions at once"
         )));
     }
-    asked
-        .into_iter()
-        .map(|(id, revs)| Ok((id, render::parse_revs(&revs)?)))
-        .collect()
+    asked.into_iter().map(|(id, revs)| Ok((id, render::parse_revs(&revs)?))).collect()
 }
 
 async fn purge_one(target: &Target, id: &str, revs: Vec<Rev>) -> Result<Vec<Rev>, ApiError> {
@@ -197,13 +167,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for bad in [
-            "[]",
-            "null",
-            r#"{"a":1}"#,
-            r#"{"a":["zork"]}"#,
-            r#"{"docs":[{"id":5}]}"#,
-        ] {
+        for bad in ["[]", "null", r#"{"a":1}"#, r#"{"a":["zork"]}"#, r#"{"docs":[{"id":5}]}"#] {
             assert!(purge_list(bad.as_bytes()).is_err(), "{bad}");
         }
         let good = r#"{"a":["1-0123456789abcdef0123456789abcdef"],"b":[]}"#;

@@ -22,9 +22,7 @@ const MAX_LANES: u32 = 4;
 /// # Errors
 /// When the system has no randomness.
 pub fn hash(password: &str) -> Result<String, Error> {
-    Ok(Argon2::default()
-        .hash_password(password.as_bytes())?
-        .to_string())
+    Ok(Argon2::default().hash_password(password.as_bytes())?.to_string())
 }
 
 /// Whether a hash that was made elsewhere is an argon2id hash that may be checked at each log-in.
@@ -32,11 +30,7 @@ pub fn is_acceptable(hash: &str) -> bool {
     let Ok(hash) = PasswordHash::new(hash) else {
         return false;
     };
-    let within = |name: &str, most: u32| {
-        hash.params
-            .get_decimal(name)
-            .is_some_and(|value| (1..=most).contains(&value))
-    };
+    let within = |name: &str, most: u32| hash.params.get_decimal(name).is_some_and(|value| (1..=most).contains(&value));
     hash.algorithm.as_str() == SCHEME
         && hash.hash.is_some()
         && within("m", MAX_MEMORY_KIB)
@@ -64,9 +58,7 @@ mod tests {
     #[test]
     fn costly_or_foreign_hashes_are_refused() {
         let tail = "$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNo";
-        assert!(is_acceptable(&format!(
-            "$argon2id$v=19$m=19456,t=2,p=1{tail}"
-        )));
+        assert!(is_acceptable(&format!("$argon2id$v=19$m=19456,t=2,p=1{tail}")));
         for head in [
             "$argon2id$v=19$m=4194304,t=2,p=1",
             "$argon2id$v=19$m=19456,t=2000,p=1",

@@ -43,14 +43,8 @@ impl Security {
     }
 
     fn closed() -> Self {
-        let administrators = || Group {
-            names: Vec::new(),
-            roles: vec![ADMIN_ROLE.to_owned()],
-        };
-        Self {
-            admins: administrators(),
-            members: administrators(),
-        }
+        let administrators = || Group { names: Vec::new(), roles: vec![ADMIN_ROLE.to_owned()] };
+        Self { admins: administrators(), members: administrators() }
     }
 
     /// Whether this identity administers the database.
@@ -71,9 +65,7 @@ impl Security {
 
 impl Group {
     fn holds(&self, who: &Identity) -> bool {
-        who.name
-            .as_ref()
-            .is_some_and(|name| self.names.contains(name))
+        who.name.as_ref().is_some_and(|name| self.names.contains(name))
             || who.roles.iter().any(|role| self.roles.contains(role))
     }
 }
@@ -104,9 +96,7 @@ pub fn check(text: &[u8]) -> Result<Vec<u8>, ApiError> {
                 }
             }
             Some(_) => {
-                return Err(ApiError::bad_request(format!(
-                    "`{group}` must be a JSON object"
-                )));
+                return Err(ApiError::bad_request(format!("`{group}` must be a JSON object")));
             }
         }
     }
@@ -124,13 +114,7 @@ fn check_list(value: Option<&Value>, group: &str, list: &str) -> Result<(), ApiE
         Some(Value::Array(items)) => items.iter().all(Value::is_string),
         Some(_) => false,
     };
-    if fits {
-        Ok(())
-    } else {
-        Err(ApiError::bad_request(format!(
-            "`{group}.{list}` must be a JSON list of strings"
-        )))
-    }
+    if fits { Ok(()) } else { Err(ApiError::bad_request(format!("`{group}.{list}` must be a JSON list of strings"))) }
 }
 
 #[cfg(test)]
@@ -139,10 +123,7 @@ mod tests {
     use adea_ring::Identity;
 
     fn named(name: &str, roles: &[&str]) -> Identity {
-        Identity {
-            name: Some(name.to_owned()),
-            roles: roles.iter().map(|role| (*role).to_owned()).collect(),
-        }
+        Identity { name: Some(name.to_owned()), roles: roles.iter().map(|role| (*role).to_owned()).collect() }
     }
 
     #[test]
@@ -160,9 +141,7 @@ mod tests {
 
     #[test]
     fn names_and_roles_admit() {
-        let security = Security::of(
-            br#"{"members":{"names":["ann"],"roles":["staff"]},"admins":{"names":["cy"]}}"#,
-        );
+        let security = Security::of(br#"{"members":{"names":["ann"],"roles":["staff"]},"admins":{"names":["cy"]}}"#);
         assert!(security.is_member(&named("ann", &[])));
         assert!(security.is_member(&named("bob", &["staff"])));
         assert!(!security.is_member(&named("bob", &["ann"])));
@@ -173,14 +152,8 @@ mod tests {
 
     #[test]
     fn wrong_kinds_are_refused() {
-        for bad in [
-            "[]",
-            "1",
-            "{",
-            r#"{"admins":"x"}"#,
-            r#"{"members":{"names":[1]}}"#,
-            r#"{"members":{"roles":{}}}"#,
-        ] {
+        for bad in ["[]", "1", "{", r#"{"admins":"x"}"#, r#"{"members":{"names":[1]}}"#, r#"{"members":{"roles":{}}}"#]
+        {
             assert!(check(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(check(br#"{"extra":{"mine":1}}"#).is_ok());

@@ -44,15 +44,10 @@ pub async fn uuids(_: &Arc<Pod>, _: &Identity, request: Request) -> Result<Respo
     if count > MAX_UUIDS {
         return Err(ApiError::bad_request("count parameter too large"));
     }
-    let uuids: Vec<String> = (0..count)
-        .map(|_| hex::encode(rand::random::<[u8; 16]>()))
-        .collect();
+    let uuids: Vec<String> = (0..count).map(|_| hex::encode(rand::random::<[u8; 16]>())).collect();
     let mut response = json_line(StatusCode::OK, &json!({ "uuids": uuids }));
     let headers = response.headers_mut();
-    headers.insert(
-        CACHE_CONTROL,
-        HeaderValue::from_static("must-revalidate, no-cache"),
-    );
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("must-revalidate, no-cache"));
     headers.insert(PRAGMA, HeaderValue::from_static("no-cache"));
     let tag = format!("\"{}\"", hex::encode(rand::random::<[u8; 16]>()));
     if let Ok(tag) = HeaderValue::try_from(tag) {
@@ -75,11 +70,7 @@ pub async fn membership(_: &Arc<Pod>, who: &Identity, _: Request) -> Result<Resp
 ///
 /// # Errors
 /// 401 for others.
-pub async fn active_tasks(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    _: Request,
-) -> Result<Response, ApiError> {
+pub async fn active_tasks(pod: &Arc<Pod>, who: &Identity, _: Request) -> Result<Response, ApiError> {
     require_server_admin(who)?;
     Ok(json_line(StatusCode::OK, &json!(pod.tasks.list())))
 }

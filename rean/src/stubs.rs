@@ -21,9 +21,7 @@ use crate::target::{require_server_admin, resolve};
 pub async fn find(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     resolve(pod, who, request.db_name())?.require_read()?;
     body_in::read_json(pod, &request.headers, request.body).await?;
-    Err(ApiError::not_implemented(
-        "Queries (_find, _explain) are not there yet.",
-    ))
+    Err(ApiError::not_implemented("Queries (_find, _explain) are not there yet."))
 }
 
 /// `GET` and `POST /db/_index`, `DELETE /db/_index/..`. There is the one index that every database has.
@@ -62,15 +60,9 @@ pub async fn view(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
 ///
 /// # Errors
 /// 404 when there is no such design document, else 501.
-pub async fn design_other(
-    pod: &Arc<Pod>,
-    who: &Identity,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn design_other(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     design(pod, who, &request)?;
-    Err(ApiError::not_implemented(
-        "Functions of design documents are not there yet.",
-    ))
+    Err(ApiError::not_implemented("Functions of design documents are not there yet."))
 }
 
 /// The server's resources that are not there yet (`_replicate`, `_scheduler`, `_db_updates`) and those that never will
@@ -81,9 +73,7 @@ pub async fn design_other(
 pub async fn other(_: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     require_server_admin(who)?;
     match request.db_name() {
-        "_replicate" | "_scheduler" | "_db_updates" => {
-            Err(ApiError::not_implemented("This is not there yet."))
-        }
+        "_replicate" | "_scheduler" | "_db_updates" => Err(ApiError::not_implemented("This is not there yet.")),
         _ => Err(ApiError::missing()),
     }
 }

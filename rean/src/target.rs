@@ -83,10 +83,7 @@ enum Writing {
 pub fn resolve(pod: &Pod, who: &Identity, name: &str) -> Result<Target, ApiError> {
     let who_now = pod.accounts.who(who)?;
     // The account's roles of this moment, which may be fewer than those that the proxy remembers.
-    let identity = Identity {
-        name: who_now.name.clone(),
-        roles: who_now.roles.clone(),
-    };
+    let identity = Identity { name: who_now.name.clone(), roles: who_now.roles.clone() };
     let Some((base, suffix)) = name.rsplit_once(SEPARATOR) else {
         let db = pod.store.db(name).ok_or_else(ApiError::no_database)?;
         return Ok(match db.kind() {
@@ -94,11 +91,7 @@ pub fn resolve(pod: &Pod, who: &Identity, name: &str) -> Result<Target, ApiError
             DbKind::Plain => plain(db, name, &identity, who_now),
         });
     };
-    let db = pod
-        .store
-        .db(base)
-        .filter(|db| db.kind() == DbKind::App)
-        .ok_or_else(ApiError::no_database)?;
+    let db = pod.store.db(base).filter(|db| db.kind() == DbKind::App).ok_or_else(ApiError::no_database)?;
     if suffix == PERSONAL {
         Ok(personal(db, name, &identity, who_now))
     } else if Signature::is_form(suffix) {
@@ -113,11 +106,7 @@ pub fn resolve(pod: &Pod, who: &Identity, name: &str) -> Result<Target, ApiError
 /// # Errors
 /// 401 `unauthorized`.
 pub fn require_server_admin(who: &Identity) -> Result<(), ApiError> {
-    if who.is_admin() {
-        Ok(())
-    } else {
-        Err(ApiError::unauthorized("You are not a server admin."))
-    }
+    if who.is_admin() { Ok(()) } else { Err(ApiError::unauthorized("You are not a server admin.")) }
 }
 
 fn system_of(name: &str) -> System {
@@ -131,11 +120,7 @@ fn system_of(name: &str) -> System {
 }
 
 fn author(identity: &Identity, who: Who) -> Author {
-    if identity.is_admin() {
-        Author::admin(who)
-    } else {
-        Author::user(who)
-    }
+    if identity.is_admin() { Author::admin(who) } else { Author::user(who) }
 }
 
 fn plain(db: Db, name: &str, identity: &Identity, who: Who) -> Target {
@@ -200,32 +185,18 @@ fn aggregate(db: Db, name: &str, identity: &Identity, who: Who) -> Target {
 
 fn personal(db: Db, name: &str, identity: &Identity, who: Who) -> Target {
     let reader = db.reader(who.clone());
-    of_app(
-        db,
-        name,
-        Scope::Personal(reader),
-        Writing::Yes,
-        identity,
-        who,
-    )
+    of_app(db, name, Scope::Personal(reader), Writing::Yes, identity, who)
 }
 
-fn partial(
-    db: Db,
-    name: &str,
-    signature: &str,
-    identity: &Identity,
-    who: Who,
-) -> Result<Target, ApiError> {
+fn partial(db: Db, name: &str, signature: &str, identity: &Identity, who: Who) -> Result<Target, ApiError> {
     let admin = identity.is_admin();
     let reader = if admin {
-        db.reader(named_by(&db, signature))
+        let part = db.parts().into_iter().find(|part| part.signature == signature);
+        db.reader(named_by(&part.map(|part| part.readers).unwrap_or_default()))
     } else {
         db.reader(who.clone())
     };
-    let readable = db
-        .part(signature)
-        .filter(|part| db.may_read_part(&reader, *part));
+    let readable = db.part(signature).filter(|part| db.may_read_part(&reader, *part));
     match readable {
         Some(part) => {
             let scope = Scope::Part(reader, part);
@@ -236,14 +207,10 @@ fn partial(
     }
 }
 
-/// Somebody whom a partial database names: an administrator sees it as such a reader does.
-fn named_by(db: &Db, signature: &str) -> Who {
-    let part = db
-        .parts()
-        .into_iter()
-        .find(|part| part.signature == signature);
+/// Somebody whom these readers name: an administrator sees a partial database as such a one does.
+pub fn named_by(readers: &[String]) -> Who {
     let mut who = Who::default();
-    for entry in part.map(|part| part.readers).unwrap_or_default() {
+    for entry in readers {
         if let Some(role) = entry.strip_prefix("role:") {
             who.roles.push(role.to_owned());
         } else if who.name.is_none() && entry != "anyone" {
@@ -254,14 +221,7 @@ fn named_by(db: &Db, signature: &str) -> Who {
     who
 }
 
-fn of_app(
-    db: Db,
-    name: &str,
-    scope: Scope,
-    write: Writing,
-    identity: &Identity,
-    who: Who,
-) -> Target {
+fn of_app(db: Db, name: &str, scope: Scope, write: Writing, identity: &Identity, who: Who) -> Target {
     Target {
         db,
         scope,
@@ -304,11 +264,7 @@ impl Target {
     /// # Errors
     /// 401 or 403 when the database may not be read.
     pub fn require_read(&self) -> Result<(), ApiError> {
-        if self.rights.read {
-            Ok(())
-        } else {
-            Err(no_reader(self.rights.anonymous))
-        }
+        if self.rights.read { Ok(()) } else { Err(no_reader(self.rights.anonymous)) }
     }
 
     /// As [`Target::require_read`], for one document: of `_users` everyone may read their own.
@@ -330,9 +286,9 @@ impl Target {
     pub fn require_write(&self) -> Result<(), ApiError> {
         match self.rights.write {
             Writing::Yes => Ok(()),
-            Writing::ReadOnly => Err(ApiError::forbidden(
-                "This database is read-only: write to its app or to the personal database.",
-            )),
+            Writing::ReadOnly => {
+                Err(ApiError::forbidden("This database is read-only: write to its app or to the personal database."))
+            }
             Writing::No if self.is_open_to_sign_up() || self.own_account_id().is_some() => Ok(()),
             Writing::No => Err(no_reader(self.rights.anonymous)),
         }
@@ -363,31 +319,19 @@ impl Target {
     /// # Errors
     /// 401 or 403 when `_local` documents may not be read and written.
     pub fn require_local(&self) -> Result<(), ApiError> {
-        if self.rights.local {
-            Ok(())
-        } else {
-            Err(no_reader(self.rights.anonymous))
-        }
+        if self.rights.local { Ok(()) } else { Err(no_reader(self.rights.anonymous)) }
     }
 
     /// # Errors
     /// 401 `unauthorized` for all but administrators of the database.
     pub fn require_db_admin(&self) -> Result<(), ApiError> {
-        if self.rights.db_admin {
-            Ok(())
-        } else {
-            Err(ApiError::unauthorized("You are not a db or server admin."))
-        }
+        if self.rights.db_admin { Ok(()) } else { Err(ApiError::unauthorized("You are not a db or server admin.")) }
     }
 
     /// # Errors
     /// 401 `unauthorized` for all but administrators of the server.
     pub fn require_server_admin(&self) -> Result<(), ApiError> {
-        if self.rights.server_admin {
-            Ok(())
-        } else {
-            Err(ApiError::unauthorized("You are not a server admin."))
-        }
+        if self.rights.server_admin { Ok(()) } else { Err(ApiError::unauthorized("You are not a server admin.")) }
     }
 
     /// The id of the account that asks, where the database is `_users`.
@@ -398,9 +342,7 @@ impl Target {
 
     fn is_own_account(&self, id: &str) -> bool {
         self.system == System::Users
-            && id
-                .strip_prefix(ACCOUNT_PREFIX)
-                .is_some_and(|name| self.author.name() == Some(name))
+            && id.strip_prefix(ACCOUNT_PREFIX).is_some_and(|name| self.author.name() == Some(name))
     }
 
     /// `_users` whose `_security` an administrator has opened to everyone, as in CouchDB: anyone may sign up.

@@ -41,13 +41,9 @@ struct State {
 /// Starts the workers of a pod. Inside Tokio, once.
 pub fn start(pod: &Arc<Pod>) {
     let for_apps = Arc::clone(pod);
-    pod.tasks
-        .workers
-        .start("apps", move |stop| apps::run(Arc::clone(&for_apps), stop));
+    pod.tasks.workers.start("apps", move |stop| apps::run(Arc::clone(&for_apps), stop));
     let for_sessions = Arc::clone(pod);
-    pod.tasks.workers.start("sessions", move |stop| {
-        cleaner::run(Arc::clone(&for_sessions), stop)
-    });
+    pod.tasks.workers.start("sessions", move |stop| cleaner::run(Arc::clone(&for_sessions), stop));
 }
 
 impl Tasks {
@@ -74,10 +70,7 @@ impl Tasks {
                 },
             );
         }
-        Task {
-            running: Arc::clone(&self.running),
-            id,
-        }
+        Task { running: Arc::clone(&self.running), id }
     }
 
     /// What `_active_tasks` tells.

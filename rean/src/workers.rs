@@ -16,8 +16,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A worker that ran this long had recovered: its next failure is a first one again.
 const RECOVERED_AFTER: Duration = Duration::from_secs(300);
-/// How long all workers together may take to stop.
-const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long all workers together may take to stop. One that is cut off in the middle goes on at the next start.
+const STOP_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Tells a worker that it must stop.
 #[derive(Clone)]
@@ -62,11 +62,7 @@ pub struct Workers {
 
 impl Default for Workers {
     fn default() -> Self {
-        Self {
-            stop: watch::Sender::new(false),
-            infos: Arc::default(),
-            handles: Mutex::default(),
-        }
+        Self { stop: watch::Sender::new(false), infos: Arc::default(), handles: Mutex::default() }
     }
 }
 
@@ -78,28 +74,15 @@ impl Workers {
     where
         W: Future<Output = Result<(), String>> + Send + 'static,
     {
-        let stop = Stop {
-            signal: self.stop.subscribe(),
-        };
+        let stop = Stop { signal: self.stop.subscribe() };
         let place = {
             let mut infos = self.infos.lock();
-            infos.push(WorkerInfo {
-                name,
-                state: "running",
-                restarts: 0,
-                last_error: None,
-                started_on: now_s(),
-            });
+            infos.push(WorkerInfo { name, state: "running", restarts: 0, last_error: None, started_on: now_s() });
             infos.len() - 1
         };
-        let entry = Entry {
-            infos: Arc::clone(&self.infos),
-            place,
-        };
+        let entry = Entry { infos: Arc::clone(&self.infos), place };
         let boxed = move |stop| -> Work { Box::pin(work(stop)) };
-        self.handles
-            .lock()
-            .push(tokio::spawn(supervise(boxed, stop, entry)));
+        self.handles.lock().push(tokio::spawn(supervise(boxed, stop, entry)));
     }
 
     /// What is told of all of them.
@@ -113,10 +96,7 @@ impl Workers {
         let handles = std::mem::take(&mut *self.handles.lock());
         let deadline = tokio::time::Instant::now() + STOP_DEADLINE;
         for mut handle in handles {
-            if tokio::time::timeout_at(deadline, &mut handle)
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout_at(deadline, &mut handle).await.is_err() {
                 tracing::warn!("a worker did not stop in time");
                 handle.abort();
             }
@@ -178,9 +158,7 @@ async fn supervise(work: impl Fn(Stop) -> Work, mut stop: Stop, entry: Entry) {
 
 /// Seconds since 1970.
 pub fn now_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -212,10 +190,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let info = &workers.list()[0];
-        assert_eq!(
-            (info.name, info.state, info.restarts),
-            ("example", "running", 2)
-        );
+        assert_eq!((info.name, info.state, info.restarts), ("example", "running", 2));
         workers.stop().await;
         assert_eq!(workers.list()[0].state, "stopped");
     }

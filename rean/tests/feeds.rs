@@ -15,20 +15,14 @@ async fn a_continuous_feed_gives_old_and_new_changes_in_order() {
     world.open_db("db").await;
     let ann = user("ann", &[]);
     for id in ["a", "b"] {
-        world
-            .put(&ann, &format!("/db/{id}"), json!({"n": id}))
-            .await
-            .expect(201);
+        world.put(&ann, &format!("/db/{id}"), json!({"n": id})).await.expect(201);
     }
     let path = "/db/_changes?feed=continuous&include_docs=true&heartbeat=5000";
     let (mut one, mut two) = (world.feed(&ann, path).await, world.feed(&ann, path).await);
     one.lines(2).await;
     two.lines(2).await;
     for n in 0..50 {
-        world
-            .put(&ann, &format!("/db/d{n}"), json!({"n": n}))
-            .await
-            .expect(201);
+        world.put(&ann, &format!("/db/d{n}"), json!({"n": n})).await.expect(201);
     }
     let lines = one.lines(52).await;
     assert_eq!(ids(&lines)[..3], ["a", "b", "d0"]);
@@ -43,18 +37,11 @@ async fn a_listener_that_missed_more_than_is_kept_reads_it_from_the_store() {
     let world = World::new().await;
     world.open_db("db").await;
     let ann = user("ann", &[]);
-    let mut feed = world
-        .feed(&ann, "/db/_changes?feed=continuous&since=now&heartbeat=5000")
-        .await;
+    let mut feed = world.feed(&ann, "/db/_changes?feed=continuous&since=now&heartbeat=5000").await;
     // Nobody reads the feed while three batches come in.
     for batch in 0..3 {
-        let docs: Vec<Value> = (0..900)
-            .map(|n| json!({"_id": format!("{batch}-{n:04}")}))
-            .collect();
-        world
-            .post(&ann, "/db/_bulk_docs", json!({ "docs": docs }))
-            .await
-            .expect(201);
+        let docs: Vec<Value> = (0..900).map(|n| json!({"_id": format!("{batch}-{n:04}")})).collect();
+        world.post(&ann, "/db/_bulk_docs", json!({ "docs": docs })).await.expect(201);
     }
     let lines = feed.lines(2_700).await;
     let ids = ids(&lines);
@@ -68,14 +55,9 @@ async fn longpoll_waits_times_out_and_gives_the_next_change() {
     let world = World::new().await;
     world.open_db("db").await;
     let ann = user("ann", &[]);
-    let empty = world
-        .get(&ann, "/db/_changes?feed=longpoll&since=now&timeout=50")
-        .await
-        .expect(200);
+    let empty = world.get(&ann, "/db/_changes?feed=longpoll&since=now&timeout=50").await.expect(200);
     assert_eq!(empty["results"], json!([]));
-    let mut feed = world
-        .feed(&ann, "/db/_changes?feed=longpoll&since=now&heartbeat=100")
-        .await;
+    let mut feed = world.feed(&ann, "/db/_changes?feed=longpoll&since=now&heartbeat=100").await;
     for _ in 0..3 {
         feed.step().await;
     }
@@ -85,10 +67,7 @@ async fn longpoll_waits_times_out_and_gives_the_next_change() {
     let answer: Value = serde_json::from_str(&feed.text).expect("one object");
     assert_eq!(answer["results"][0]["id"], "x");
     let since = answer["last_seq"].as_str().expect("a sequence");
-    let rest = world
-        .get(&ann, &format!("/db/_changes?since={since}"))
-        .await
-        .expect(200);
+    let rest = world.get(&ann, &format!("/db/_changes?since={since}")).await.expect(200);
     assert_eq!(rest["results"], json!([]));
 }
 
@@ -97,13 +76,8 @@ async fn limit_pending_and_last_seq_go_on_from_each_other_also_with_a_filter() {
     let world = World::new().await;
     world.open_db("db").await;
     let ann = user("ann", &[]);
-    let docs: Vec<Value> = (0..500)
-        .map(|n| json!({"_id": format!("{n:03}"), "even": n % 2 == 0}))
-        .collect();
-    world
-        .post(&ann, "/db/_bulk_docs", json!({ "docs": docs }))
-        .await
-        .expect(201);
+    let docs: Vec<Value> = (0..500).map(|n| json!({"_id": format!("{n:03}"), "even": n % 2 == 0})).collect();
+    world.post(&ann, "/db/_bulk_docs", json!({ "docs": docs })).await.expect(201);
     let body = json!({"selector": {"even": true}});
     let mut since = "0".to_owned();
     let mut seen = Vec::new();
@@ -117,10 +91,7 @@ async fn limit_pending_and_last_seq_go_on_from_each_other_also_with_a_filter() {
     assert_eq!(seen.len(), 250);
     seen.dedup();
     assert_eq!(seen.len(), 250);
-    let first = world
-        .get(&ann, "/db/_changes?limit=0")
-        .await
-        .expect(200);
+    let first = world.get(&ann, "/db/_changes?limit=0").await.expect(200);
     assert_eq!((&first["results"], &first["pending"]), (&json!([]), &json!(500)));
 }
 
@@ -131,10 +102,7 @@ async fn large_documents_come_one_piece_at_a_time() {
     let ann = user("ann", &[]);
     let big = "x".repeat(100_000);
     for n in 0..20 {
-        world
-            .put(&ann, &format!("/db/{n:02}"), json!({ "big": big }))
-            .await
-            .expect(201);
+        world.put(&ann, &format!("/db/{n:02}"), json!({ "big": big })).await.expect(201);
     }
     let mut feed = world.feed(&ann, "/db/_changes?include_docs=true").await;
     let mut longest = 0;
@@ -161,16 +129,10 @@ async fn feeds_end_with_their_database_with_its_security_and_at_shutdown() {
         feeds.push(world.feed(&ann, &path(name)).await);
     }
     assert_eq!(world.pod.hub.listeners(), 3);
-    world
-        .send(&admin(), "DELETE", "/a", None)
-        .await
-        .expect(200);
+    world.send(&admin(), "DELETE", "/a", None).await.expect(200);
     feeds[0].end().await;
     let closed = json!({"members": {"names": ["bob"], "roles": []}});
-    world
-        .put(&admin(), "/b/_security", closed)
-        .await
-        .expect(200);
+    world.put(&admin(), "/b/_security", closed).await.expect(200);
     feeds[1].end().await;
     assert_eq!(world.get(&ann, &path("b")).await.status, 403);
     world.pod.hub.close();
@@ -185,19 +147,11 @@ async fn a_listener_of_an_app_gets_what_is_for_them_and_loses_the_feed_with_a_ro
     world.app("notes").await;
     world.account("ann", &["staff"]).await;
     let ann = user("ann", &["staff"]);
-    let mut feed = world
-        .feed(
-            &ann,
-            "/notes--me/_changes?feed=continuous&include_docs=true&heartbeat=60000",
-        )
-        .await;
+    let mut feed = world.feed(&ann, "/notes--me/_changes?feed=continuous&include_docs=true&heartbeat=60000").await;
     let put = async |id: &str, read: Value| {
         let access = json!({"read": read, "write": ["user:root"]});
         let path = format!("/notes/{id}");
-        world
-            .put(&admin(), &path, json!({"access": access, "of": id}))
-            .await
-            .expect(201);
+        world.put(&admin(), &path, json!({"access": access, "of": id})).await.expect(201);
     };
     put("hidden", json!(["user:bob"])).await;
     put("mine", json!(["user:ann"])).await;
@@ -208,18 +162,13 @@ async fn a_listener_of_an_app_gets_what_is_for_them_and_loses_the_feed_with_a_ro
     assert!(!feed.text.contains("hidden"));
     assert!(feed.is_silent().await);
 
-    let mut feed = world
-        .feed(&ann, "/notes--me/_changes?feed=continuous&heartbeat=60000")
-        .await;
+    let mut feed = world.feed(&ann, "/notes--me/_changes?feed=continuous&heartbeat=60000").await;
     let before = feed.lines(2).await;
     world.account("ann", &[]).await;
     feed.end().await;
     // The role that the proxy may still claim counts no more.
     let since = before[1]["seq"].as_str().expect("a sequence");
-    let after = world
-        .get(&ann, &format!("/notes--me/_changes?since={since}"))
-        .await
-        .expect(200);
+    let after = world.get(&ann, &format!("/notes--me/_changes?since={since}")).await.expect(200);
     let rows = after["results"].as_array().expect("rows");
     assert_eq!(ids(rows), ["staff"]);
     assert_eq!(rows[0]["deleted"], true);
@@ -255,10 +204,7 @@ async fn sequences_of_readers_tell_nothing_of_the_writes_of_others() {
     world.put(&admin(), "/notes/mine", mine).await.expect(201);
     let before = world.get(&ann, "/notes--me").await.expect(200);
     for n in 0..20 {
-        world
-            .put(&admin(), &format!("/notes/o{n}"), other.clone())
-            .await
-            .expect(201);
+        world.put(&admin(), &format!("/notes/o{n}"), other.clone()).await.expect(201);
     }
     let after = world.get(&ann, "/notes--me").await.expect(200);
     assert_eq!(before, after);

@@ -21,10 +21,7 @@ async fn a_partial_database_that_is_not_for_the_reader_looks_like_none() {
     let doc = json!({"access": {"read": ["user:ann"]}});
     world.put(&admin(), "/notes/x", doc).await.expect(201);
     let shown = world.get(&ann, "/notes/_access").await.expect(200);
-    let part = shown["partials"][0]["db"]
-        .as_str()
-        .expect("a name")
-        .to_owned();
+    let part = shown["partials"][0]["db"].as_str().expect("a name").to_owned();
     assert_eq!(shown["personal"], "notes--me");
     assert_eq!(shown["partials"][0]["readers"], json!(["user:ann"]));
     let none = "notes--000000000000000000000000";
@@ -36,17 +33,12 @@ async fn a_partial_database_that_is_not_for_the_reader_looks_like_none() {
             assert!(there.status == 401 || there.status == 403);
         }
     }
-    assert_eq!(
-        world.get(&bob, "/notes/_access").await.expect(200)["partials"],
-        json!([])
-    );
+    assert_eq!(world.get(&bob, "/notes/_access").await.expect(200)["partials"], json!([]));
     world.get(&ann, &format!("/{part}/x")).await.expect(200);
     let mine = world.get(&ann, &format!("/{part}")).await.expect(200);
     assert_eq!(mine["db_name"], part);
     assert_eq!(mine["doc_count"], 1);
-    let write = world
-        .put(&ann, &format!("/{part}/new"), json!({"access": {"read": ["user:ann"]}}))
-        .await;
+    let write = world.put(&ann, &format!("/{part}/new"), json!({"access": {"read": ["user:ann"]}})).await;
     refused(&write, 403, "forbidden");
     refused(&world.get(&admin(), &format!("/{none}")).await, 404, "not_found");
     world.get(&admin(), &format!("/{part}/x")).await.expect(200);
@@ -81,11 +73,7 @@ async fn nobody_but_administrators_reads_an_aggregate_in_any_way() {
     for path in &below {
         let path = format!("/notes{path}");
         refused(&world.get(&ann, &path).await, 403, "forbidden");
-        refused(
-            &world.get(&Identity::anonymous(), &path).await,
-            401,
-            "unauthorized",
-        );
+        refused(&world.get(&Identity::anonymous(), &path).await, 401, "unauthorized");
     }
     for (path, body) in [
         ("_bulk_get", json!({"docs": [{"id": "x"}]})),
@@ -106,9 +94,7 @@ async fn settings_of_an_app_are_its_administrators_only() {
     world.app("notes").await;
     let ann = user("ann", &[]);
     for db in ["notes", "notes--me"] {
-        let security = world
-            .put(&ann, &format!("/{db}/_security"), json!({"admins": {"names": ["ann"]}}))
-            .await;
+        let security = world.put(&ann, &format!("/{db}/_security"), json!({"admins": {"names": ["ann"]}})).await;
         refused(&security, 401, "unauthorized");
         for (path, body) in [
             ("_purge", json!({"x": ["1-a"]})),
@@ -118,9 +104,7 @@ async fn settings_of_an_app_are_its_administrators_only() {
             let answer = world.post(&ann, &format!("/{db}/{path}"), body).await;
             assert!(answer.status.is_client_error(), "{path}: {}", answer.text);
         }
-        let design = world
-            .put(&ann, &format!("/{db}/_design/x"), json!({"access": {"read": ["user:ann"]}}))
-            .await;
+        let design = world.put(&ann, &format!("/{db}/_design/x"), json!({"access": {"read": ["user:ann"]}})).await;
         assert!(design.status == 401 || design.status == 403, "{}", design.text);
         let delete = world.send(&ann, "DELETE", &format!("/{db}"), None).await;
         refused(&delete, 401, "unauthorized");
@@ -135,13 +119,7 @@ async fn settings_of_an_app_are_its_administrators_only() {
 async fn the_servers_own_resources_are_for_administrators() {
     let world = World::new().await;
     for who in [user("ann", &["staff"]), Identity::anonymous()] {
-        for path in [
-            "/_all_dbs",
-            "/_dbs_info",
-            "/_active_tasks",
-            "/_membership",
-            "/_pod/workers",
-        ] {
+        for path in ["/_all_dbs", "/_dbs_info", "/_active_tasks", "/_membership", "/_pod/workers"] {
             refused(&world.get(&who, path).await, 401, "unauthorized");
         }
         let create = world.send(&who, "PUT", "/new", None).await;
@@ -156,12 +134,8 @@ async fn the_servers_own_resources_are_for_administrators() {
         assert!(write.status == 401 || write.status == 403);
     }
     let workers = world.get(&admin(), "/_pod/workers").await.expect(200);
-    let names: Vec<&Value> = workers["workers"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|worker| &worker["name"])
-        .collect();
+    let names: Vec<&Value> =
+        workers["workers"].as_array().expect("a list").iter().map(|worker| &worker["name"]).collect();
     assert_eq!(names, ["apps", "sessions"]);
     let delete = world.send(&admin(), "DELETE", "/_ring", None).await;
     refused(&delete, 403, "forbidden");
@@ -191,9 +165,7 @@ async fn accounts_are_their_owners_alone() {
     let mut stolen = own.clone();
     stolen["roles"] = json!(["staff", "boss"]);
     refused(&world.put(&ann, path, stolen.clone()).await, 403, "forbidden");
-    let bulk = world
-        .post(&ann, "/_users/_bulk_docs", json!({"docs": [stolen.clone()], "new_edits": false}))
-        .await;
+    let bulk = world.post(&ann, "/_users/_bulk_docs", json!({"docs": [stolen.clone()], "new_edits": false})).await;
     assert!(!bulk.text.contains("\"ok\""), "{}", bulk.text);
     stolen["roles"] = json!(["staff"]);
     stolen["password"] = "other".into();
@@ -208,10 +180,7 @@ async fn accounts_are_their_owners_alone() {
     let open = json!({"members": {"names": [], "roles": []}});
     world.put(&admin(), "/_users/_security", open).await.expect(200);
     let nobody = Identity::anonymous();
-    world
-        .put(&nobody, "/_users/org.couchdb.user:eve", sign_up)
-        .await
-        .expect(201);
+    world.put(&nobody, "/_users/org.couchdb.user:eve", sign_up).await.expect(201);
     let boss = json!({"name": "mal", "type": "user", "roles": ["boss"], "password": "x"});
     let answer = world.put(&nobody, "/_users/org.couchdb.user:mal", boss).await;
     refused(&answer, 403, "forbidden");
@@ -228,10 +197,7 @@ async fn a_removed_account_is_nobody_at_once() {
     world.get(&ann, "/db").await.expect(200);
     let rev = world.get(&admin(), path).await.expect(200)["_rev"].clone();
     let rev = rev.as_str().expect("a revision");
-    world
-        .send(&admin(), "DELETE", &format!("{path}?rev={rev}"), None)
-        .await
-        .expect(200);
+    world.send(&admin(), "DELETE", &format!("{path}?rev={rev}"), None).await.expect(200);
     refused(&world.get(&ann, "/db").await, 401, "unauthorized");
     refused(&world.get(&ann, "/_session").await, 401, "unauthorized");
     // Whoever gets the name after that has the new account's roles, whatever the proxy remembers.
@@ -244,16 +210,11 @@ async fn a_removed_account_is_nobody_at_once() {
 async fn rules_are_checked_before_they_are_stored_and_then_place_what_is_there() {
     let world = World::new().await;
     world.app("notes").await;
-    let bad = world
-        .put(&admin(), "/_ring/app:notes", json!({"rules": [{"read": ["users"]}]}))
-        .await;
+    let bad = world.put(&admin(), "/_ring/app:notes", json!({"rules": [{"read": ["users"]}]})).await;
     refused(&bad, 400, "bad_request");
     assert!(bad.json()["reason"].as_str().is_some_and(|why| why.contains("selector")));
     let docs: Vec<Value> = (0..300).map(|n| json!({"_id": format!("{n}"), "owner": "ann"})).collect();
-    world
-        .post(&admin(), "/notes/_bulk_docs", json!({ "docs": docs }))
-        .await
-        .expect(201);
+    world.post(&admin(), "/notes/_bulk_docs", json!({ "docs": docs })).await.expect(201);
     let ann = user("ann", &[]);
     assert_eq!(world.get(&ann, "/notes--me").await.expect(200)["doc_count"], 0);
     let rules = json!({"rules": [{"selector": {}, "read": ["user:${owner}"]}]});

@@ -46,7 +46,7 @@ console.log('carol reads what bob published');
 // Carol may not change it: her push is denied, and nobody sees it.
 const denied = new Promise((resolve) => carol.syncing.once('denied', resolve));
 await carol.put({ ...(await carol.get('draft')), text: 'Graffiti' });
-console.log("carol's change is", (await denied).doc.name ?? 'denied', 'and alice still reads:', (await alice.get('draft')).text);
+console.log(`carol's change is ${(await denied).doc.name}, and alice still reads:`, (await alice.get('draft')).text);
 
 // Alice takes it back: it goes from bob's and carol's devices.
 await alice.put({ ...(await alice.get('draft')), text: 'Mine', access: { read: [`user:${app}-alice`] } });

@@ -21,10 +21,7 @@ fn user(name: &str) -> Author {
 }
 
 fn who(name: &str) -> Who {
-    Who {
-        name: Some(name.to_owned()),
-        ..Who::default()
-    }
+    Who { name: Some(name.to_owned()), ..Who::default() }
 }
 
 fn object(value: Value) -> Map<String, Value> {
@@ -35,12 +32,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 fn stored(body: Value) -> Stored {
-    Stored {
-        rev: rev(),
-        deleted: false,
-        live_leaves: 1,
-        body: object(body),
-    }
+    Stored { rev: rev(), deleted: false, live_leaves: 1, body: object(body) }
 }
 
 fn edit(id: &str, body: Value) -> Edit {
@@ -87,16 +79,8 @@ fn documents_that_do_not_fit_are_refused_in_couchdbs_words() {
         (ANN, ann(json!({"roles": [1]})), "strings"),
         (ANN, json!({"name": "ann", "type": "user"}), "exist"),
         (ANN, json!({"type": "user", "roles": []}), "name"),
-        (
-            "org.couchdb.user:_x",
-            json!({"name": "_x", "type": "user", "roles": []}),
-            "underscore",
-        ),
-        (
-            "org.couchdb.user:a:b",
-            json!({"name": "a:b", "type": "user", "roles": []}),
-            "`:`",
-        ),
+        ("org.couchdb.user:_x", json!({"name": "_x", "type": "user", "roles": []}), "underscore"),
+        ("org.couchdb.user:a:b", json!({"name": "a:b", "type": "user", "roles": []}), "`:`"),
         (ANN, ann(json!({"password": 5})), "string"),
         (ANN, ann(json!({"password": ""})), "bytes"),
         (ANN, ann(json!({"roles": vec!["r"; 101]})), "at most"),
@@ -108,22 +92,13 @@ fn documents_that_do_not_fit_are_refused_in_couchdbs_words() {
 
 #[test]
 fn the_password_goes_and_the_hash_stays_until_there_is_a_new_one() {
-    let (mut body, password) = written(plan(
-        &edit(ANN, ann(json!({"password": "secret", "mail": null}))),
-        None,
-        &admin(),
-        false,
-    ));
+    let (mut body, password) =
+        written(plan(&edit(ANN, ann(json!({"password": "secret", "mail": null}))), None, &admin(), false));
     assert_eq!(password.as_deref(), Some("secret"));
     assert!(!body.contains_key("password") && body.contains_key("mail"));
     set_hash(&mut body, "$hash".to_owned());
     let old = stored(Value::Object(body));
-    let (body, password) = written(plan(
-        &edit(ANN, ann(json!({"more": 1}))),
-        Some(&old),
-        &admin(),
-        false,
-    ));
+    let (body, password) = written(plan(&edit(ANN, ann(json!({"more": 1}))), Some(&old), &admin(), false));
     assert_eq!(password, None);
     assert_eq!(body["derived_key"], "$hash");
     assert_eq!(body["password_scheme"], "argon2id");
@@ -133,12 +108,7 @@ fn the_password_goes_and_the_hash_stays_until_there_is_a_new_one() {
 fn a_user_cannot_bring_a_hash_and_nobody_a_costly_one() {
     let old = stored(ann(json!({"derived_key": "$old", "password_scheme": "argon2id"})));
     let costly = "$argon2id$v=19$m=4194304,t=2,p=1$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaA";
-    let brought = || {
-        edit(
-            ANN,
-            ann(json!({"derived_key": costly, "password_scheme": "argon2id"})),
-        )
-    };
+    let brought = || edit(ANN, ann(json!({"derived_key": costly, "password_scheme": "argon2id"})));
     let (body, _) = written(plan(&brought(), Some(&old), &user("ann"), false));
     assert_eq!(body["derived_key"], "$old");
     assert!(reason(plan(&brought(), Some(&old), &admin(), false)).contains("cost"));
@@ -147,9 +117,7 @@ fn a_user_cannot_bring_a_hash_and_nobody_a_costly_one() {
 #[test]
 fn users_keep_to_their_own_document_and_roles() {
     let old = || stored(ann(json!({"roles": ["staff"]})));
-    let write = |author: &Author, body: Value| {
-        plan(&edit(ANN, body), Some(&old()), author, false)
-    };
+    let write = |author: &Author, body: Value| plan(&edit(ANN, body), Some(&old()), author, false);
     assert!(write(&user("ann"), ann(json!({"roles": ["staff"], "password": "new"}))).is_ok());
     assert!(reason(write(&user("ann"), ann(json!({"roles": ["staff", "boss"]})))).contains("roles"));
     assert!(reason(write(&user("ann"), ann(json!({})))).contains("roles"));

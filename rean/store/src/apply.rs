@@ -88,7 +88,8 @@ impl Tx<'_> {
             let value = encode_body(&attachments, &edit.body);
             self.put(Space::Bodies, key::seq(db.inner().id, record.seq), value);
         }
-        self.store_doc(db, &edit.id, old.as_ref(), record)?;
+        let by = author.name().filter(|_| !author.admin);
+        self.store_doc(db, &edit.id, old.as_ref(), record, by)?;
         Ok(Written { id: edit.id, rev, changed: true })
     }
 
@@ -233,13 +234,15 @@ impl Tx<'_> {
         }
     }
 
-    /// Stages a document's record with its row, its partial databases and the counts.
+    /// Stages a document's record with its row, its partial databases and the counts. `author`: the user, not an
+    /// administrator, who wrote the revision.
     pub(crate) fn store_doc(
         &mut self,
         db: &Db,
         id: &str,
         old: Option<&DocRecord>,
         mut record: DocRecord,
+        author: Option<&str>,
     ) -> Result<(), StoreError> {
         let db_id = db.inner().id;
         let seq = record.seq;
@@ -248,7 +251,7 @@ impl Tx<'_> {
         }
         let part_rows = match db.kind() {
             DbKind::Plain => Vec::new(),
-            DbKind::App => self.place(db, id, old, &mut record)?,
+            DbKind::App => self.place(db, id, old, &mut record, author)?,
         };
         let leaves = leaves_of(&record);
         let deleted = leaves.first().is_none_or(|leaf| leaf.deleted);

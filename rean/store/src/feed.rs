@@ -440,13 +440,15 @@ impl Feed {
                 self.caught_up = true;
                 break;
             };
-            let may_have =
-                row.entered <= self.place.origin || (seq > self.place.head && row.entered <= self.place.after);
+            let may_have = row.entered <= self.place.origin
+                || (seq > self.place.head && row.entered <= self.place.after)
+                || wrote(reader, &row);
             tied = seq;
             if merge.peek() != Some(seq) {
                 self.place.after = seq;
             }
-            if needs_successor(&row, seq, first_read) || (!row.tomb && ending.contains(&row.id)) {
+            let live = !row.tomb && row.leaves.first().is_some_and(|winner| !winner.deleted);
+            if needs_successor(&row, seq, first_read) || (live && ending.contains(&row.id)) {
                 ended.push(row.id);
             } else if !row.tomb {
                 let app = db.inner().app.read();
@@ -521,7 +523,7 @@ impl Feed {
                 let told = if is_gain {
                     !row.tomb && !gone && !news
                 } else {
-                    row.entered <= self.place.after && (news || !(row.tomb || gone))
+                    (row.entered <= self.place.after || wrote(reader, &row)) && (news || !(row.tomb || gone))
                 };
                 if !told {
                     continue;
@@ -592,7 +594,7 @@ impl Feed {
         if gone.is_empty() {
             return Ok(None);
         }
-        let row = PartRow { id: row.id.clone(), entered: row.entered, tomb: false, leaves, gone };
+        let row = PartRow { id: row.id.clone(), entered: row.entered, tomb: false, leaves, gone, authors: Vec::new() };
         let row = live_row(&self.db, &app, reader, &row, String::new());
         Ok(Some(End { row, comes_again: false }))
     }
@@ -610,7 +612,7 @@ impl Feed {
         }
         let (_, row) = row(true)?;
         let elsewhere = !matches!(self.scope, Scope::Part(..)) && app.may_read(reader, change.place);
-        (row.entered <= before && !elsewhere).then(|| tomb_row(&self.db, row, self.token()))
+        ((row.entered <= before || wrote(reader, row)) && !elsewhere).then(|| tomb_row(&self.db, row, self.token()))
     }
 }
 
@@ -645,6 +647,10 @@ fn turn_to(place: &mut Place, roles: &[String]) {
 fn looks_sealed(text: &str) -> bool {
     let digits = text.strip_prefix("1-").unwrap_or_default();
     digits.len() >= 20 && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+fn wrote(reader: &Reader, row: &PartRow) -> bool {
+    reader.name().is_some_and(|name| row.authors.iter().any(|author| author == name))
 }
 
 /// Whether the client may hold the row's winner as dead. Not if it was in the reader's sight before and after

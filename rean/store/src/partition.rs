@@ -19,6 +19,9 @@ use crate::writer::Tx;
 /// Documents that are placed anew in one job: the writer must not be kept from others for long.
 const REPARTITION_PAGE: usize = 200;
 
+/// Authors that are kept with a document: those of long ago have read it since.
+const MAX_AUTHORS: usize = 32;
+
 /// A row that a commit has put into a partial database's feed.
 pub(crate) type NewPartRow = (PartNo, PartRow);
 
@@ -30,6 +33,7 @@ impl Tx<'_> {
         id: &str,
         old: Option<&DocRecord>,
         record: &mut DocRecord,
+        author: Option<&str>,
     ) -> Result<Vec<NewPartRow>, StoreError> {
         let from = old.and_then(|old| old.place);
         let to = place_of(&db.inner().app.read(), &record.tree, old);
@@ -37,7 +41,7 @@ impl Tx<'_> {
         succeed(db, id, old, record, moves);
         let mut rows = Vec::new();
         if let Some(from) = from.filter(|_| moves)
-            && let Some(row) = self.leave(db, id, from, record.seq)?
+            && let Some(row) = self.leave(db, id, from, record, author)?
         {
             record.tombs.push(from);
             let seq = record.seq;
@@ -47,7 +51,7 @@ impl Tx<'_> {
         prune_ended(record);
         record.place = to;
         if let Some(to) = to {
-            let row = self.stay(db, id, to, record)?;
+            let row = self.stay(db, id, to, record, author)?;
             record.tombs.retain(|tomb| *tomb != to);
             rows.push((to, row));
         }
@@ -55,18 +59,42 @@ impl Tx<'_> {
     }
 
     /// Turns the document's row into a tombstone.
-    fn leave(&mut self, db: &Db, id: &str, part: PartNo, seq: Seq) -> Result<Option<PartRow>, StoreError> {
-        let db_id = db.inner().id;
-        let Some(was) = self.part_doc(db_id, part, id)? else { return Ok(None) };
+    fn leave(
+        &mut self,
+        db: &Db,
+        id: &str,
+        part: PartNo,
+        record: &mut DocRecord,
+        author: Option<&str>,
+    ) -> Result<Option<PartRow>, StoreError> {
+        let (db_id, seq) = (db.inner().id, record.seq);
+        let Some(mut was) = self.part_doc(db_id, part, id)? else { return Ok(None) };
+        if let Some(author) = author
+            && let Some(winner) = record.tree.winner()
+        {
+            // Who sent it out of their own sight has the revision that did so.
+            let rev = record.tree.nodes()[winner].rev.clone();
+            record.ended.push((rev.clone(), seq));
+            was.gone.push(rev);
+            add_author(&mut was.authors, author);
+        }
         self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
         self.count(db, part, seq, &was, None);
-        let row = PartRow { id: id.to_owned(), entered: was.entered, tomb: true, leaves: was.leaves, gone: was.gone };
+        let PartDoc { entered, leaves, gone, authors, .. } = was;
+        let row = PartRow { id: id.to_owned(), entered, tomb: true, leaves, gone, authors };
         self.put_part_row(db_id, part, seq, &row);
         Ok(Some(row))
     }
 
     /// Puts the document's row at the end of the feed, whether or not it was in it before.
-    fn stay(&mut self, db: &Db, id: &str, part: PartNo, record: &mut DocRecord) -> Result<PartRow, StoreError> {
+    fn stay(
+        &mut self,
+        db: &Db,
+        id: &str,
+        part: PartNo,
+        record: &mut DocRecord,
+        author: Option<&str>,
+    ) -> Result<PartRow, StoreError> {
         let (db_id, seq) = (db.inner().id, record.seq);
         let was = self.part_doc(db_id, part, id)?;
         if let Some(was) = &was {
@@ -78,8 +106,10 @@ impl Tx<'_> {
         record.ended.extend(gone.iter().map(|rev| (rev.clone(), seq)));
         prune_ended(record);
         let leaves = visible(&db.inner().app.read(), leaves_of(record), part);
-        let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves, gone };
-        let nothing = PartDoc { seq, entered, tomb: true, leaves: Vec::new(), gone: Vec::new() };
+        let mut authors = was.as_ref().map(|was| was.authors.clone()).unwrap_or_default();
+        author.into_iter().for_each(|author| add_author(&mut authors, author));
+        let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves, gone, authors };
+        let nothing = PartDoc { seq, entered, tomb: true, leaves: Vec::new(), gone: Vec::new(), authors: Vec::new() };
         let before = was.filter(|was| !was.tomb).unwrap_or(nothing);
         self.count(db, part, seq, &before, Some(&row));
         self.put_part_row(db_id, part, seq, &row);
@@ -112,7 +142,14 @@ impl Tx<'_> {
                 && let Some(was) = self.part_doc(db_id, place, id)?
             {
                 leaves = visible(&db.inner().app.read(), leaves, place);
-                let row = PartRow { id: id.clone(), entered: was.entered, tomb: was.tomb, leaves, gone: was.gone };
+                let row = PartRow {
+                    id: id.clone(),
+                    entered: was.entered,
+                    tomb: was.tomb,
+                    leaves,
+                    gone: was.gone,
+                    authors: was.authors,
+                };
                 self.put_part_row(db_id, place, was.seq, &row);
             }
             self.put(Space::Docs, doc_key, encode(&record));
@@ -137,12 +174,12 @@ impl Tx<'_> {
 
     fn store_doc_anew(&mut self, db: &Db, id: &str, old: &DocRecord, mut record: DocRecord) -> Result<(), StoreError> {
         succeed(db, id, Some(old), &mut record, true);
-        self.store_doc(db, id, Some(old), record)
+        self.store_doc(db, id, Some(old), record, None)
     }
 
     fn put_part_row(&mut self, db_id: DbId, part: PartNo, seq: Seq, row: &PartRow) {
-        let (leaves, gone) = (row.leaves.clone(), row.gone.clone());
-        let doc = PartDoc { seq, entered: row.entered, tomb: row.tomb, leaves, gone };
+        let PartRow { entered, tomb, leaves, gone, authors, .. } = row.clone();
+        let doc = PartDoc { seq, entered, tomb, leaves, gone, authors };
         self.put(Space::PartDocs, key::part_doc(db_id, part, &row.id), encode(&doc));
         self.put(Space::PartSeqs, key::part_seq(db_id, part, seq), encode(row));
     }
@@ -210,7 +247,7 @@ impl Tx<'_> {
             return Ok(());
         }
         record.seq = self.next_seq();
-        self.store_doc(db, id, Some(&old), record)?;
+        self.store_doc(db, id, Some(&old), record, None)?;
         Ok(())
     }
 }
@@ -294,6 +331,15 @@ fn succeed(db: &Db, id: &str, old: Option<&DocRecord>, record: &mut DocRecord, m
     // The body is not copied: both name the same one (see `unnamed`).
     let _ = record.tree.merge(&history, false, winner.body, winner.acl);
     prune_ended(record);
+}
+
+fn add_author(authors: &mut Vec<String>, author: &str) {
+    if !authors.iter().any(|known| known == author) {
+        authors.push(author.to_owned());
+        if authors.len() > MAX_AUTHORS {
+            authors.remove(0);
+        }
+    }
 }
 
 fn prune_ended(record: &mut DocRecord) {

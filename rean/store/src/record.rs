@@ -106,6 +106,8 @@ pub(crate) struct PartDoc {
     /// Revisions that its readers may hold as leaves and that have gone out of their sight, while the document
     /// has not: the end of each is told with the row.
     pub gone: Vec<Rev>,
+    /// Users who wrote the document here: they have what they wrote, whatever they have read.
+    pub authors: Vec<String>,
 }
 
 /// A row of a partial database's feed.
@@ -116,6 +118,8 @@ pub(crate) struct PartRow {
     pub tomb: bool,
     pub leaves: Vec<Leaf>,
     pub gone: Vec<Rev>,
+    /// Users who wrote the document here: they have what they wrote, whatever they have read.
+    pub authors: Vec<String>,
 }
 
 /// A partial database.

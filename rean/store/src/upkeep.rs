@@ -152,7 +152,7 @@ impl crate::writer::Tx<'_> {
         self.state(db).purges += 1;
         if !record.tree.is_empty() {
             record.seq = self.next_seq();
-            self.store_doc(db, id, Some(&old), record)?;
+            self.store_doc(db, id, Some(&old), record, None)?;
             return Ok(purged);
         }
         self.delete(Space::Seqs, key::seq(db_id, old.seq));
