@@ -225,5 +225,10 @@ async fn rules_are_checked_before_they_are_stored_and_then_place_what_is_there()
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert_eq!(world.get(&user("bob", &[]), "/notes--me").await.expect(200)["doc_count"], 0);
+    // Rules that are there before their app hold from its first document.
+    let rules = json!({"rules": [{"selector": {}, "read": ["user:${owner}"]}]});
+    world.put(&admin(), "/_ring/app:late", rules).await.expect(201);
     world.app("late").await;
+    world.put(&admin(), "/late/x", json!({"owner": "ann"})).await.expect(201);
+    world.get(&ann, "/late--me/x").await.expect(200);
 }

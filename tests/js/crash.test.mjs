@@ -126,9 +126,14 @@ async function checkWrites(writers) {
       const possible = [expected.acked, ...expected.open];
       const is = possible.findLast((state) => (state === null || state.deleted ? doc === undefined : doc?.text === state.tag));
       assert.notEqual(is, undefined, `${expected.id} is ${doc?.text ?? 'not there'}, acknowledged was ${JSON.stringify(expected.acked)}, without answer ${JSON.stringify(expected.open)}`);
-      if (doc && is === expected.acked) assert.equal(doc._rev, expected.rev, `${expected.id} has the acknowledged revision`);
-      if (is) assert.equal(!!doc, !is.deleted);
-      Object.assign(expected, { acked: is, open: [], rev: is?.deleted ? undefined : doc?._rev });
+      const known = is === expected.acked;
+      if (doc && known && doc._rev !== expected.rev) {
+        // The pod may have given it a successor with the same content, but the acknowledged revision is below that.
+        const { start, ids } = (await pod.get(APP, expected.id, 'admin', '?revs=true'))._revisions;
+        assert.ok(ids.some((hash, n) => `${start - n}-${hash}` === expected.rev), `${expected.id} has the acknowledged revision`);
+      }
+      // A writer who knows goes on from what was acknowledged; who doesn't, from what is there.
+      Object.assign(expected, { acked: is, open: [], rev: is?.deleted ? undefined : known ? expected.rev : doc?._rev });
       if (is) seen++;
     }
   }
@@ -137,14 +142,20 @@ async function checkWrites(writers) {
 
 /** Each document is in the partial database of its readers and in no other, and every feed tells the same as its list. */
 async function checkPlaces(writers, followers) {
-  const all = await list(APP, 'admin');
   const { partials } = await pod.ok('GET', `/${APP}/_access`);
   const names = new Set(partials.map((part) => part.db));
   for (const writer of writers) for (const set of SETS) names.add(`${APP}--${signature([...set, `user:${writer.user}`])}`);
-  const where = new Map();
+  const feeds = new Map();
   for (const name of names) {
+    if ((await pod.send('GET', `/${name}`)).status === 404) continue;
+    feeds.set(name, plain(await new Follower(name, 'admin').catchUp()));
+  }
+  for (const follower of followers) await follower.catchUp();
+  // The lists after the feeds: a feed that is read for the first time may bring documents a successor with the same content.
+  const all = await list(APP, 'admin');
+  const where = new Map();
+  for (const [name, feed] of feeds) {
     const asked = await pod.send('GET', `/${name}`);
-    if (asked.status === 404) continue;
     const rows = await list(name, 'admin');
     assert.equal(asked.json.doc_count, rows.size, `the count of ${name}`);
     for (const [id, row] of rows) {
@@ -152,16 +163,15 @@ async function checkPlaces(writers, followers) {
       where.set(id, name);
       assert.equal(row.value.rev, all.get(id)?.value.rev, `${id} in ${name} is of the revision that the app has`);
     }
-    const feed = new Follower(name, 'admin');
-    assert.deepEqual(plain(await feed.catchUp()), plain(Object.entries(revsOf(rows))), `the feed of ${name}`);
+    assert.deepEqual(feed, plain(Object.entries(revsOf(rows))), `the feed of ${name}`);
   }
   for (const [id, row] of all) assert.equal(where.get(id), `${APP}--${signature(row.doc.access.read)}`, `where ${id} is`);
   assert.equal(where.size, all.size);
   const info = await pod.ok('GET', `/${APP}`);
   assert.equal(info.doc_count, all.size, 'the count of the app');
-  const feed = await pod.ok('GET', `/${APP}/_changes?style=all_docs`);
-  assert.equal(new Set(feed.results.map((row) => row.id)).size, feed.results.length, 'a document has one row');
-  for (const row of feed.results) assert.equal(row.changes.length, 1, `${row.id} has no conflicts`);
+  const whole = await pod.ok('GET', `/${APP}/_changes?style=all_docs`);
+  assert.equal(new Set(whole.results.map((row) => row.id)).size, whole.results.length, 'a document has one row');
+  for (const row of whole.results) assert.equal(row.changes.length, 1, `${row.id} has no conflicts`);
   for (const follower of followers) {
     const docs = await follower.catchUp();
     const rows = await list(follower.db, follower.as);

@@ -128,7 +128,10 @@ struct End {
 pub struct Feed {
     db: Db,
     scope: Scope,
+    /// What the client is told of the place: it moves with rows that are the reader's alone.
     place: Place,
+    /// The database's changes up to here have been looked at.
+    seen: Seq,
     seal: Option<Seal>,
     caught_up: bool,
 }
@@ -141,14 +144,20 @@ impl Db {
     pub fn feed(&self, scope: &Scope, since: Since) -> Result<Feed, FeedError> {
         self.present()?;
         let seal = self.scope_seal(scope);
-        let mut feed = Feed { db: self.clone(), scope: scope.clone(), place: Place::default(), seal, caught_up: false };
+        let mut feed =
+            Feed { db: self.clone(), scope: scope.clone(), place: Place::default(), seen: 0, seal, caught_up: false };
         let now = self.inner().state().seq;
+        let newest = feed.newest(now);
         feed.place.sure = feed.roles();
         match since {
-            Since::Now => feed.place.after = now,
-            Since::Start => feed.start_over(now),
-            Since::Token(text) => feed.resume(&text, now)?,
+            Since::Now => {
+                (feed.place.after, feed.place.origin, feed.place.head) = (newest, newest, newest);
+                feed.seen = now;
+            }
+            Since::Start => feed.start_over(newest),
+            Since::Token(text) => feed.resume(&text, newest)?,
         }
+        feed.seen = feed.seen.max(feed.place.after);
         Ok(feed)
     }
 
@@ -169,6 +178,7 @@ impl Db {
             db: self.clone(),
             scope: scope.clone(),
             place: Place { sure: scope.reader().map(|r| r.roles().to_vec()).unwrap_or_default(), ..Place::default() },
+            seen: 0,
             seal: self.scope_seal(scope),
             caught_up: false,
         };
@@ -253,30 +263,27 @@ impl Feed {
 
     /// Takes a committed change without a look into the store, if the feed is right behind it.
     pub fn offer(&mut self, change: &Arc<Change>) -> Offer {
-        if change.seq <= self.place.after {
+        if change.seq <= self.seen {
             return Offer::Skipped;
         }
         // What takes a look at the document is left to the page: rare enough.
+        let branched = change.row.leaves.len() > 1;
         let awkward = change.part_rows.iter().any(|(_, row)| {
-            needs_successor(row, change.seq, false) || (row.tomb && (row.leaves.len() > 1 || !row.gone.is_empty()))
+            needs_successor(row, change.seq, false) || (row.tomb && (branched || !row.gone.is_empty()))
         });
-        if change.prev > self.place.after || self.place.turn.is_some() || awkward {
+        if change.prev > self.seen || self.place.turn.is_some() || awkward {
             return Offer::Gap;
         }
-        let before = std::mem::replace(&mut self.place.after, change.seq);
         let row = match self.scope.reader().cloned() {
             None => {
-                Some(FeedRow { change: Some(Arc::clone(change)), ..self.row_of_all(change.seq, change.row.clone()) })
+                self.place.after = change.seq;
+                let row = self.row_of_all(change.seq, change.row.clone());
+                Some(FeedRow { change: Some(Arc::clone(change)), ..row })
             }
-            Some(reader) => {
-                if before < self.place.head {
-                    self.place.after = before;
-                    return Offer::Gap;
-                }
-                (self.place.origin, self.place.head) = (change.seq, change.seq);
-                self.live(&reader, change, before)
-            }
+            Some(_) if self.place.after < self.place.head => return Offer::Gap,
+            Some(reader) => self.live(&reader, change),
         };
+        self.seen = change.seq;
         row.map_or(Offer::Skipped, Offer::Row)
     }
 
@@ -376,6 +383,17 @@ impl Feed {
         }
     }
 
+    /// The newest row of the scope, as far as it is committed.
+    fn newest(&self, now: Seq) -> Seq {
+        if self.scope.reader().is_none() {
+            return now;
+        }
+        let parts = self.parts();
+        let app = self.db.inner().app.read();
+        let newest = parts.iter().filter_map(|part| app.part(*part)).map(|part| part.seq).max();
+        newest.unwrap_or(0).min(now)
+    }
+
     fn token_at(&self, seq: Seq) -> String {
         match &self.seal {
             None => open_form(seq, self.db.instance()),
@@ -404,7 +422,7 @@ impl Feed {
         for item in snapshot.range(Space::Seqs, &lo, &hi, Direction::Forward).take(max) {
             let (seq_key, value) = item?;
             let seq = key::last_seq(&seq_key).ok_or(StoreError::Damaged("a row's key"))?;
-            self.place.after = seq;
+            (self.place.after, self.seen) = (seq, seq);
             rows.push(self.row_of_all(seq, decode(&value, "a row")?));
         }
         self.caught_up = rows.len() < max;
@@ -421,7 +439,7 @@ impl Feed {
         if self.place.after >= self.place.head {
             // In step: what the client has is what there was up to here.
             self.place.origin = self.place.after;
-            self.place.head = now.max(self.place.after);
+            self.place.head = self.newest(now).max(self.place.after);
         }
         let db = self.db.clone();
         let parts = self.parts();
@@ -436,7 +454,7 @@ impl Feed {
                 break;
             }
             let Some((seq, row)) = merge.next()? else {
-                self.place.after = self.place.after.max(now);
+                self.seen = self.seen.max(now);
                 self.caught_up = true;
                 break;
             };
@@ -446,6 +464,7 @@ impl Feed {
             tied = seq;
             if merge.peek() != Some(seq) {
                 self.place.after = seq;
+                self.seen = self.seen.max(seq);
             }
             let live = !row.tomb && row.leaves.first().is_some_and(|winner| !winner.deleted);
             if needs_successor(&row, seq, first_read) || (live && ending.contains(&row.id)) {
@@ -599,20 +618,25 @@ impl Feed {
         Ok(Some(End { row, comes_again: false }))
     }
 
-    fn live(&self, reader: &Reader, change: &Arc<Change>, before: Seq) -> Option<FeedRow> {
-        let app = self.db.inner().app.read();
-        let mine = |part: PartNo| match &self.scope {
-            Scope::Part(_, only) => part == *only && app.may_read(reader, Some(part)),
-            _ => app.may_read(reader, Some(part)),
+    /// The row of a change for a reader who is in step; the place moves if the change is in their sight.
+    fn live(&mut self, reader: &Reader, change: &Arc<Change>) -> Option<FeedRow> {
+        let db = self.db.clone();
+        let app = db.inner().app.read();
+        let only = match self.scope {
+            Scope::Part(_, part) => Some(part),
+            Scope::All | Scope::Personal(_) => None,
         };
+        let mine = |part: PartNo| only.is_none_or(|only| only == part) && app.may_read(reader, Some(part));
         let row = |tomb: bool| change.part_rows.iter().find(|(part, row)| row.tomb == tomb && mine(*part));
-        if let Some((_, row)) = row(false) {
-            let live = live_row(&self.db, &app, reader, row, self.token());
+        let (_, row) = row(false).or_else(|| row(true))?;
+        let before = self.place.after;
+        (self.place.after, self.place.origin, self.place.head) = (change.seq, change.seq, change.seq);
+        if !row.tomb {
+            let live = live_row(&db, &app, reader, row, self.token());
             return Some(FeedRow { change: Some(Arc::clone(change)), ..live });
         }
-        let (_, row) = row(true)?;
-        let elsewhere = !matches!(self.scope, Scope::Part(..)) && app.may_read(reader, change.place);
-        ((row.entered <= before || wrote(reader, row)) && !elsewhere).then(|| tomb_row(&self.db, row, self.token()))
+        let elsewhere = only.is_none() && app.may_read(reader, change.place);
+        ((row.entered <= before || wrote(reader, row)) && !elsewhere).then(|| tomb_row(&db, row, self.token()))
     }
 }
 
@@ -698,8 +722,9 @@ fn tomb_row(db: &Db, row: &PartRow, seq_token: String) -> FeedRow {
 struct Merge<'a> {
     direction: Direction,
     ranges: Vec<Range<'a>>,
-    /// The next row of each range, best on top; backwards the sequence is turned around.
-    heap: BinaryHeap<Reverse<(Seq, usize)>>,
+    /// The next row of each range, best on top; backwards the sequence is turned around. Of a move's two rows,
+    /// which have one sequence, the tombstone comes first: the place after the last one covers both.
+    heap: BinaryHeap<Reverse<(Seq, bool, usize)>>,
     rows: Vec<Option<PartRow>>,
 }
 
@@ -740,18 +765,19 @@ impl<'a> Merge<'a> {
             Direction::Forward => seq,
             Direction::Backward => Seq::MAX - seq,
         };
-        self.rows[at] = Some(decode(&value, "a row of a partial database")?);
-        self.heap.push(Reverse((rank, at)));
+        let row: PartRow = decode(&value, "a row of a partial database")?;
+        self.heap.push(Reverse((rank, !row.tomb, at)));
+        self.rows[at] = Some(row);
         Ok(())
     }
 
     /// The next row's sequence, forwards.
     fn peek(&self) -> Option<Seq> {
-        self.heap.peek().map(|Reverse((seq, _))| *seq)
+        self.heap.peek().map(|Reverse((seq, ..))| *seq)
     }
 
     fn next(&mut self) -> Result<Option<(Seq, PartRow)>, StoreError> {
-        let Some(Reverse((rank, at))) = self.heap.pop() else { return Ok(None) };
+        let Some(Reverse((rank, _, at))) = self.heap.pop() else { return Ok(None) };
         let row = self.rows[at].take();
         self.advance(at)?;
         let seq = match self.direction {

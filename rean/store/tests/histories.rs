@@ -8,12 +8,12 @@ use proptest::prelude::*;
 use rean_store::engine::memory::MemoryEngine;
 use rean_store::tree::RevTree;
 use rean_store::{
-    AppRules, Author, Db, DbKind, Edit, Mode, NoObserver, Rev, Scope, Since, Store, StoreKeys, Who, Write, WriteError,
-    Written,
+    AppRules, Author, Change, Db, DbKind, Edit, Feed, FeedRow, Mode, Observer, Offer, Rev, Scope, Since, Store,
+    StoreKeys, Who, Write, WriteError, Written,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use tempfile::TempDir;
 
 const USERS: [&str; 3] = ["ann", "bob", "cy"];
@@ -65,6 +65,10 @@ enum Step {
         user: usize,
         rows: usize,
     },
+    /// A device follows live from now on.
+    Listen {
+        user: usize,
+    },
     /// A device sends all its leaves back.
     Push {
         user: usize,
@@ -91,6 +95,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..USERS.len(), any::<bool>()).prop_map(|(user, has)| Step::Role { user, has }),
         1 => (0..3u8).prop_map(|version| Step::Rules { version }),
         8 => (0..USERS.len(), 1..6usize).prop_map(|(user, rows)| Step::Pull { user, rows }),
+        3 => (0..USERS.len()).prop_map(|user| Step::Listen { user }),
         2 => (0..USERS.len()).prop_map(|user| Step::Push { user }),
         3 => (0..USERS.len(), doc, any::<u8>()).prop_map(|(user, doc, value)| Step::Edit { user, doc, value }),
         1 => Just(Step::Compact),
@@ -117,6 +122,7 @@ struct Device {
     trees: BTreeMap<String, RevTree>,
     bodies: BTreeMap<(String, Rev), String>,
     since: Option<String>,
+    feed: Option<(Feed, Scope)>,
     edits: u32,
 }
 
@@ -130,31 +136,86 @@ impl Device {
         self.trees.iter().filter_map(content).collect()
     }
 
+    /// Reads a page and keeps the place of its last row, as a client that is cut off after it.
     fn pull(&mut self, db: &Db, scope: &Scope, rows: usize) -> bool {
+        self.hang_up();
         let since = self.since.clone().map_or(Since::Start, Since::Token);
         let mut feed = db.feed(scope, since).unwrap();
         let page = feed.next_page(rows).unwrap();
-        for row in &page {
-            for rev in &row.revs {
-                let tree = self.trees.entry(row.id.to_string()).or_default();
-                if tree.find(rev).is_some() {
-                    continue;
-                }
-                let fetched = db.revision(scope, &row.id, rev).unwrap();
-                let Some((view, found)) = fetched else {
-                    panic!("{} {rev} was announced and can't be fetched", row.id)
-                };
-                let history = view.history(&found);
-                let _ = tree.merge(&history, found.deleted, Some(1), 1);
-                if let Some(body) = found.body.and_then(|at| db.body(at).unwrap()) {
-                    let text = String::from_utf8(body.json.to_vec()).unwrap();
-                    self.bodies.insert((row.id.to_string(), rev.clone()), text);
-                }
-            }
-        }
-        self.since = Some(feed.token());
+        page.iter().for_each(|row| self.apply(db, scope, row));
+        self.since = Some(page.last().map_or_else(|| feed.token(), |row| row.seq_token.clone()));
         page.is_empty() && feed.caught_up()
     }
+
+    /// Follows live from where it is.
+    fn listen(&mut self, db: &Db, scope: &Scope) {
+        self.hang_up();
+        let since = self.since.clone().map_or(Since::Start, Since::Token);
+        self.feed = Some((db.feed(scope, since).unwrap(), scope.clone()));
+        self.catch_up(db);
+    }
+
+    fn catch_up(&mut self, db: &Db) {
+        let Some((mut feed, scope)) = self.feed.take() else { return };
+        while !feed.caught_up() {
+            let page = feed.next_page(2).unwrap();
+            page.iter().for_each(|row| self.apply(db, &scope, row));
+        }
+        self.feed = Some((feed, scope));
+    }
+
+    fn hear(&mut self, db: &Db, change: &Arc<Change>) {
+        let Some((mut feed, scope)) = self.feed.take() else { return };
+        let offer = feed.offer(change);
+        if let Offer::Row(row) = &offer {
+            self.apply(db, &scope, row);
+        }
+        if matches!(offer, Offer::Gap) {
+            let page = feed.next_page(2).unwrap();
+            page.iter().for_each(|row| self.apply(db, &scope, row));
+        }
+        self.feed = Some((feed, scope));
+        if matches!(offer, Offer::Gap) {
+            self.catch_up(db);
+        }
+    }
+
+    fn hang_up(&mut self) {
+        if let Some((feed, _)) = self.feed.take() {
+            self.since = Some(feed.token());
+        }
+    }
+
+    fn apply(&mut self, db: &Db, scope: &Scope, row: &FeedRow) {
+        for rev in &row.revs {
+            let tree = self.trees.entry(row.id.to_string()).or_default();
+            if tree.find(rev).is_some() {
+                continue;
+            }
+            // A live feed can be a step behind: what has left the reader's sight since is not theirs to fetch,
+            // and the row that tells so is on its way.
+            let Some((view, found)) = db.revision(scope, &row.id, rev).unwrap() else { continue };
+            let _ = tree.merge(&view.history(&found), found.deleted, Some(1), 1);
+            if let Some(body) = found.body.and_then(|at| db.body(at).unwrap()) {
+                let text = String::from_utf8(body.json.to_vec()).unwrap();
+                self.bodies.insert((row.id.to_string(), rev.clone()), text);
+            }
+        }
+    }
+}
+
+/// Keeps what was committed, for the live feeds.
+#[derive(Default)]
+struct Heard {
+    changes: Mutex<Vec<Arc<Change>>>,
+}
+
+impl Observer for Heard {
+    fn committed(&self, _: &Db, changes: &[Arc<Change>]) {
+        self.changes.lock().unwrap().extend_from_slice(changes);
+    }
+
+    fn deleted(&self, _: &Db) {}
 }
 
 struct World {
@@ -164,12 +225,13 @@ struct World {
     db: Db,
     accounts: Vec<Account>,
     devices: Vec<Device>,
+    heard: Arc<Heard>,
     rules: u8,
 }
 
-fn open(engine: &MemoryEngine, folder: &TempDir) -> Store {
+fn open(engine: &MemoryEngine, folder: &TempDir, heard: &Arc<Heard>) -> Store {
     let keys = StoreKeys { chain: [1; 32], bookmark: [2; 32] };
-    Store::open_on(Box::new(engine.clone()), folder.path(), keys, Arc::new(NoObserver)).unwrap()
+    Store::open_on(Box::new(engine.clone()), folder.path(), keys, Arc::clone(heard) as Arc<dyn Observer>).unwrap()
 }
 
 fn rules(version: u8) -> AppRules {
@@ -208,12 +270,13 @@ impl World {
     fn new() -> World {
         let engine = MemoryEngine::new();
         let folder = TempDir::new().unwrap();
-        let store = open(&engine, &folder);
+        let heard = Arc::new(Heard::default());
+        let store = open(&engine, &folder, &heard);
         let db = store.create_db("notes", DbKind::App).unwrap();
         db.set_rules(rules(0)).unwrap();
         db.repartition(&mut |_, _| {}).unwrap();
         let devices = USERS.iter().map(|_| Device::default()).collect();
-        World { engine, folder, store, db, accounts: vec![Account::default(); USERS.len()], devices, rules: 0 }
+        World { engine, folder, store, db, accounts: vec![Account::default(); USERS.len()], devices, heard, rules: 0 }
     }
 
     fn scope(&self, user: usize) -> Scope {
@@ -251,7 +314,11 @@ impl World {
                 fork.deleted = *deleted;
                 submit(&self.db, fork, admin(), Mode::Replicated).unwrap();
             }
-            Step::Role { user, has } => self.accounts[*user].staff = *has,
+            Step::Role { user, has } => {
+                // A server ends the feeds of a user whose rights change.
+                self.devices[*user].hang_up();
+                self.accounts[*user].staff = *has;
+            }
             Step::Rules { version } => {
                 self.rules = *version;
                 self.db.set_rules(rules(*version)).unwrap();
@@ -260,6 +327,10 @@ impl World {
             Step::Pull { user, rows } => {
                 let scope = self.scope(*user);
                 self.devices[*user].pull(&self.db, &scope, *rows);
+            }
+            Step::Listen { user } => {
+                let scope = self.scope(*user);
+                self.devices[*user].listen(&self.db, &scope);
             }
             Step::Push { user } => self.push(*user),
             Step::Edit { user, doc, value } => self.edit_on_device(*user, &format!("d{doc}"), *value),
@@ -337,10 +408,18 @@ impl World {
         }
     }
 
+    fn hear(&mut self) {
+        let changes = std::mem::take(&mut *self.heard.changes.lock().unwrap());
+        for change in &changes {
+            self.devices.iter_mut().for_each(|device| device.hear(&self.db, change));
+        }
+    }
+
     fn crash(&mut self) {
+        self.devices.iter_mut().for_each(Device::hang_up);
         self.store.close();
         self.engine = self.engine.crash_image();
-        self.store = open(&self.engine, &self.folder);
+        self.store = open(&self.engine, &self.folder, &self.heard);
         self.db = self.store.db("notes").unwrap();
         self.db.repartition(&mut |_, _| {}).unwrap();
     }
@@ -410,6 +489,7 @@ proptest! {
         let mut world = World::new();
         for (at, step) in steps.iter().enumerate() {
             world.take(step);
+            world.hear();
             if at % 7 == 6 {
                 prop_assert_eq!(world.db.verify().unwrap(), Vec::<String>::new());
             }

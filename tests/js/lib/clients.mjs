@@ -30,15 +30,19 @@ export class Client {
     const live = this.live;
     if (!live) return;
     this.live = null;
-    const done = new Promise((resolve) => { live.on('complete', resolve); live.on('error', resolve); });
+    let done = false;
+    for (const event of ['complete', 'error']) live.on(event, () => { done = true; });
     live.cancel();
-    await done;
+    await until(() => done, `${this.user}'s sync to stop`, 20_000);
   }
 
   /** One sync both ways; gives PouchDB's report. */
   async sync() {
-    const once = this.local.sync(this.remote).on('denied', (denied) => this.denied.push(denied));
-    return await once;
+    let report = null;
+    const once = this.local.sync(this.remote).on('denied', (denied) => this.denied.push(denied)).on('complete', (done) => { report = done; });
+    let failed = null;
+    once.catch((error) => { failed = Object.assign(error, { fatal: true }); });
+    return until(() => { if (failed) throw failed; return report; }, `${this.user}'s sync to be complete`, 30_000);
   }
 
   /** The live document, or null. */
