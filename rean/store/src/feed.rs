@@ -8,20 +8,25 @@
 //! When is a reader told of a document's leaving? Only if they may have it: it was in the partial database
 //! when the client was last in step, or it left while this catch-up went on.
 
-use crate::app::{AppState, Reader};
-use crate::apply::leaves_of;
+mod change;
+mod merge;
+mod row;
+mod turn;
+
+use self::merge::Merge;
+use self::row::{live_row, needs_successor, tomb_row, wrote};
+use self::turn::turn_to;
+use crate::app::Reader;
 use crate::bookmark::{Place, Seal, Turn, open_form, read_open_form};
 use crate::db::Db;
-use crate::engine::{Direction, Range, Snapshot, Space};
+use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
-use crate::partition::{gone_of, visible};
-use crate::record::{DocRecord, PartNo, PartRow, Seq, SeqRow, decode, key};
-use crate::rev::Rev;
+use crate::record::{PartNo, Seq, SeqRow, decode, key};
 use crate::view::{BodyRef, Scope};
-use bytes::Bytes;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+
+pub use self::change::Change;
+pub use self::row::FeedRow;
 
 /// Up to this many partial databases a first read merges them by sequence; with more it takes them one after
 /// the other, because each one that is merged costs an open range.
@@ -30,39 +35,6 @@ const MERGED_PARTS: usize = 64;
 const SCANNED_ROWS: usize = 2_000;
 /// Rows that are counted for `pending`; beyond it the rest is estimated.
 const PENDING_ROWS: usize = 10_000;
-
-/// One committed change.
-pub struct Change {
-    /// Its sequence.
-    pub seq: Seq,
-    /// The sequence of the database's change before it.
-    pub prev: Seq,
-    /// What follows a row's sequence in a feed, serialized by the first listener that needs it.
-    pub line: OnceLock<Bytes>,
-    /// The same with the document.
-    pub line_with_doc: OnceLock<Bytes>,
-    row: SeqRow,
-    place: Option<PartNo>,
-    part_rows: Vec<(PartNo, PartRow)>,
-}
-
-impl Change {
-    pub(crate) fn new(
-        seq: Seq,
-        prev: Seq,
-        row: SeqRow,
-        place: Option<PartNo>,
-        part_rows: Vec<(PartNo, PartRow)>,
-    ) -> Change {
-        let (line, line_with_doc) = Default::default();
-        Change { seq, prev, line, line_with_doc, row, place, part_rows }
-    }
-
-    /// The document.
-    pub fn id(&self) -> &str {
-        &self.row.id
-    }
-}
 
 /// Where a feed is to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,27 +58,6 @@ pub enum FeedError {
     Store(#[from] StoreError),
 }
 
-/// A row of a feed, as its reader gets it.
-#[derive(Clone)]
-pub struct FeedRow {
-    /// The document.
-    pub id: Arc<str>,
-    /// The place after this row.
-    pub seq_token: String,
-    /// Its leaves, winner first.
-    pub revs: Vec<Rev>,
-    /// Whether the winner is a tombstone.
-    pub deleted: bool,
-    /// Whether it only left this reader's sight.
-    pub tomb: bool,
-    /// The winner's content, if there is any to show.
-    pub body: Option<BodyRef>,
-    /// Whether the row is the same for all its readers, so that [`Change::line`] may serve.
-    pub shared: bool,
-    /// The change that it is from, if it came live.
-    pub change: Option<Arc<Change>>,
-}
-
 /// What became of a change that was offered to a feed.
 pub enum Offer {
     /// A row for this reader.
@@ -115,13 +66,6 @@ pub enum Offer {
     Skipped,
     /// The feed is not right behind this change: read on with [`Feed::next_page`].
     Gap,
-}
-
-/// What is told of a document that left a partial database.
-struct End {
-    row: FeedRow,
-    /// The reader is told of its end although it comes again further on.
-    comes_again: bool,
 }
 
 /// A feed, and how far it has been read.
@@ -485,139 +429,6 @@ impl Feed {
         Ok(rows)
     }
 
-    /// Has documents succeeded by a revision that no device holds as dead: they come again, at the feed's end.
-    fn succeed(&mut self, ids: Vec<String>) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        self.caught_up = false;
-        let db = self.db.clone();
-        self.db.inner().store.call(move |tx| tx.succeed_ended(&db, &ids).map_err(|error| tx.fail(error)))
-    }
-
-    /// Notes what is about to be told as ended, before it is told.
-    fn mark_ended(&self, ids: Vec<String>) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let db = self.db.clone();
-        self.db.inner().store.call(move |tx| tx.mark_ended(&db, &ids).map_err(|error| tx.fail(error)))
-    }
-
-    /// Tells a change of roles: of partial databases that were gained the documents up to the place, of those
-    /// that were lost the end of what the client may have.
-    fn page_of_turn(
-        &mut self,
-        snapshot: &dyn Snapshot,
-        reader: &Reader,
-        mut turn: Turn,
-        max: usize,
-    ) -> Result<Vec<FeedRow>, StoreError> {
-        let db = self.db.clone();
-        let (gained, lost) = self.turned(reader, &turn);
-        let mut parts: Vec<PartNo> = gained.iter().chain(&lost).copied().filter(|part| *part >= turn.part).collect();
-        parts.sort_unstable();
-        let mut rows = Vec::new();
-        let mut scanned = 0;
-        let (mut ended, mut ending) = (Vec::new(), Vec::new());
-        let id = db.inner().id;
-        for part in parts {
-            let from = if part == turn.part { turn.seq.saturating_add(1) } else { 0 };
-            let (lo, hi) = (key::part_seq(id, part, from), key::part_seq(id, part, Seq::MAX));
-            let is_gain = gained.binary_search(&part).is_ok();
-            for item in snapshot.range(Space::PartSeqs, &lo, &hi, Direction::Forward) {
-                scanned += 1;
-                if rows.len() >= max || scanned > SCANNED_ROWS {
-                    self.place.turn = Some(turn);
-                    self.mark_ended(ending)?;
-                    self.succeed(ended)?;
-                    return Ok(rows);
-                }
-                let (row_key, value) = item?;
-                let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
-                let row: PartRow = decode(&value, "a row of a partial database")?;
-                (turn.part, turn.seq) = (part, seq);
-                let gone = row.leaves.first().is_none_or(|leaf| leaf.deleted);
-                let news = seq > self.place.after;
-                let told = if is_gain {
-                    !row.tomb && !gone && !news
-                } else {
-                    (row.entered <= self.place.after || wrote(reader, &row)) && (news || !(row.tomb || gone))
-                };
-                if !told {
-                    continue;
-                }
-                if is_gain && needs_successor(&row, seq, true) {
-                    ended.push(row.id);
-                    continue;
-                }
-                self.place.turn = Some(turn.clone());
-                let seq_token = self.token();
-                if is_gain {
-                    rows.push(live_row(&db, &db.inner().app.read(), reader, &row, seq_token));
-                } else if let Some(end) = self.end_of(snapshot, reader, self.place.after, &row)? {
-                    rows.push(FeedRow { seq_token, ..end.row });
-                    if end.comes_again || !row.tomb {
-                        ending.push(row.id);
-                    }
-                }
-            }
-        }
-        self.place.sure = turn.roles;
-        self.place.maybe.clear();
-        self.place.turn = None;
-        self.mark_ended(ending)?;
-        self.succeed(ended)?;
-        Ok(rows)
-    }
-
-    /// Partial databases gained and lost, each in order.
-    fn turned(&self, reader: &Reader, turn: &Turn) -> (Vec<PartNo>, Vec<PartNo>) {
-        let app = self.db.inner().app.read();
-        let now = app.parts_of(reader);
-        let sure = match turn.fresh {
-            true => Vec::new(),
-            false => app.parts_of(&reader.with_roles(self.place.sure.clone())),
-        };
-        let had = self.place.sure.iter().chain(&self.place.maybe).cloned().collect();
-        let maybe = app.parts_of(&reader.with_roles(had));
-        let without = |of: &[PartNo], these: &[PartNo]| -> Vec<PartNo> {
-            of.iter().filter(|part| these.binary_search(part).is_err()).copied().collect()
-        };
-        (without(&now, &sure), without(&maybe, &now))
-    }
-
-    /// What a reader is told of a document that left a partial database, when they have been given all rows up
-    /// to `given`: its end, or, if the scope still shows it elsewhere, the end of what they may hold of it that nothing which they see there descends from.
-    fn end_of(
-        &self,
-        snapshot: &dyn Snapshot,
-        reader: &Reader,
-        given: Seq,
-        row: &PartRow,
-    ) -> Result<Option<End>, StoreError> {
-        let end = |comes_again| Ok(Some(End { row: tomb_row(&self.db, row, String::new()), comes_again }));
-        if matches!(self.scope, Scope::Part(..)) {
-            return end(false);
-        }
-        let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, &row.id))? else { return end(false) };
-        let record: DocRecord = decode(&value, "a document")?;
-        let app = self.db.inner().app.read();
-        let Some(place) = record.place.filter(|_| app.may_read(reader, record.place)) else { return end(false) };
-        if record.seq > given {
-            // Its row there is still to come, and may not come if roles change before: so the end is told now.
-            return end(true);
-        }
-        let leaves = visible(&app, leaves_of(&record), place);
-        let gone = gone_of(&row.leaves, &row.gone, &record.tree, &leaves);
-        if gone.is_empty() {
-            return Ok(None);
-        }
-        let row = PartRow { id: row.id.clone(), entered: row.entered, tomb: false, leaves, gone, authors: Vec::new() };
-        let row = live_row(&self.db, &app, reader, &row, String::new());
-        Ok(Some(End { row, comes_again: false }))
-    }
-
     /// The row of a change for a reader who is in step; the place moves if the change is in their sight.
     fn live(&mut self, reader: &Reader, change: &Arc<Change>) -> Option<FeedRow> {
         let db = self.db.clone();
@@ -640,150 +451,7 @@ impl Feed {
     }
 }
 
-/// Notes in a place that its reader's roles are others now.
-fn turn_to(place: &mut Place, roles: &[String]) {
-    let had: Vec<String> = match place.turn.take() {
-        Some(turn) if turn.roles == roles => {
-            place.turn = Some(turn);
-            return;
-        }
-        Some(turn) if turn.fresh => {
-            // The first read was not finished: all is new still, and what it told may be lost already.
-            place.maybe.extend(turn.roles);
-            place.turn = Some(Turn { fresh: true, roles: roles.to_vec(), part: 0, seq: 0 });
-            return;
-        }
-        Some(turn) => {
-            let sure = std::mem::take(&mut place.sure);
-            let (kept, lost): (Vec<_>, Vec<_>) = sure.into_iter().partition(|role| turn.roles.contains(role));
-            place.sure = kept;
-            turn.roles.into_iter().chain(lost).collect()
-        }
-        None if place.sure == roles => return,
-        None => Vec::new(),
-    };
-    place.maybe.extend(had);
-    place.maybe.sort_unstable();
-    place.maybe.dedup();
-    place.turn = Some(Turn { fresh: false, roles: roles.to_vec(), part: 0, seq: 0 });
-}
-
 fn looks_sealed(text: &str) -> bool {
     let digits = text.strip_prefix("1-").unwrap_or_default();
     digits.len() >= 20 && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-}
-
-fn wrote(reader: &Reader, row: &PartRow) -> bool {
-    reader.name().is_some_and(|name| row.authors.iter().any(|author| author == name))
-}
-
-/// Whether the client may hold the row's winner as dead. Not if it was in the reader's sight before and after
-/// the move that ended it for others, which is the commit that made the row.
-fn needs_successor(row: &PartRow, seq: Seq, first_read: bool) -> bool {
-    !row.tomb
-        && row
-            .leaves
-            .first()
-            .is_some_and(|winner| !winner.deleted && winner.ended != 0 && (first_read || winner.ended != seq))
-}
-
-fn live_row(db: &Db, app: &AppState, reader: &Reader, row: &PartRow, seq_token: String) -> FeedRow {
-    let gone = row.gone.iter().map(|rev| db.inner().chain.tomb(&row.id, rev));
-    let revs = row.leaves.iter().map(|leaf| leaf.rev.clone()).chain(gone).collect();
-    let winner = row.leaves.first();
-    let content = winner.filter(|leaf| app.may_read_acl(reader, leaf.acl));
-    FeedRow {
-        id: Arc::from(row.id.as_str()),
-        seq_token,
-        deleted: winner.is_none_or(|leaf| leaf.deleted),
-        tomb: false,
-        body: content.and_then(|leaf| leaf.body).map(BodyRef),
-        shared: row.leaves.len() == 1 && row.gone.is_empty() && content.is_some(),
-        revs,
-        change: None,
-    }
-}
-
-fn tomb_row(db: &Db, row: &PartRow, seq_token: String) -> FeedRow {
-    let held = row.leaves.iter().map(|leaf| &leaf.rev).chain(&row.gone);
-    FeedRow {
-        id: Arc::from(row.id.as_str()),
-        seq_token,
-        revs: held.map(|rev| db.inner().chain.tomb(&row.id, rev)).collect(),
-        deleted: true,
-        tomb: true,
-        body: None,
-        shared: false,
-        change: None,
-    }
-}
-
-/// The rows of several partial databases in the order of their sequences.
-struct Merge<'a> {
-    direction: Direction,
-    ranges: Vec<Range<'a>>,
-    /// The next row of each range, best on top; backwards the sequence is turned around. Of a move's two rows,
-    /// which have one sequence, the tombstone comes first: the place after the last one covers both.
-    heap: BinaryHeap<Reverse<(Seq, bool, usize)>>,
-    rows: Vec<Option<PartRow>>,
-}
-
-impl<'a> Merge<'a> {
-    /// Rows after `after` and before `before`.
-    fn new(
-        db: &Db,
-        snapshot: &'a dyn Snapshot,
-        parts: &[PartNo],
-        after: Seq,
-        before: Seq,
-        direction: Direction,
-    ) -> Result<Merge<'a>, StoreError> {
-        let id = db.inner().id;
-        let app = db.inner().app.read();
-        // Most have nothing new: they are not even opened.
-        let with_news = parts.iter().filter(|part| app.part(**part).is_some_and(|p| p.seq > after));
-        let ranges: Vec<Range<'a>> = with_news
-            .map(|part| {
-                let (lo, hi) = (key::part_seq(id, *part, after.saturating_add(1)), key::part_seq(id, *part, before));
-                snapshot.range(Space::PartSeqs, &lo, &hi, direction)
-            })
-            .collect();
-        drop(app);
-        let rows = ranges.iter().map(|_| None).collect();
-        let mut merge = Merge { direction, ranges, heap: BinaryHeap::new(), rows };
-        for at in 0..merge.ranges.len() {
-            merge.advance(at)?;
-        }
-        Ok(merge)
-    }
-
-    fn advance(&mut self, at: usize) -> Result<(), StoreError> {
-        let Some(item) = self.ranges[at].next() else { return Ok(()) };
-        let (row_key, value) = item?;
-        let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
-        let rank = match self.direction {
-            Direction::Forward => seq,
-            Direction::Backward => Seq::MAX - seq,
-        };
-        let row: PartRow = decode(&value, "a row of a partial database")?;
-        self.heap.push(Reverse((rank, !row.tomb, at)));
-        self.rows[at] = Some(row);
-        Ok(())
-    }
-
-    /// The next row's sequence, forwards.
-    fn peek(&self) -> Option<Seq> {
-        self.heap.peek().map(|Reverse((seq, ..))| *seq)
-    }
-
-    fn next(&mut self) -> Result<Option<(Seq, PartRow)>, StoreError> {
-        let Some(Reverse((rank, _, at))) = self.heap.pop() else { return Ok(None) };
-        let row = self.rows[at].take();
-        self.advance(at)?;
-        let seq = match self.direction {
-            Direction::Forward => rank,
-            Direction::Backward => Seq::MAX - rank,
-        };
-        Ok(row.map(|row| (seq, row)))
-    }
 }

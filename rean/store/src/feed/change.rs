@@ -1,0 +1,38 @@
+//! One committed change, as live listeners get it.
+
+use crate::record::{PartNo, PartRow, Seq, SeqRow};
+use bytes::Bytes;
+use std::sync::OnceLock;
+
+/// One committed change.
+pub struct Change {
+    /// Its sequence.
+    pub seq: Seq,
+    /// The sequence of the database's change before it.
+    pub prev: Seq,
+    /// What follows a row's sequence in a feed, serialized by the first listener that needs it.
+    pub line: OnceLock<Bytes>,
+    /// The same with the document.
+    pub line_with_doc: OnceLock<Bytes>,
+    pub(super) row: SeqRow,
+    pub(super) place: Option<PartNo>,
+    pub(super) part_rows: Vec<(PartNo, PartRow)>,
+}
+
+impl Change {
+    pub(crate) fn new(
+        seq: Seq,
+        prev: Seq,
+        row: SeqRow,
+        place: Option<PartNo>,
+        part_rows: Vec<(PartNo, PartRow)>,
+    ) -> Change {
+        let (line, line_with_doc) = Default::default();
+        Change { seq, prev, line, line_with_doc, row, place, part_rows }
+    }
+
+    /// The document.
+    pub fn id(&self) -> &str {
+        &self.row.id
+    }
+}

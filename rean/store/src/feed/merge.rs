@@ -1,0 +1,78 @@
+//! The rows of several partial databases as one list.
+
+use crate::db::Db;
+use crate::engine::{Direction, Range, Snapshot, Space};
+use crate::error::StoreError;
+use crate::record::{PartNo, PartRow, Seq, decode, key};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// The rows of several partial databases in the order of their sequences.
+pub(super) struct Merge<'a> {
+    direction: Direction,
+    ranges: Vec<Range<'a>>,
+    /// The next row of each range, best on top; backwards the sequence is turned around. Of a move's two rows,
+    /// which have one sequence, the tombstone comes first: the place after the last one covers both.
+    heap: BinaryHeap<Reverse<(Seq, bool, usize)>>,
+    rows: Vec<Option<PartRow>>,
+}
+
+impl<'a> Merge<'a> {
+    /// Rows after `after` and before `before`.
+    pub fn new(
+        db: &Db,
+        snapshot: &'a dyn Snapshot,
+        parts: &[PartNo],
+        after: Seq,
+        before: Seq,
+        direction: Direction,
+    ) -> Result<Merge<'a>, StoreError> {
+        let id = db.inner().id;
+        let app = db.inner().app.read();
+        // Most have nothing new: they are not even opened.
+        let with_news = parts.iter().filter(|part| app.part(**part).is_some_and(|p| p.seq > after));
+        let ranges: Vec<Range<'a>> = with_news
+            .map(|part| {
+                let (lo, hi) = (key::part_seq(id, *part, after.saturating_add(1)), key::part_seq(id, *part, before));
+                snapshot.range(Space::PartSeqs, &lo, &hi, direction)
+            })
+            .collect();
+        drop(app);
+        let rows = ranges.iter().map(|_| None).collect();
+        let mut merge = Merge { direction, ranges, heap: BinaryHeap::new(), rows };
+        for at in 0..merge.ranges.len() {
+            merge.advance(at)?;
+        }
+        Ok(merge)
+    }
+
+    fn advance(&mut self, at: usize) -> Result<(), StoreError> {
+        let Some(item) = self.ranges[at].next() else { return Ok(()) };
+        let (row_key, value) = item?;
+        let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
+        let rank = match self.direction {
+            Direction::Forward => seq,
+            Direction::Backward => Seq::MAX - seq,
+        };
+        let row: PartRow = decode(&value, "a row of a partial database")?;
+        self.heap.push(Reverse((rank, !row.tomb, at)));
+        self.rows[at] = Some(row);
+        Ok(())
+    }
+
+    /// The next row's sequence, forwards.
+    pub fn peek(&self) -> Option<Seq> {
+        self.heap.peek().map(|Reverse((seq, ..))| *seq)
+    }
+
+    pub fn next(&mut self) -> Result<Option<(Seq, PartRow)>, StoreError> {
+        let Some(Reverse((rank, _, at))) = self.heap.pop() else { return Ok(None) };
+        let row = self.rows[at].take();
+        self.advance(at)?;
+        let seq = match self.direction {
+            Direction::Forward => rank,
+            Direction::Backward => Seq::MAX - rank,
+        };
+        Ok(row.map(|row| (seq, row)))
+    }
+}
