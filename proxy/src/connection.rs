@@ -21,6 +21,7 @@ use tokio::time::Sleep;
 use crate::body::Body;
 use crate::config::Limits;
 use crate::open_feed::{self, OpenFeed};
+use crate::raw_target::RawTargets;
 use crate::stack::Stack;
 
 /// Requests that one HTTP/2 connection may have open at once: a browser's tabs share one.
@@ -79,7 +80,8 @@ impl Connections {
         // hyper-util's automatic choice has no time limit before the first byte, and its state is twice as large.
         let version = tokio::time::timeout(self.header_timeout, speaks_http2(&stream));
         let Ok(Ok(speaks_http2)) = version.await else { return };
-        let socket = Timed { stream, idle: self.idle_timeout, stalled: None };
+        let targets = if speaks_http2 { RawTargets::off() } else { RawTargets::new() };
+        let socket = Timed { stream, idle: self.idle_timeout, stalled: None, targets };
         if speaks_http2 {
             let requests = Requests { stack, peer, feed: None };
             let connection = self.http2.serve_connection(TokioIo::new(socket), requests);
@@ -101,7 +103,7 @@ impl Connections {
             let parts = Pin::into_inner(connection).into_parts();
             socket = parts.io.into_inner();
             // Bytes of a further request would be lost; its client asks again on another connection.
-            feed.close |= !parts.read_buf.is_empty() || *phase.borrow() != Phase::Serving;
+            feed.close |= !parts.read_buf.is_empty() || socket.targets.has_over() || *phase.borrow() != Phase::Serving;
             drop((parts.read_buf, parts.service));
             if !open_feed::send(&mut socket, feed, &mut phase).await {
                 return;
@@ -215,12 +217,14 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     }
 }
 
-/// A socket whose client must go on reading: one that leaves an answer unread for too long is given up.
+/// A socket whose client must go on reading: one that leaves an answer unread for too long is given up. What is read
+/// from it has valid request targets (see [`raw_target`](crate::raw_target)).
 pub struct Timed {
     stream: TcpStream,
     idle: Duration,
     /// Runs while the socket takes nothing more.
     stalled: Option<Pin<Box<Sleep>>>,
+    targets: RawTargets,
 }
 
 impl Timed {
@@ -241,7 +245,14 @@ impl AsyncRead for Timed {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        if self.targets.has_over() {
+            self.targets.give(buffer);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.targets.pass(buffer, before);
+        read
     }
 }
 

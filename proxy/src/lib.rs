@@ -28,6 +28,7 @@ mod health;
 mod metrics;
 mod open_feed;
 mod patient;
+mod raw_target;
 mod rules;
 mod server;
 mod session;

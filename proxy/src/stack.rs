@@ -59,8 +59,9 @@ pub struct Stack {
 }
 
 /// What was found out about a request while it was answered, for the tally.
-#[derive(Default)]
 struct Seen {
+    /// The request's name in the logs, here and at rean, and in the answer.
+    id: HeaderValue,
     feed: bool,
     user: Option<Arc<str>>,
 }
@@ -107,7 +108,7 @@ impl Stack {
             user: None,
             peer,
         });
-        let mut seen = Seen::default();
+        let mut seen = Seen { id: new_id(), feed: false, user: None };
         let mut response =
             self.answer(parts, incoming, peer, &mut seen).await.unwrap_or_else(|refusal| refusal.response());
         if head {
@@ -118,7 +119,7 @@ impl Stack {
                 gzip::compress(&mut response, permit);
             }
         }
-        self.our_headers(&mut response);
+        self.our_headers(&mut response, seen.id);
         if let Some(origin) = origin {
             Cors::allow(origin, response.headers_mut());
         }
@@ -243,12 +244,12 @@ impl Stack {
         seen.feed = is_feed(path, parts.uri.query());
         let write = account_write(&parts.method, path);
         let lines = !parts.uri.query().is_some_and(|query| query.contains("longpoll"));
-        let request = self.upstream_request(parts, body, &login);
+        let request = self.upstream_request(parts, body, &login, seen.id.clone());
         if seen.feed {
             let ticket = self.feeds.enter(login);
-            return Box::pin(self.forward_feed(request, ticket, lines)).await;
+            return Box::pin(self.forward_feed(request, ticket, lines, &seen.id)).await;
         }
-        let response = self.upstream.send(request).await.map_err(|error| self.failed(&error))?;
+        let response = self.upstream.send(request).await.map_err(|error| self.failed(&error, &seen.id))?;
         if let Some(write) = write.filter(|_| response.status().is_success()) {
             // The feed of changes would tell as well, but perhaps after this client's next request.
             self.authenticator.changed(match write {
@@ -264,6 +265,7 @@ impl Stack {
         request: Request<RequestBody>,
         ticket: FeedTicket,
         lines: bool,
+        id: &HeaderValue,
     ) -> Result<Response<Body>, Refusal> {
         let mut sending = Box::pin(self.upstream.send_shared(request));
         let sent = std::future::poll_fn(|context| {
@@ -274,7 +276,7 @@ impl Stack {
         });
         // The right to the feed may end before rean has anything to say.
         let sent = sent.await.ok_or(Refusal::BadCredentials)?;
-        let (response, stream) = sent.map_err(|error| self.failed(&error))?;
+        let (response, stream) = sent.map_err(|error| self.failed(&error, id))?;
         let metrics = Arc::clone(&self.metrics);
         let mut response = response.map(|incoming| Body::feed(incoming, stream, ticket, lines, metrics));
         *response.version_mut() = http::Version::HTTP_11;
@@ -282,7 +284,13 @@ impl Stack {
     }
 
     /// The request as rean gets it: the same path and query to the byte, the headers without those that end here.
-    fn upstream_request(&self, parts: Parts, body: RequestBody, login: &Login) -> Request<RequestBody> {
+    fn upstream_request(
+        &self,
+        parts: Parts,
+        body: RequestBody,
+        login: &Login,
+        id: HeaderValue,
+    ) -> Request<RequestBody> {
         let mut headers = parts.headers;
         strip(&mut headers);
         if !headers.contains_key(header::HOST) {
@@ -297,6 +305,7 @@ impl Stack {
         for (name, value) in &login.headers {
             headers.insert(name.clone(), value.clone());
         }
+        headers.insert(REQUEST_ID, id);
         let mut request = Request::new(body);
         *request.method_mut() = parts.method;
         *request.uri_mut() = origin_form(parts.uri);
@@ -304,33 +313,36 @@ impl Stack {
         request
     }
 
-    fn failed(&self, error: &UpstreamError) -> Refusal {
+    fn failed(&self, error: &UpstreamError, id: &HeaderValue) -> Refusal {
         let refusal = Refusal::from(error);
         if matches!(refusal, Refusal::UpstreamDown | Refusal::UpstreamBroke) {
             self.metrics.upstream_errors.fetch_add(1, Relaxed);
-            tracing::warn!(%error, "rean did not answer");
+            tracing::warn!(request = id.to_str().unwrap_or(""), %error, "rean did not answer");
         }
         refusal
     }
 
-    fn our_headers(&self, response: &mut Response<Body>) {
+    fn our_headers(&self, response: &mut Response<Body>, id: HeaderValue) {
         let status = response.status();
         let headers = response.headers_mut();
         headers.remove(header::CONNECTION);
         headers.remove(header::TRANSFER_ENCODING);
         headers.remove("keep-alive");
         headers.insert(header::SERVER, SERVER);
-        let id = format!("{:010x}", rand::random::<u64>() >> 24);
-        // Hexadecimal digits are always a valid value.
-        if let Ok(id) = HeaderValue::from_maybe_shared(bytes::Bytes::from(id)) {
-            headers.insert(REQUEST_ID, id);
-        }
+        headers.insert(REQUEST_ID, id);
         headers.remove(header::WWW_AUTHENTICATE);
         if status == StatusCode::UNAUTHORIZED && self.www_authenticate {
             let challenge = HeaderValue::from_static("Basic realm=\"Adea\", charset=\"UTF-8\"");
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
     }
+}
+
+/// A request's id, in the form of CouchDB's.
+fn new_id() -> HeaderValue {
+    let id = format!("{:010x}", rand::random::<u64>() >> 24);
+    // Hexadecimal digits are always a valid value.
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(id)).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// Our own answers to HEAD; those of rean have no content already.

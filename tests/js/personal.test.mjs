@@ -103,6 +103,44 @@ test('_changes can be read page by page, and each document comes once', async ()
   }
 });
 
+test("every row's seq is a place after that row, also where documents have moved", async () => {
+  const db = `notes${++apps}`;
+  await pod.makeApp(db);
+  // Moves within ann's sight, to and fro between partial databases that were made in either order.
+  const sets = [['ann'], ['ann', 'bob'], ['ann', 'cat'], ['users', 'ann'], ['anyone', 'ann']];
+  for (const [n, from] of sets.entries()) await pod.put(db, `made${n}`, { access: read(...from) }, 'ann');
+  const first = (await pod.ok('GET', `/${db}--me/_changes`, { as: 'ann' })).last_seq;
+  for (const from of sets) {
+    for (const to of sets) {
+      const id = `from-${from.at(0)}${from.at(1)}-to-${to.at(0)}${to.at(1)}`;
+      const rev = await pod.put(db, id, { access: read(...from) }, 'ann');
+      await pod.put(db, id, { _rev: rev, access: read(...to) }, 'ann');
+    }
+  }
+  for (const [as, since] of [['ann', '0'], ['ann', first], ['bob', '0'], ['cat', '0']]) {
+    const { results } = await pod.ok('GET', `/${db}--me/_changes?since=${enc(since)}`, { as });
+    for (const row of results) {
+      const next = await pod.ok('GET', `/${db}--me/_changes?limit=3&since=${enc(row.seq)}`, { as });
+      assert.ok(!next.results.some((later) => later.seq === row.seq), `${as}: the place of ${row.id} gives rows after it`);
+      assert.ok(!next.results.some((later) => later.id === row.id && later.changes[0].rev === row.changes[0].rev), `${as}: the place of ${row.id} gives it again`);
+    }
+    // As PouchDB goes on: from the last row's seq until there are none.
+    let place = results.at(-1)?.seq ?? '0', turns = 0;
+    for (let page; (page = await pod.ok('GET', `/${db}--me/_changes?limit=10&since=${enc(place)}`, { as })).results.length; place = page.results.at(-1).seq) {
+      assert.ok(++turns < 20, `${as}: it comes to an end`);
+    }
+  }
+  // Moves one after the other, each looked at on its own.
+  let rev, place = '0';
+  for (let turn = 0; turn < 20; turn++) {
+    rev = await pod.put(db, 'walker', { _rev: rev, turn, access: read(...sets[turn % sets.length]) }, 'ann');
+    const page = await pod.ok('GET', `/${db}--me/_changes?since=${enc(place)}`, { as: 'ann' });
+    place = page.results.at(-1).seq;
+    assert.deepEqual((await pod.ok('GET', `/${db}--me/_changes?since=${enc(place)}`, { as: 'ann' })).results, [], `turn ${turn}`);
+    rev = (await pod.get(`${db}--me`, 'walker', 'ann'))._rev;
+  }
+});
+
 test('live feeds tell within a second, in each form', async () => {
   const db = await filled();
   const since = (await pod.ok('GET', `/${db}--me/_changes?since=now`, { as: 'ann' })).last_seq;

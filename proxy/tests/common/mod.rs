@@ -30,7 +30,7 @@ pub struct FakeRean {
     pub address: SocketAddr,
     pub secret: RingSecret,
     signer: Signer,
-    docs: Mutex<HashMap<String, (u64, Value)>>,
+    pub docs: Mutex<HashMap<String, (u64, Value)>>,
     seq: AtomicU64,
     rows: broadcast::Sender<(String, String)>,
     /// Requests for user documents so far.

@@ -100,7 +100,7 @@ impl Access {
                 let Json::String(text) = item else {
                     return Err(AccessError(format!("`{what}.{name}` must be an array of strings")));
                 };
-                entries(text, &mut out)?;
+                entries(text, &mut out).map_err(|error| AccessError(format!("`{what}.{name}`: {error}")))?;
             }
             normalise(&mut out);
             if out.len() > MAX_ENTRIES {
@@ -210,7 +210,7 @@ impl AppRules {
                 let text = item
                     .as_str()
                     .ok_or_else(|| AccessError("`create` must be an array of access entries".to_owned()))?;
-                entry_of(text, &mut out.create)?;
+                entry_of(text, &mut out.create).map_err(|error| AccessError(format!("`create`: {error}")))?;
             }
             normalise(&mut out.create);
         }

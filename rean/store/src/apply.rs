@@ -59,12 +59,12 @@ impl Tx<'_> {
         let doc_key = key::doc(db.inner().id, &edit.id);
         let old = self.doc_record(&doc_key)?;
         if mode == Mode::Replicated
-            && let Some(written) = known_already(db, old.as_ref(), &edit, author)
+            && let Some(written) = self.known_already(db, old.as_ref(), &edit, author)?
         {
             return Ok(written);
         }
         let parent = match mode {
-            Mode::Interactive => interactive_parent(old.as_ref(), &edit),
+            Mode::Interactive => interactive_parent(db, old.as_ref(), &edit),
             Mode::Replicated => Ok(replicated_parent(old.as_ref(), &edit)),
         };
         let acl = match db.kind() {
@@ -74,7 +74,7 @@ impl Tx<'_> {
         let parent = parent?;
         let draft = match mode {
             Mode::Interactive => self.draft_interactive(db, old.as_ref(), &edit, parent, acl)?,
-            Mode::Replicated => match self.draft_replicated(db, old.as_ref(), &edit, &parent, acl)? {
+            Mode::Replicated => match self.draft_replicated(db, old.as_ref(), &edit, &parent, acl, !author.admin)? {
                 Some(draft) => draft,
                 None => {
                     let rev = edit.history.first().cloned().ok_or(WriteError::Conflict)?;
@@ -95,6 +95,51 @@ impl Tx<'_> {
 
     pub(crate) fn doc_record(&self, doc_key: &[u8]) -> Result<Option<DocRecord>, StoreError> {
         self.get(Space::Docs, doc_key)?.map(|value| decode(&value, "a document")).transpose()
+    }
+
+    /// A user's replicated revision that needs no storing: it is in the tree, it is a made-up one that came
+    /// back, or it deletes what is not here, as far as the user can see.
+    fn known_already(
+        &self,
+        db: &Db,
+        old: Option<&DocRecord>,
+        edit: &Edit,
+        author: &Author,
+    ) -> Result<Option<Written>, StoreError> {
+        if db.kind() == DbKind::Plain || author.admin {
+            return Ok(None);
+        }
+        let Some(rev) = edit.history.first() else { return Ok(None) };
+        let known = match old {
+            None => edit.deleted,
+            Some(record) if recognised(db, &edit.id, record, rev) => true,
+            Some(record) => {
+                let sees = db.inner().app.read().may_read(&author.reader, record.place);
+                let gone = record.tree.winner().is_none_or(|winner| record.tree.nodes()[winner].deleted);
+                match record.tree.find(rev) {
+                    Some(_) if sees => true,
+                    // Who sends back what they were given before it went out of their sight is told no news.
+                    Some(index) => edit.deleted || self.was_made_here(db, &edit.id, &record.tree, index)?,
+                    None => edit.deleted && (gone || !sees),
+                }
+            }
+        };
+        Ok(known.then(|| Written { id: edit.id.clone(), rev: rev.clone(), changed: false }))
+    }
+
+    /// Whether a revision got its name here: who names it was shown it. One that a client named can be guessed.
+    fn was_made_here(&self, db: &Db, id: &str, tree: &RevTree, index: usize) -> Result<bool, StoreError> {
+        let node = &tree.nodes()[index];
+        let parent = node.parent.and_then(|parent| tree.nodes().get(parent as usize)).map(|parent| &parent.rev);
+        let chain = &db.inner().chain;
+        if parent.is_some_and(|parent| chain.successor(id, parent) == node.rev) {
+            return Ok(true);
+        }
+        let Some(body) = node.body else { return Ok(false) };
+        let Some(value) = self.get(Space::Bodies, &key::seq(db.inner().id, body))? else { return Ok(false) };
+        let (attachments, json) = decode_body(&value)?;
+        let digests = attachments.iter().map(|a| (a.name.as_str(), a.content_type.as_str(), &a.digest_md5[..]));
+        Ok(chain.veil(id, &Rev::next(parent, node.deleted, &json, digests)) == node.rev)
     }
 
     fn draft_interactive(
@@ -133,11 +178,18 @@ impl Tx<'_> {
         edit: &Edit,
         parent: &[Rev],
         acl: AclNo,
+        by_user: bool,
     ) -> Result<Option<Draft>, WriteError> {
         let mut record = old.cloned().unwrap_or_default();
         let Some(rev) = edit.history.first().cloned() else {
             return Err(WriteError::BadRequest("a replicated revision needs a `_rev`".to_owned()));
         };
+        let below = parent.first().and_then(|rev| record.tree.find(rev));
+        let succeeded = below.filter(|_| by_user && db.kind() == DbKind::App);
+        let close = succeeded.and_then(|index| {
+            let leaf = leaf_of(db, &edit.id, &record.tree, index).filter(|leaf| *leaf != index)?;
+            Some((record.tree.path(leaf), record.tree.nodes()[leaf].acl))
+        });
         let seq = self.clock.seq + 1;
         let body = match record.tree.merge(&edit.history, edit.deleted, Some(seq), acl) {
             Merged::Known(_) => return Ok(None),
@@ -146,6 +198,12 @@ impl Tx<'_> {
                 Some(self.attachments(db, &record.tree, edit, parent, rev.generation, Mode::Replicated)?)
             }
         };
+        if let Some((mut history, acl)) = close {
+            // The edit was made on a revision that the store gave a successor to with the same content: the
+            // successor ends here, so that the edit is no conflict.
+            history.insert(0, db.inner().chain.closing(&edit.id, &history[0]));
+            let _ = record.tree.merge(&history, true, None, acl);
+        }
         record.seq = self.next_seq();
         self.stem(db, &mut record)?;
         Ok(Some(Draft { record, rev, body }))
@@ -279,7 +337,7 @@ impl Tx<'_> {
 }
 
 /// The history below an interactive edit, newest first; empty for a first revision.
-fn interactive_parent(old: Option<&DocRecord>, edit: &Edit) -> Result<Vec<Rev>, WriteError> {
+fn interactive_parent(db: &Db, old: Option<&DocRecord>, edit: &Edit) -> Result<Vec<Rev>, WriteError> {
     let Some(record) = old else {
         return if edit.parent.is_some() { Err(WriteError::Conflict) } else { Ok(Vec::new()) };
     };
@@ -293,30 +351,21 @@ fn interactive_parent(old: Option<&DocRecord>, edit: &Edit) -> Result<Vec<Rev>, 
     };
     if let Some(index) = tree.find(parent) {
         let again = tree.nodes()[index].deleted && edit.deleted;
-        let extends = tree.is_leaf(index) && !again;
-        return if extends { Ok(tree.path(index)) } else { Err(WriteError::Conflict) };
+        let leaf = leaf_of(db, &edit.id, tree, index).filter(|_| !again);
+        return leaf.map(|leaf| tree.path(leaf)).ok_or(WriteError::Conflict);
     }
     Err(WriteError::Conflict)
 }
 
-/// A user's replicated revision that needs no storing: it is in the tree, it is a made-up one that came back,
-/// or it deletes what is not here, as far as the user can see.
-fn known_already(db: &Db, old: Option<&DocRecord>, edit: &Edit, author: &Author) -> Option<Written> {
-    if db.kind() == DbKind::Plain || author.admin {
-        return None;
+/// The leaf that an edit of a revision extends: the revision itself, or the live one that the store gave it as
+/// successor (see `chain`).
+pub(crate) fn leaf_of(db: &Db, id: &str, tree: &RevTree, index: usize) -> Option<usize> {
+    let mut at = index;
+    while !tree.is_leaf(at) {
+        let successor = db.inner().chain.successor(id, &tree.nodes()[at].rev);
+        at = tree.find(&successor).filter(|next| *next > at)?;
     }
-    let rev = edit.history.first()?;
-    let known = match old {
-        None => edit.deleted,
-        Some(record) if recognised(db, &edit.id, record, rev) => true,
-        Some(record) => {
-            let sees = db.inner().app.read().may_read(&author.reader, record.place);
-            let gone = record.tree.winner().is_none_or(|winner| record.tree.nodes()[winner].deleted);
-            let known = record.tree.find(rev).is_some();
-            if sees { known || (gone && edit.deleted) } else { edit.deleted }
-        }
-    };
-    known.then(|| Written { id: edit.id.clone(), rev: rev.clone(), changed: false })
+    (at == index || !tree.nodes()[at].deleted).then_some(at)
 }
 
 /// The part of a replicated history that the tree knows, from the newest such revision down; empty if none.

@@ -34,6 +34,11 @@ impl Chain {
         Rev { generation: rev.generation + 1, hash: self.hash("successor", id, rev) }
     }
 
+    /// The deletion that ends a successor when an edit of what it succeeded comes after all.
+    pub fn closing(&self, id: &str, rev: &Rev) -> Rev {
+        Rev { generation: rev.generation + 1, hash: self.hash("closing", id, rev) }
+    }
+
     /// The revision that a real edit of an app's document gets, from its plain one. A reader sees the names
     /// of revisions that they could not read (they stand in histories); without a key those would confirm a
     /// guess of the content.

@@ -4,6 +4,7 @@
 //! the id were simply taken.
 
 use crate::access::Access;
+use crate::apply::leaf_of;
 use crate::db::Db;
 use crate::edit::{Author, Edit, Mode};
 use crate::engine::Space;
@@ -116,7 +117,7 @@ fn check_rights(
     // not write is told so whatever revision they name.
     let below = parent.unwrap_or_default().iter().find_map(|rev| tree.find(rev));
     let seen = |index: &usize| *index == winner || app.part_of_acl(tree.nodes()[*index].acl) == record.place;
-    let extended = below.filter(|index| tree.is_leaf(*index)).filter(seen);
+    let extended = below.and_then(|index| leaf_of(db, &edit.id, tree, index)).filter(seen);
     let decides = extended.unwrap_or(winner);
     if !app.may_write_acl(&author.reader, tree.nodes()[decides].acl) {
         return Err(denied(author, "You may not write this document."));

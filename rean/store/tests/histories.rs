@@ -266,6 +266,12 @@ fn admin() -> Author {
     Author::admin(Who::default())
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        self.store.close();
+    }
+}
+
 impl World {
     fn new() -> World {
         let engine = MemoryEngine::new();
