@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::backoff::Backoff;
-use crate::plan::{ALL, Desired, Observed, Program, Running, Seen, Step, plan};
+use crate::plan::{ALL, Desired, Observed, Program, Running, Seen, Step, note_health, plan};
 use crate::runtime::{Runtime, Signal};
 use crate::state::{ProgramState, State, StateFile};
 
@@ -108,15 +108,20 @@ impl<R: Runtime> Agent<R> {
             // Nothing depends on health any more, and asking would hold up the stop.
             return;
         }
+        let began = self.began;
+        let mut leans_well = true;
         for program in ALL {
             let Some(running) = self.observed.get_mut(&program).and_then(|seen| seen.running.as_mut()) else {
+                leans_well = false;
                 continue;
             };
             let healthy = self.runtime.healthy(program, &running.launch).await;
-            if healthy == running.healthy {
+            let changed = healthy != running.healthy;
+            note_health(running, healthy, leans_well, since_ms(began));
+            leans_well &= healthy;
+            if !changed {
                 continue;
             }
-            running.healthy = healthy;
             let history = self.history.entry(program).or_default();
             history.well_since = healthy.then(Instant::now);
             if healthy {
@@ -140,7 +145,7 @@ impl<R: Runtime> Agent<R> {
                         tracing::info!("started {program}, process {pid}, on {}", launch.addr);
                         history.pid = Some(pid);
                         history.well_since = None;
-                        seen.running = Some(Running { launch, healthy: false, told_ms: None, killed: false });
+                        seen.running = Some(Running::new(launch));
                     }
                     Err(err) => end_of(program, history, seen, err.to_string(), now_ms),
                 }
@@ -149,6 +154,12 @@ impl<R: Runtime> Agent<R> {
                 tracing::info!("stopping {program}");
                 self.signal(program, Signal::Terminate).await;
                 self.running_mut(program, |running| running.told_ms = Some(now_ms));
+            }
+            Step::GiveUp(program) => {
+                let silent_ms = self.silent_ms(program, now_ms);
+                tracing::warn!("{program} lives but has not answered for {} s: starting it again", silent_ms / 1_000);
+                self.signal(program, Signal::Terminate).await;
+                self.running_mut(program, |running| (running.told_ms, running.gave_up) = (Some(now_ms), true));
             }
             Step::Kill(program) => {
                 tracing::warn!("{program} did not stop in time: killing it");
@@ -170,6 +181,11 @@ impl<R: Runtime> Agent<R> {
         }
     }
 
+    fn silent_ms(&self, program: Program, now_ms: u64) -> u64 {
+        let running = self.observed.get(&program).and_then(|seen| seen.running.as_ref());
+        running.and_then(|running| running.silent_since_ms).map_or(0, |since_ms| now_ms.saturating_sub(since_ms))
+    }
+
     fn anything_runs(&self) -> bool {
         self.observed.values().any(|seen| seen.running.is_some())
     }
@@ -185,7 +201,7 @@ impl<R: Runtime> Agent<R> {
     }
 
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        since_ms(self.began)
     }
 
     fn write_state(&mut self, adea_pid: u32) -> Result<(), AgentError> {
@@ -205,14 +221,23 @@ impl<R: Runtime> Agent<R> {
     }
 }
 
+fn since_ms(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Notes that a program has ended, and when it may be started again.
-fn end_of(program: Program, history: &mut History, seen: &mut Seen, end: String, now_ms: u64) {
-    let asked = seen.running.take().is_some_and(|running| running.told_ms.is_some());
+fn end_of(program: Program, history: &mut History, seen: &mut Seen, mut end: String, now_ms: u64) {
+    let ended = seen.running.take();
+    let gave_up = ended.as_ref().is_some_and(|running| running.gave_up);
+    let asked = ended.is_some_and(|running| running.told_ms.is_some()) && !gave_up;
     let well_ms = history.well_since.take().map_or(0, |since| since.elapsed().as_millis());
     let pause_ms = history.backoff.after_end(u64::try_from(well_ms).unwrap_or(u64::MAX));
     seen.not_before_ms = if asked { now_ms } else { now_ms + pause_ms };
     if asked {
         tracing::info!("{program} has stopped ({end})");
+    } else if gave_up {
+        end.push_str(", as it did not answer");
+        tracing::warn!("{program} has ended ({end}): starting it again in {pause_ms} ms");
     } else {
         tracing::warn!("{program} ended by itself ({end}): starting it again in {pause_ms} ms; its log says why");
     }
@@ -224,7 +249,7 @@ fn end_of(program: Program, history: &mut History, seen: &mut Seen, end: String,
 mod tests {
     use super::Agent;
     use crate::fake::{Event, FakeRuntime};
-    use crate::plan::{Desired, Launch, Program, STOP_DEADLINE_MS};
+    use crate::plan::{Desired, Launch, Program, SILENT_MS, STOP_DEADLINE_MS};
     use crate::state::State;
     use std::future::Future;
     use std::time::Duration;
@@ -333,6 +358,39 @@ mod tests {
         let took_ms = u64::try_from(told.elapsed().as_millis()).unwrap();
         assert!((STOP_DEADLINE_MS..STOP_DEADLINE_MS + 1_000).contains(&took_ms), "{took_ms}");
         assert!(pod.world.events().contains(&Event::Killed(Program::Rean)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_does_not_answer_is_started_again() {
+        let pod = start();
+        pod.world.set_healthy(Program::Rean, true);
+        pod.world.set_healthy(Program::Proxy, true);
+        until(&pod.world, |events| events.len() == 2).await;
+        pod.world.set_stubborn(Program::Rean);
+        let mut rounds_ms = Vec::new();
+        for round in 1..=2 {
+            // Both fall silent, but only one of them is the reason.
+            pod.world.set_healthy(Program::Rean, false);
+            pod.world.set_healthy(Program::Proxy, false);
+            let silent = Instant::now();
+            until(&pod.world, |events| count(events, &Event::Terminated(Program::Rean)) == round).await;
+            let told_ms = u64::try_from(silent.elapsed().as_millis()).unwrap();
+            assert!((SILENT_MS..SILENT_MS + 3_000).contains(&told_ms), "{told_ms}");
+            until(&pod.world, |events| count(events, &Event::Ended(Program::Rean)) == round).await;
+            let ended = Instant::now();
+            until(&pod.world, |events| count(events, &Event::Started(Program::Rean)) == round + 1).await;
+            rounds_ms.push(ended.elapsed().as_millis());
+            pod.world.set_healthy(Program::Rean, true);
+            pod.world.set_healthy(Program::Proxy, true);
+            sleep(Duration::from_secs(5)).await;
+        }
+        assert!((100..200).contains(&rounds_ms[0]) && (200..300).contains(&rounds_ms[1]), "{rounds_ms:?}");
+        assert_eq!(count(&pod.world.events(), &Event::Killed(Program::Rean)), 2);
+        assert_eq!(count(&pod.world.events(), &Event::Terminated(Program::Proxy)), 0);
+        let state = State::load(&pod.dir.path().join("state.json")).unwrap();
+        assert!(state.programs[&Program::Rean].last_end.as_ref().is_some_and(|end| end.contains("did not answer")));
+        pod.stop.send(()).unwrap();
+        pod.agent.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

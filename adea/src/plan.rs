@@ -70,10 +70,31 @@ pub struct Running {
     pub launch: Launch,
     /// Whether it answered when last asked.
     pub healthy: bool,
+    /// Whether it has ever answered.
+    pub was_healthy: bool,
+    /// Since when it doesn't answer although all below it do (milliseconds since the agent began).
+    pub silent_since_ms: Option<u64>,
+    /// Whether it was told to stop because it did not answer.
+    pub gave_up: bool,
     /// When it was told to stop (milliseconds since the agent began).
     pub told_ms: Option<u64>,
     /// Whether it has been killed; it may take a moment to be gone.
     pub killed: bool,
+}
+
+impl Running {
+    /// One that was just started.
+    pub fn new(launch: Launch) -> Self {
+        Self {
+            launch,
+            healthy: false,
+            was_healthy: false,
+            silent_since_ms: None,
+            gave_up: false,
+            told_ms: None,
+            killed: false,
+        }
+    }
 }
 
 /// A step towards what should be. Carrying one out twice does no harm.
@@ -83,6 +104,8 @@ pub enum Step {
     Start(Program, Launch),
     /// Ask the program to finish its work and end.
     Terminate(Program),
+    /// The same, as it lives but does not answer: it is to be started again, after a pause.
+    GiveUp(Program),
     /// End the program now.
     Kill(Program),
 }
@@ -90,6 +113,13 @@ pub enum Step {
 /// A program that was told to stop has this long to finish what it does. Proxy and rean give requests in flight
 /// 10 s each; the rest is for rean to close its store.
 pub const STOP_DEADLINE_MS: u64 = 15_000;
+
+/// A program that has been well and then does not answer for so long hangs. A busy one answers late, which is within
+/// this: its health costs it nothing.
+pub const SILENT_MS: u64 = 30_000;
+/// The same for one that has only been started: a store that was not closed reads its whole journal first, and would
+/// begin anew each time that it is cut off.
+pub const SILENT_AT_START_MS: u64 = 600_000;
 
 /// The steps to take now. `now_ms` is in milliseconds since the agent began.
 pub fn plan(desired: &Desired, observed: &Observed, now_ms: u64) -> Vec<Step> {
@@ -108,7 +138,12 @@ fn stops(desired: &Desired, observed: &Observed, now_ms: u64) -> Vec<Step> {
         };
         let wanted = desired.get(&program) == Some(&running.launch);
         match running.told_ms {
-            None if wanted => continue,
+            None if wanted && !hangs(running, now_ms) => continue,
+            // What leans on it stays: it goes on when this one is back.
+            None if wanted => {
+                steps.push(Step::GiveUp(program));
+                continue;
+            }
             None if above_is_going => {}
             None => steps.push(Step::Terminate(program)),
             Some(told_ms) => {
@@ -120,6 +155,20 @@ fn stops(desired: &Desired, observed: &Observed, now_ms: u64) -> Vec<Step> {
         above_is_going = true;
     }
     steps
+}
+
+fn hangs(running: &Running, now_ms: u64) -> bool {
+    let patience_ms = if running.was_healthy { SILENT_MS } else { SILENT_AT_START_MS };
+    running.silent_since_ms.is_some_and(|since_ms| now_ms.saturating_sub(since_ms) >= patience_ms)
+}
+
+/// Notes whether a running program has answered just now. `leans_well`: whether all below it do; if not, its silence
+/// may be theirs and does not count.
+pub fn note_health(running: &mut Running, healthy: bool, leans_well: bool, now_ms: u64) {
+    running.healthy = healthy;
+    running.was_healthy |= healthy;
+    running.silent_since_ms =
+        if healthy || !leans_well { None } else { Some(running.silent_since_ms.unwrap_or(now_ms)) };
 }
 
 /// The lowest program that is missing, if all those below it are healthy.
@@ -143,7 +192,10 @@ fn running(observed: &Observed, program: Program) -> Option<&Running> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Desired, Launch, Observed, Program, Running, STOP_DEADLINE_MS, Seen, Step, plan};
+    use super::{
+        Desired, Launch, Observed, Program, Running, SILENT_AT_START_MS, SILENT_MS, STOP_DEADLINE_MS, Seen, Step,
+        note_health, plan,
+    };
     use std::net::SocketAddr;
 
     fn launch(port: u16) -> Launch {
@@ -159,10 +211,9 @@ mod tests {
     }
 
     fn up(port: u16, healthy: bool) -> Seen {
-        Seen {
-            running: Some(Running { launch: launch(port), healthy, told_ms: None, killed: false }),
-            not_before_ms: 0,
-        }
+        let mut running = Running::new(launch(port));
+        note_health(&mut running, healthy, true, 0);
+        Seen { running: Some(running), not_before_ms: 0 }
     }
 
     fn told(port: u16, told_ms: u64) -> Seen {
@@ -218,6 +269,32 @@ mod tests {
         assert_eq!(plan(&desired, &going, 1), []);
         let gone = Observed::from([(Program::Proxy, up(2, false))]);
         assert_eq!(plan(&desired, &gone, 1), [Step::Start(Program::Rean, launch(3))]);
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_given_up_and_what_leans_on_it_is_not() {
+        let mut all = Observed::from([(Program::Rean, up(1, true)), (Program::Proxy, up(2, true))]);
+        let note = |all: &mut Observed, program: Program, healthy, leans_well, now_ms| {
+            note_health(all.get_mut(&program).unwrap().running.as_mut().unwrap(), healthy, leans_well, now_ms);
+        };
+        for now_ms in [1_000, 1_000 + SILENT_MS - 1] {
+            note(&mut all, Program::Rean, false, true, now_ms);
+            note(&mut all, Program::Proxy, false, false, now_ms);
+            assert_eq!(plan(&both(), &all, now_ms), []);
+        }
+        assert_eq!(plan(&both(), &all, 1_000 + SILENT_MS), [Step::GiveUp(Program::Rean)]);
+        // One answer, and all is forgotten.
+        note(&mut all, Program::Rean, true, true, 1_000 + SILENT_MS);
+        note(&mut all, Program::Proxy, false, true, 1_000 + SILENT_MS);
+        assert_eq!(plan(&both(), &all, 1_000 + SILENT_MS), []);
+        assert_eq!(plan(&both(), &all, 1_000 + 2 * SILENT_MS), [Step::GiveUp(Program::Proxy)]);
+    }
+
+    #[test]
+    fn a_start_may_take_long() {
+        let rising = Observed::from([(Program::Rean, up(1, false))]);
+        assert_eq!(plan(&both(), &rising, SILENT_AT_START_MS - 1), []);
+        assert_eq!(plan(&both(), &rising, SILENT_AT_START_MS), [Step::GiveUp(Program::Rean)]);
     }
 
     #[test]

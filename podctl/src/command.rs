@@ -2,6 +2,7 @@
 
 pub mod adea;
 pub mod bench;
+pub mod check;
 pub mod dev;
 pub mod proxy;
 pub mod rean;

@@ -15,6 +15,7 @@ use adea::config::{LogTo, ProxyConfig, ReanConfig};
 use adea::folder::Folder;
 use adea::logging::FILTER_ENV;
 use adea::logs;
+use adea::plan::Program;
 use adea::state::State;
 use anyhow::Context;
 use http::{Method, StatusCode};
@@ -26,6 +27,9 @@ use crate::http::Peer;
 
 /// A store that was not closed may have to read its whole journal first.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// A program that has ended this often and was never up does not start. The pauses between its starts are 3 s together
+/// then, so what only had to wait for another process has had its time.
+const HOPELESS_RESTARTS: u32 = 5;
 /// Whoever waits longer than this wants to know for what.
 const READY_SILENCE: Duration = Duration::from_secs(2);
 const READY_POLL: Duration = Duration::from_millis(20);
@@ -41,6 +45,8 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         free = port::wait_until_free(args.port, &folder) => free?,
         _ = &mut stop => return Ok(()),
     }
+    // What an earlier run has left there is no account of this one.
+    forget_state(&folder)?;
     let config_file = write_config(&folder, &ring.file.pod_id, args)?;
     let (stop_agent, agent_stop) = oneshot::channel();
     let agent = tokio::spawn(agent::keep(folder.clone(), config_file, agent_stop));
@@ -58,8 +64,15 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 async fn serve(folder: &Folder, ring: &mut ring::Ring, args: &Args) -> anyhow::Result<()> {
     let base = format!("http://127.0.0.1:{}", args.port);
     let peer = Peer::parse(&base)?;
-    if timeout(READY_DEADLINE, until_up(&peer, folder)).await.is_err() {
-        anyhow::bail!("not ready after {} s\n{}", READY_DEADLINE.as_secs(), last_log_lines(folder));
+    match timeout(READY_DEADLINE, until_up(&peer, folder)).await {
+        Ok(Start::Up) => {}
+        Ok(Start::Hopeless(program)) => {
+            anyhow::bail!("{program} does not start\n{}", log_lines(folder, &[program.name()]));
+        }
+        Err(_) => {
+            let lines = log_lines(folder, &["adea", "rean", "proxy"]);
+            anyhow::bail!("not ready after {} s\n{lines}", READY_DEADLINE.as_secs());
+        }
     }
     let admin = peer.with_login(&ring.file.admin.name, &ring.admin_password)?;
     example::make_if_pending(folder, ring, &admin)
@@ -69,15 +82,25 @@ async fn serve(folder: &Folder, ring: &mut ring::Ring, args: &Args) -> anyhow::R
     std::future::pending().await
 }
 
-/// Resolves when the proxy says that all below it is up.
-async fn until_up(peer: &Peer, folder: &Folder) {
+/// How a start has come out.
+enum Start {
+    Up,
+    /// This program ends again and again.
+    Hopeless(Program),
+}
+
+/// Resolves when the proxy says that all below it is up, or when that won't be.
+async fn until_up(peer: &Peer, folder: &Folder) -> Start {
     let began = Instant::now();
     let mut told = false;
     loop {
         if let Ok(mut conn) = peer.connect().await
             && let Ok((StatusCode::OK, _)) = conn.send(Method::GET, "/_up", "").await
         {
-            return;
+            return Start::Up;
+        }
+        if let Some(program) = hopeless(folder) {
+            return Start::Hopeless(program);
         }
         if !told && began.elapsed() > READY_SILENCE {
             eprintln!("starting ... (logs: {})", folder.run().display());
@@ -87,6 +110,22 @@ async fn until_up(peer: &Peer, folder: &Folder) {
             told = true;
         }
         sleep(READY_POLL).await;
+    }
+}
+
+fn hopeless(folder: &Folder) -> Option<Program> {
+    let programs = State::load(&folder.state_file())?.programs;
+    let failed = programs.into_iter().find(|(_, program)| program.restarts >= HOPELESS_RESTARTS && !program.healthy);
+    failed.map(|(program, _)| program)
+}
+
+fn forget_state(folder: &Folder) -> anyhow::Result<()> {
+    let path = folder.state_file();
+    match std::fs::remove_file(&path) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+            Err(err).with_context(|| format!("can't remove {}", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -104,10 +143,10 @@ fn troubles(folder: &Folder) -> Vec<String> {
         .collect()
 }
 
-fn last_log_lines(folder: &Folder) -> String {
+fn log_lines(folder: &Folder, programs: &[&str]) -> String {
     const LINES: usize = 8;
     let mut text = String::new();
-    for program in ["adea", "rean", "proxy"] {
+    for program in programs {
         let path = folder.log_file(program);
         text.push_str(&format!("the end of {}:\n", path.display()));
         for line in logs::tail(&path, LINES) {

@@ -30,6 +30,7 @@ struct Cli {
 enum Command {
     Dev(command::dev::Args),
     Bench(command::bench::Args),
+    Check(command::check::Args),
     Adea(command::adea::Args),
     Rean(command::rean::Args),
     Proxy(command::proxy::Args),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Dev(args) => command::dev::run(args),
         Command::Bench(args) => command::bench::run(args),
+        Command::Check(args) => command::check::run(args),
         Command::Adea(args) => command::adea::run(args),
         Command::Rean(args) => command::rean::run(args),
         Command::Proxy(args) => command::proxy::run(args),

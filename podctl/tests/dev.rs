@@ -16,6 +16,8 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use rean_store::EngineKind;
+use rean_store::engine::{self, Batch, Direction, Space};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
 
@@ -253,6 +255,62 @@ async fn no_process_outlives_a_killed_dev_and_the_next_start_waits_for_them() {
     until_gone(&pids).await;
     next.until(Method::GET, "/db", "", StatusCode::OK).await;
     next.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_pods_store_can_be_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, err) = podctl(dir.path(), &["check"]);
+    assert!(code == Some(1) && err.contains("there is no store in"), "{err}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+
+    let dev = Dev::start(dir.path(), free_port(), &["--no-example"]);
+    dev.until(Method::PUT, "/db", "", StatusCode::CREATED).await;
+    dev.until(Method::PUT, "/db/a", r#"{"x":1}"#, StatusCode::CREATED).await;
+    let (code, _, err) = podctl(dir.path(), &["check"]);
+    assert!(code == Some(1) && err.contains("stop the pod first"), "{err}");
+    // It did no harm.
+    dev.until(Method::GET, "/db/a", "", StatusCode::OK).await;
+    dev.stop().await;
+
+    let (code, out, err) = podctl(dir.path(), &["check"]);
+    assert!(code == Some(0) && err.is_empty(), "{err}");
+    assert!(out.contains("db: 1 documents, well") && out.ends_with("5 databases, no faults\n"), "{out}");
+
+    let engine = engine::open(EngineKind::Fjall, &dir.path().join("rean/fjall")).unwrap();
+    let mut batch = Batch::default();
+    for item in engine.snapshot().range(Space::Bodies, &[], &[0xff; 16], Direction::Forward) {
+        batch.delete(Space::Bodies, item.unwrap().0.to_vec());
+    }
+    assert!(!batch.is_empty());
+    engine.commit(batch, true).unwrap();
+    engine.close().unwrap();
+    drop(engine);
+    let (code, out, err) = podctl(&dir.path().join("rean"), &["check"]);
+    assert!(code == Some(1) && out.contains("db: 1 documents, NOT well\n  a: no body"), "{out}");
+    assert!(err.contains("faults in"), "{err}");
+}
+
+#[test]
+fn a_start_that_cannot_succeed_is_given_up_soon() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("rean/fjall");
+    std::fs::create_dir_all(&store).unwrap();
+    std::fs::write(store.join("version"), "of something else").unwrap();
+    let began = Instant::now();
+    let (code, _, err) = podctl(dir.path(), &["dev", "--no-example", "--port", &free_port().to_string()]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("rean does not start") && err.contains("can't be opened"), "{err}");
+    // Not the time that a store may take which reads its journal.
+    assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
+    assert_eq!(std::fs::read(store.join("version")).unwrap(), b"of something else");
+}
+
+/// Runs a command on a data folder to its end: exit code, what it printed, what it complained of.
+fn podctl(data: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_podctl")).args(args).arg("--data").arg(data).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]

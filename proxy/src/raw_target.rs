@@ -113,7 +113,9 @@ impl RawTargets {
     fn step(&mut self, bytes: &[u8]) -> usize {
         match self.at {
             At::Start if matches!(bytes[0], b'\r' | b'\n') => 1,
-            At::Start | At::Method => self.until(bytes, At::Method, |end| if end == b' ' { At::Target } else { At::Header }),
+            At::Start | At::Method => {
+                self.until(bytes, At::Method, |end| if end == b' ' { At::Target } else { At::Header })
+            }
             // `follow` sees to it.
             At::Target => 0,
             At::Version => match memchr(b'\n', bytes) {
@@ -326,10 +328,7 @@ mod tests {
              {:X};x=\"y\"\r\n{body}\r\n3 \r\n\"\n\"\r\n0\r\nX-Trailer: \"/\"\r\n\r\n",
             body.len()
         );
-        check(
-            &format!("{chunked}GET /\"b HTTP/1.1\r\n\r\n"),
-            &format!("{chunked}GET /%22b HTTP/1.1\r\n\r\n"),
-        );
+        check(&format!("{chunked}GET /\"b HTTP/1.1\r\n\r\n"), &format!("{chunked}GET /%22b HTTP/1.1\r\n\r\n"));
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub fn is_feed(path: &str, query: Option<&str>) -> bool {
     }
     let live = query.split('&').any(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        &*decoded(key) == "feed" && matches!(&*decoded(value), "continuous" | "longpoll" | "eventsource")
+        &*decoded(key) == "feed" && matches!(&*decoded(value), "continuous" | "live" | "longpoll" | "eventsource")
     });
     live && segments(path).last().is_some_and(|last| matches!(&*last, "_changes" | "_db_updates"))
 }
@@ -193,6 +193,8 @@ mod tests {
             ("/a/_changes", "feed=continuous"),
             ("/a/_change%73", "x=1&feed=longpoll"),
             ("/a/_changes/", "f%65ed=%65ventsource"),
+            // rean takes it for `continuous`: a session that ends must end it too.
+            ("/a/_changes", "feed=live"),
             ("/_db_updates", "feed=continuous&timeout=1"),
         ] {
             assert!(is_feed(path, Some(query)), "{path}?{query}");

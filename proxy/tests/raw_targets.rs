@@ -26,7 +26,8 @@ async fn exchange(pod: &Pod, bytes: &[u8], piece: usize) -> String {
 #[tokio::test]
 async fn raw_bytes_in_a_target_arrive_encoded() {
     let pod = Pod::start().await;
-    let get = b"GET /a\"<`>/b?startkey=\"a\"&x={|^\\`}<>&y=\xc3\xa9\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let get =
+        b"GET /a\"<`>/b?startkey=\"a\"&x={|^\\`}<>&y=\xc3\xa9\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     for piece in [get.len(), 20, 3] {
         let text = exchange(&pod, get, piece).await;
         let uri = "\"/a%22%3C%60%3E/b?startkey=%22a%22&x=%7B%7C%5E%5C%60%7D%3C%3E&y=%C3%A9%FF\"";

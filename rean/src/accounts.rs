@@ -274,11 +274,8 @@ async fn hash(pod: &Arc<Pod>, password: String) -> Result<String, ApiError> {
     let permit = pod.accounts.hashing.acquire().await.map_err(|_| crate::pod::stopped())?;
     let hash = tokio::task::spawn_blocking(move || password::hash(&password))
         .await
-        .map_err(|_| ApiError::internal("the password could not be hashed"))?
-        .map_err(|error| {
-            tracing::error!(%error, "hashing a password failed");
-            ApiError::internal("the password could not be hashed")
-        });
+        .map_err(|error| ApiError::internal("the password could not be hashed").with_cause(error))?
+        .map_err(|error| ApiError::internal("the password could not be hashed").with_cause(error));
     drop(permit);
     hash
 }

@@ -18,10 +18,13 @@ use crate::page_body::{Out, Pages, paged};
 use crate::pod::Pod;
 use crate::render::{self, push_document, push_plain, push_rev};
 use crate::route::{Request, Response};
+use crate::standing::Standing;
 use crate::target::{self, Target};
 
 /// Rows that are read from the store at once.
 const ROWS_A_READ: usize = 256;
+/// Reads before others get the thread: rows that are skipped make no output that would end a page.
+const READS_A_PAGE: usize = 16;
 /// Between these are the design documents' ids.
 const DESIGN_RANGE: (&str, &str) = ("_design/", "_design0");
 
@@ -55,6 +58,7 @@ impl Kind {
 /// # Errors
 /// 400 for parameters with values that they can't have.
 pub async fn all_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    let standing = Standing::new(pod, who)?;
     let target = target::resolve(pod, who, request.db_name())?;
     let kind = Kind::of(&request);
     kind.require(&target)?;
@@ -65,7 +69,7 @@ pub async fn all_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
         ListArgs::from_query(&request.query)?
     };
     let db = target.db.clone();
-    let pages = Lists::new(target, kind, vec![args], false);
+    let pages = Lists::new(standing, target, kind, vec![args], false);
     Ok(render::json(StatusCode::OK, paged(&db, pages)?))
 }
 
@@ -74,18 +78,20 @@ pub async fn all_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
 /// # Errors
 /// 400 for a body that has no queries.
 pub async fn queries(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    let standing = Standing::new(pod, who)?;
     let target = target::resolve(pod, who, request.db_name())?;
     let kind = Kind::of(&request);
     kind.require(&target)?;
     let text = read_json(pod, &request.headers, request.body).await?;
     let args = ListArgs::queries(&request.query, &text)?;
     let db = target.db.clone();
-    let pages = Lists::new(target, kind, args, true);
+    let pages = Lists::new(standing, target, kind, args, true);
     Ok(render::json(StatusCode::OK, paged(&db, pages)?))
 }
 
 /// The lists of one answer.
 struct Lists {
+    standing: Standing,
     target: Target,
     kind: Kind,
     waiting: std::vec::IntoIter<ListArgs>,
@@ -96,8 +102,9 @@ struct Lists {
 }
 
 impl Lists {
-    fn new(target: Target, kind: Kind, args: Vec<ListArgs>, several: bool) -> Self {
+    fn new(standing: Standing, target: Target, kind: Kind, args: Vec<ListArgs>, several: bool) -> Self {
         Self {
+            standing,
             target,
             kind,
             waiting: args.into_iter(),
@@ -110,12 +117,17 @@ impl Lists {
 
 impl Pages for Lists {
     fn fill(&mut self, out: &mut Out) -> Result<bool, ApiError> {
+        self.standing.check(&self.target, |target| self.kind.require(target))?;
         while !out.is_full() {
             if let Some(list) = &mut self.current {
-                if list.fill(&self.target, out)? {
+                let more = list.fill(&self.target, out)?;
+                if !more {
+                    self.current = None;
+                }
+                // Of several at most one at a time: a thousand may give a row each and take long.
+                if more || self.several {
                     return Ok(true);
                 }
-                self.current = None;
                 continue;
             }
             let Some(args) = self.waiting.next() else {
@@ -164,6 +176,14 @@ enum Row {
     /// A key: its document, if there is one for this reader, is looked up.
     Key(Option<String>),
     Local(String, u64),
+}
+
+/// What comes next in a list.
+enum Next {
+    Row(Row),
+    /// Something, after others have had the thread.
+    Later,
+    End,
 }
 
 impl List {
@@ -216,11 +236,16 @@ impl List {
 
     /// Adds rows; `false`: the list has ended.
     fn fill(&mut self, target: &Target, out: &mut Out) -> Result<bool, ApiError> {
+        let mut reads_left = READS_A_PAGE;
         while !out.is_full() {
-            let row = if self.left == 0 { None } else { self.next(target)? };
-            let Some(row) = row else {
-                out.text.extend_from_slice(b"\r\n]}");
-                return Ok(false);
+            let next = if self.left == 0 { Next::End } else { self.next(target, &mut reads_left)? };
+            let row = match next {
+                Next::Row(row) => row,
+                Next::Later => return Ok(true),
+                Next::End => {
+                    out.text.extend_from_slice(b"\r\n]}");
+                    return Ok(false);
+                }
             };
             out.text.extend_from_slice(if self.started { b",\r\n" } else { b"\r\n" });
             self.started = true;
@@ -230,20 +255,23 @@ impl List {
         Ok(true)
     }
 
-    fn next(&mut self, target: &Target) -> Result<Option<Row>, ApiError> {
+    fn next(&mut self, target: &Target, reads_left: &mut usize) -> Result<Next, ApiError> {
         loop {
             let row = match &mut self.source {
                 Source::Keys(keys) => keys.next().map(Row::Key),
                 Source::Local(rows) => rows.next().map(|(id, rev)| Row::Local(id, rev)),
                 Source::Range { rows, rest } => {
                     if rows.is_empty() {
+                        let Some(left) = reads_left.checked_sub(1) else { return Ok(Next::Later) };
+                        *reads_left = left;
                         read_on(target, rows, rest, self.left.saturating_add(self.skip))?;
                     }
                     rows.pop_front().map(Row::Live)
                 }
             };
-            if self.skip == 0 || row.is_none() {
-                return Ok(row);
+            let Some(row) = row else { return Ok(Next::End) };
+            if self.skip == 0 {
+                return Ok(Next::Row(row));
             }
             self.skip -= 1;
         }

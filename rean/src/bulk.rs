@@ -22,8 +22,11 @@ use crate::local_docs::{self, LocalRev};
 use crate::page_body::{Out, Pages, paged};
 use crate::pod::Pod;
 use crate::render::{self, push_rev, push_written};
-use crate::route::{Request, Response};
+use crate::route::{Request, Response, request_id};
 use crate::target::{self, Target};
+
+/// Most `_local` documents of one request. Each is a commit of its own; a replicator writes one checkpoint at a time.
+const MAX_LOCALS: usize = 100;
 
 /// What became of one document of the request.
 struct Row {
@@ -52,7 +55,12 @@ pub async fn bulk_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resu
     if let Some((id, _)) = docs.iter().find(|(_, doc)| doc.body.len() > largest) {
         return Err(ApiError::document_too_large(id));
     }
+    let id = request_id(&request.headers).to_owned();
     let rows = write(pod, &target, docs, mode).await?;
+    // What fails in the server fails for all that are in the commit: one line says it.
+    if let Some(error) = rows.iter().filter_map(|row| row.outcome.as_ref().err()).find(|e| e.status.is_server_error()) {
+        error.log(&id, &request.method, &target.name);
+    }
     let mut body = Vec::with_capacity(rows.len() * 96 + 4);
     push_rows(&mut body, &rows, mode);
     Ok(render::json(StatusCode::CREATED, body))
@@ -81,10 +89,16 @@ async fn write(
     let mut edits = Vec::with_capacity(docs.len());
     // The rows whose outcome the store will tell.
     let mut waiting = Vec::with_capacity(docs.len());
+    let mut locals = 0;
     for (id, doc) in docs {
         let came_with = doc.rev.clone().filter(|_| mode == Mode::Replicated);
         if id.starts_with(local_docs::PREFIX) {
-            let outcome = local_docs::put(target, &id, doc).await.map(RowRev::Local);
+            locals += 1;
+            let outcome = if locals > MAX_LOCALS {
+                Err(ApiError::forbidden("too many _local documents in one request"))
+            } else {
+                local_docs::put(target, &id, doc).await.map(RowRev::Local)
+            };
             rows.push(Row { id, came_with: None, outcome });
             continue;
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use adea_ring::Identity;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use rean_store::json::push_string;
 use rean_store::{DocView, RevView};
 use serde::Deserialize;
@@ -21,7 +21,8 @@ use crate::open_revs;
 use crate::page_body::{Out, Pages, paged};
 use crate::pod::Pod;
 use crate::render::{self, AttachmentForm, Options, parse_rev, parse_revs, push_document};
-use crate::route::{Request, Response};
+use crate::route::{Request, Response, request_id};
+use crate::standing::Standing;
 use crate::target::{self, Target};
 
 /// Most entries of `atts_since`: more than a replicator sends, which names the leaves that it has.
@@ -47,6 +48,7 @@ struct Wanted {
 /// # Errors
 /// 400 when the body names no documents. What can't be read is a row.
 pub async fn bulk_get(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    let standing = Standing::new(pod, who)?;
     let target = target::resolve(pod, who, request.db_name())?;
     target.require_read()?;
     let options = options_for(&target, &request.query)?;
@@ -54,10 +56,19 @@ pub async fn bulk_get(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
     let text = read_json(pod, &request.headers, request.body).await?;
     let body: Body = aside(text.len(), move || capped::parse(&text, "Missing JSON list of 'docs'.")).await??;
     let parts = wants_parts(&request.headers).then(PartWriter::new);
+    let request_id = request_id(&request.headers).to_owned();
     let kind = parts.as_ref().map(|parts| parts.content_type("mixed"));
     let db = target.db.clone();
-    let pages =
-        Documents { target, wanted: body.docs.0.into_iter(), options, newest, parts, before: b"{\"results\":[" };
+    let pages = Documents {
+        standing,
+        target,
+        wanted: body.docs.0.into_iter(),
+        options,
+        newest,
+        parts,
+        before: b"{\"results\":[",
+        request_id,
+    };
     let mut response = render::json(StatusCode::OK, paged(&db, pages)?);
     if let Some(kind) = kind {
         response.headers_mut().insert(CONTENT_TYPE, content_type(&kind));
@@ -73,16 +84,20 @@ fn wants_parts(headers: &HeaderMap) -> bool {
 }
 
 struct Documents {
+    standing: Standing,
     target: Target,
     wanted: std::vec::IntoIter<Wanted>,
     options: Options,
     newest: bool,
     parts: Option<PartWriter>,
     before: &'static [u8],
+    /// For the log.
+    request_id: String,
 }
 
 impl Pages for Documents {
     fn fill(&mut self, out: &mut Out) -> Result<bool, ApiError> {
+        self.standing.check(&self.target, Target::require_read)?;
         while !out.is_full() {
             let Some(wanted) = self.wanted.next() else {
                 self.end(out);
@@ -92,7 +107,10 @@ impl Pages for Documents {
             let options = self.options_of(&wanted);
             let (found, options) = match (found, options) {
                 (Ok(found), Ok(options)) => (Ok(found), options),
-                (Err(error), _) | (_, Err(error)) => (Err(error), self.options.clone()),
+                (Err(error), _) | (_, Err(error)) => {
+                    error.log(&self.request_id, &Method::POST, &self.target.name);
+                    (Err(error), self.options.clone())
+                }
             };
             if let Some(parts) = &mut self.parts {
                 push_parts(out, parts, &self.target, &wanted, found, &options)?;
@@ -106,7 +124,8 @@ impl Pages for Documents {
     }
 }
 
-type FoundRevs = Result<Vec<(DocView, RevView)>, ApiError>;
+/// Leaves of one document share its view: it holds the whole revision tree.
+type FoundRevs = Result<Vec<(Arc<DocView>, RevView)>, ApiError>;
 
 impl Documents {
     /// The revision that is asked for; without one all leaves.
@@ -115,17 +134,14 @@ impl Documents {
         let found = match &wanted.rev {
             None => match target.db.doc(&target.scope, &wanted.id)? {
                 None => Vec::new(),
-                Some(doc) => {
-                    let leaves = doc.leaves.clone();
-                    leaves.into_iter().map(|leaf| (doc.clone(), leaf)).collect()
-                }
+                Some(doc) => open_revs::with_leaves(doc.leaves.clone(), doc),
             },
             Some(text) => {
                 let rev = parse_rev(text)?;
                 if self.newest {
-                    open_revs::latest(target, &wanted.id, &rev)?
+                    open_revs::latest(&target.db, &target.scope, &wanted.id, &rev)?
                 } else {
-                    Vec::from_iter(target.db.revision(&target.scope, &wanted.id, &rev)?)
+                    open_revs::one(&target.db, &target.scope, &wanted.id, &rev)?
                 }
             }
         };

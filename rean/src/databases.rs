@@ -17,7 +17,7 @@ pub use crate::maintenance::{compact, ensure_full_commit, purge, revs_limit, sec
 use crate::pod::{Pod, SYSTEM_DATABASES};
 use crate::render;
 use crate::route::{Request, Response};
-pub use crate::server_info::{active_tasks, membership, root, session, uuids, workers};
+pub use crate::server_info::{active_tasks, membership, root, session, store, uuids, workers};
 pub use crate::stubs::{design_other, find, index, other, view};
 use crate::target::{PERSONAL, SEPARATOR, Target, named_by, require_server_admin, resolve};
 
@@ -270,7 +270,8 @@ pub fn json_line(status: StatusCode, value: &Value) -> Response {
 /// # Errors
 /// 500 when it panicked.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal("the request could not be handled"))
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::internal("the request could not be handled").with_cause(error))
 }
 
 #[cfg(test)]

@@ -95,8 +95,8 @@ fn find(target: &Target, id: &str, query: &Query) -> Result<(DocView, RevView), 
     };
     let rev = parse_rev(text)?;
     if query.flag("latest")? {
-        let found = open_revs::latest(target, id, &rev)?.into_iter().next();
-        return found.ok_or_else(ApiError::missing);
+        let found = open_revs::latest(&target.db, &target.scope, id, &rev)?.into_iter().next();
+        return found.map(|(doc, rev)| (Arc::unwrap_or_clone(doc), rev)).ok_or_else(ApiError::missing);
     }
     target.db.revision(&target.scope, id, &rev)?.ok_or_else(ApiError::missing)
 }

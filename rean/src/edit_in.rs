@@ -20,7 +20,7 @@ use crate::body_in::{self, Limited};
 use crate::error::ApiError;
 use crate::multipart::{Multipart, MultipartError, boundary_of};
 use crate::pod::Pod;
-use crate::target::Target;
+use crate::target::{self, Target};
 
 /// Compressed bytes of an attachment that are unpacked at once.
 const INFLATE_STEP_BYTES: usize = 4 << 10;
@@ -60,7 +60,8 @@ pub async fn aside<T: Send + 'static>(
     if input_bytes <= PARSE_ASIDE_BYTES {
         return Ok(parse());
     }
-    tokio::task::spawn_blocking(parse).await.map_err(|_| ApiError::internal("the body could not be parsed"))
+    let parsed = tokio::task::spawn_blocking(parse).await;
+    parsed.map_err(|error| ApiError::internal("the body could not be parsed").with_cause(error))
 }
 
 async fn read_related(pod: &Pod, db: &Db, content_type: &str, body: Body) -> Result<Incoming, ApiError> {
@@ -263,6 +264,11 @@ pub async fn write_all(
     edits: Vec<Edit>,
     mode: Mode,
 ) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
+    // The body may have taken hours to come: what counts is what its author may do now.
+    let target = &target::resolve(pod, &target.who, &target.name)?;
+    for edit in &edits {
+        target.require_write_doc(&edit.id)?;
+    }
     if !accounts::has_hook(target) {
         return submit(pod, target, edits, mode).await;
     }
@@ -291,8 +297,12 @@ async fn submit(
     if edits.is_empty() {
         return Ok(Vec::new());
     }
+    let notices = pod.design.notices(&target.db, &edits);
     let write = Write { edits, author: target.author.clone(), mode };
     let results = pod.write(&target.db, write).await?;
+    for (_, notice) in notices.iter().filter(|(place, _)| results.get(*place).is_some_and(Result::is_ok)) {
+        pod.design.tell(&target.db, notice);
+    }
     Ok(results.into_iter().map(|result| result.map_err(ApiError::from)).collect())
 }
 

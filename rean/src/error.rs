@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use axum::body::Body;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use rean_store::document::DocumentError;
 use rean_store::json::push_string;
 use rean_store::{FeedError, StoreError, WriteError};
@@ -26,12 +26,14 @@ pub struct ApiError {
     pub reason: Cow<'static, str>,
     /// One more header, such as `Allow`.
     pub header: Option<Box<(HeaderName, HeaderValue)>>,
+    /// What went wrong inside, for the log and never for the client.
+    cause: Option<Box<str>>,
 }
 
 impl ApiError {
     /// An error with these words.
     pub fn new(status: StatusCode, error: impl Into<Cow<'static, str>>, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, error: error.into(), reason: reason.into(), header: None }
+        Self { status, error: error.into(), reason: reason.into(), header: None, cause: None }
     }
 
     /// The same error with one header more.
@@ -39,6 +41,35 @@ impl ApiError {
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.header = Some(Box::new((name, value)));
         self
+    }
+
+    /// The same error with what went wrong inside: it is logged, and no client sees it.
+    #[must_use]
+    pub fn with_cause(mut self, cause: impl std::fmt::Display) -> Self {
+        self.cause = Some(cause.to_string().into());
+        self
+    }
+
+    /// What went wrong inside, or else what the client is told.
+    pub fn cause(&self) -> &str {
+        self.cause.as_deref().unwrap_or(&self.reason)
+    }
+
+    /// Logs a fault of the server, with the id by which the proxy and the client know the request. To be called once,
+    /// where the answer is made; does nothing for what is no fault: 501 tells of a gap that everybody knows.
+    pub fn log(&self, request_id: &str, method: &Method, path: &str) {
+        let (status, cause) = (self.status.as_u16(), self.cause());
+        match self.status {
+            StatusCode::NOT_IMPLEMENTED => {}
+            // Also what a stop does to requests that came just before it.
+            StatusCode::SERVICE_UNAVAILABLE => {
+                tracing::warn!(request = request_id, %method, path, status, cause, "a request could not be answered");
+            }
+            fault if fault.is_server_error() => {
+                tracing::error!(request = request_id, %method, path, status, cause, "a request failed");
+            }
+            _ => {}
+        }
     }
 
     /// 400 `bad_request`.
@@ -153,10 +184,7 @@ impl From<StoreError> for ApiError {
                 "The database could not be created, the file already exists.",
             ),
             StoreError::Closing => stopped(),
-            other => {
-                tracing::error!(error = %other, "the store failed");
-                Self::internal("the store failed; the server's log says more")
-            }
+            other => Self::internal("the store failed; the server's log says more").with_cause(other),
         }
     }
 }
@@ -184,5 +212,72 @@ impl From<DocumentError> for ApiError {
     fn from(error: DocumentError) -> Self {
         let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
         Self::new(status, error.error(), error.reason())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ApiError;
+    use crate::pod::stopped;
+    use http::Method;
+    use parking_lot::Mutex;
+    use rean_store::{StoreError, WriteError};
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn clients_get_no_internals() {
+        let store = || StoreError::Engine("/var/lib/x: disk full".to_owned());
+        for error in [ApiError::from(store()), ApiError::from(WriteError::Store(store()))] {
+            assert!(error.cause().contains("disk full"), "{error:?}");
+            let mut row = Vec::new();
+            error.push_members(&mut row);
+            let response = error.into_response();
+            assert_eq!(response.status(), 500);
+            let body = axum::body::to_bytes(response.into_body(), 1_000).await.expect("a body");
+            for text in [&row[..], &body[..]] {
+                let text = String::from_utf8_lossy(text);
+                assert!(text.contains("the store failed") && !text.contains("disk"), "{text}");
+            }
+        }
+        assert_eq!(ApiError::internal("plain").cause(), "plain");
+    }
+
+    #[test]
+    fn a_fault_is_logged_once_with_its_cause_and_the_requests_id() {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let fault = ApiError::from(StoreError::Damaged("a body"));
+            for error in [fault, ApiError::conflict(), ApiError::not_implemented("later"), stopped()] {
+                error.log("00ab", &Method::GET, "/db/a");
+            }
+        });
+        let text = String::from_utf8(log.0.lock().clone()).expect("text");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].contains("ERROR") && lines[0].contains("a body") && lines[0].contains("\"00ab\""), "{text}");
+        assert!(lines[1].contains("WARN") && lines[1].contains("503") && lines[1].contains("/db/a"), "{text}");
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
     }
 }

@@ -12,6 +12,7 @@ use rean_store::document::IncomingDoc;
 use rean_store::json::push_string;
 use tokio::sync::oneshot;
 
+use crate::databases::blocking;
 use crate::docs::given_rev_text;
 use crate::edit_in::read_document;
 use crate::error::ApiError;
@@ -109,7 +110,7 @@ pub async fn put(target: &Target, id: &str, doc: IncomingDoc) -> Result<u64, Api
         return Ok(0);
     }
     if target.local_bounded {
-        check_bounds(target, id, doc.body.len())?;
+        check_bounds(target, id, doc.body.len()).await?;
     }
     let (done, result) = oneshot::channel();
     target.db.local_put(
@@ -125,12 +126,16 @@ pub async fn put(target: &Target, id: &str, doc: IncomingDoc) -> Result<u64, Api
     wait(result).await
 }
 
-fn check_bounds(target: &Target, id: &str, bytes: usize) -> Result<(), ApiError> {
+async fn check_bounds(target: &Target, id: &str, bytes: usize) -> Result<(), ApiError> {
     if bytes > MAX_BYTES_OF_USER {
         return Err(ApiError::document_too_large(id));
     }
-    let is_new = target.db.local_get(&target.owner, name(id))?.is_none();
-    if is_new && target.db.local_list(&target.owner)?.len() >= MAX_OF_USER {
+    if target.db.local_get(&target.owner, name(id))?.is_some() {
+        return Ok(());
+    }
+    // Up to 64 MiB are read for it: not on a thread that serves others.
+    let (db, owner) = (target.db.clone(), target.owner.clone());
+    if blocking(move || db.local_list(&owner)).await??.len() >= MAX_OF_USER {
         return Err(ApiError::forbidden("You have as many _local documents as one may have; delete some."));
     }
     Ok(())

@@ -18,25 +18,17 @@ pub const MAX_BOUNDARY_BYTES: usize = 200;
 /// [`MultipartError::Malformed`] if the type is not multipart, or its boundary is missing, longer than
 /// [`MAX_BOUNDARY_BYTES`] or not of printable ASCII.
 pub fn boundary_of(content_type: &str) -> Result<String, MultipartError> {
-    let is_multipart = content_type
-        .get(..10)
-        .is_some_and(|start| start.eq_ignore_ascii_case("multipart/"));
+    let is_multipart = content_type.get(..10).is_some_and(|start| start.eq_ignore_ascii_case("multipart/"));
     if !is_multipart {
-        return Err(MultipartError::Malformed(
-            "the content type is not multipart",
-        ));
+        return Err(MultipartError::Malformed("the content type is not multipart"));
     }
     let boundary = parameter(content_type, "boundary").unwrap_or_default();
     if boundary.is_empty() || boundary.len() > MAX_BOUNDARY_BYTES {
-        return Err(MultipartError::Malformed(
-            "the boundary is missing or too long",
-        ));
+        return Err(MultipartError::Malformed("the boundary is missing or too long"));
     }
     // A space at the end could not be told from padding.
     if !boundary.bytes().all(|byte| matches!(byte, b' '..=b'~')) || boundary.ends_with(' ') {
-        return Err(MultipartError::Malformed(
-            "the boundary has characters that none may have",
-        ));
+        return Err(MultipartError::Malformed("the boundary has characters that none may have"));
     }
     Ok(boundary)
 }

@@ -125,7 +125,8 @@ impl BlobPiece {
 
 /// Makes an answer page by page.
 pub trait Pages: Send + 'static {
-    /// Adds the next page; says whether there is more to come.
+    /// Adds the next page; says whether there is more to come. It may end before the page is full, so that others get
+    /// the thread.
     ///
     /// # Errors
     /// An error after the first page cuts the answer off: the client sees that it isn't whole.
@@ -176,16 +177,20 @@ struct PageBody {
 struct CutOff(String);
 
 impl PageBody {
-    fn next(&mut self) -> Result<Option<Bytes>, CutOff> {
+    /// The next bytes; pending when the page that was made now is not full.
+    fn next(&mut self) -> Result<Poll<Option<Bytes>>, CutOff> {
+        let mut filled = false;
         loop {
-            let chunk = self.out.next_chunk(&self.db);
-            if let Some(chunk) = chunk.map_err(|error| CutOff(error.to_string()))? {
-                return Ok(Some(chunk));
+            if self.out.is_full() || !self.more {
+                let chunk = self.out.next_chunk(&self.db).map_err(|error| CutOff(error.to_string()))?;
+                if chunk.is_some() || !self.more {
+                    return Ok(Poll::Ready(chunk));
+                }
             }
-            if !self.more {
-                return Ok(None);
+            if std::mem::replace(&mut filled, true) {
+                return Ok(Poll::Pending);
             }
-            self.more = self.pages.fill(&mut self.out).map_err(|error| CutOff(error.reason.into_owned()))?;
+            self.more = self.pages.fill(&mut self.out).map_err(|error| CutOff(error.cause().to_owned()))?;
         }
     }
 }
@@ -194,11 +199,16 @@ impl http_body::Body for PageBody {
     type Data = Bytes;
     type Error = CutOff;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         let chunk = self.get_mut().next();
         Poll::Ready(match chunk {
-            Ok(Some(bytes)) => Some(Ok(Frame::data(bytes))),
-            Ok(None) => None,
+            Ok(Poll::Pending) => {
+                // Nothing is waited for: the next page is made when others have had their turn.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Ok(Poll::Ready(Some(bytes))) => Some(Ok(Frame::data(bytes))),
+            Ok(Poll::Ready(None)) => None,
             Err(error) => {
                 tracing::warn!(%error, "an answer was cut off");
                 Some(Err(error))

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::accounts::Accounts;
 use crate::body_in::BodyBudget;
 use crate::config::{Config, Limits};
+use crate::design::Design;
 use crate::error::ApiError;
 use crate::hub::Hub;
 use crate::tasks::Tasks;
@@ -27,6 +28,8 @@ pub struct Pod {
     pub tasks: Tasks,
     /// Accounts and their re-grants.
     pub accounts: Accounts,
+    /// Design documents whose functions are not run.
+    pub design: Design,
     /// The memory that request bodies share.
     pub bodies: BodyBudget,
     /// Bounds on requests.
@@ -77,6 +80,7 @@ impl Pod {
             hub,
             tasks: Tasks::new(),
             accounts,
+            design: Design::default(),
             bodies: BodyBudget::new(config.limits.max_bodies_bytes),
             limits: config.limits.clone(),
             uuid: hex::encode(&secret.key("uuid")[..16]),

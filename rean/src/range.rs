@@ -20,18 +20,14 @@ pub enum ByteRange {
 impl ByteRange {
     /// Reads the header's value, if there is one, for a content of `length` bytes.
     pub fn parse(header: Option<&str>, length: u64) -> ByteRange {
-        header
-            .and_then(|value| parse_single(value, length))
-            .unwrap_or(ByteRange::Whole)
+        header.and_then(|value| parse_single(value, length)).unwrap_or(ByteRange::Whole)
     }
 
     /// The value of `Content-Range`, for the answers that have it.
     pub fn content_range(&self, length: u64) -> Option<String> {
         match self {
             ByteRange::Whole => None,
-            ByteRange::Part { start, end } => {
-                Some(format!("bytes {start}-{}/{length}", end.saturating_sub(1)))
-            }
+            ByteRange::Part { start, end } => Some(format!("bytes {start}-{}/{length}", end.saturating_sub(1))),
             ByteRange::Unsatisfiable => Some(format!("bytes */{length}")),
         }
     }
@@ -55,11 +51,7 @@ fn parse_single(value: &str, length: u64) -> Option<ByteRange> {
             (first, last.saturating_add(1).min(length))
         }
     };
-    Some(if start < end {
-        ByteRange::Part { start, end }
-    } else {
-        ByteRange::Unsatisfiable
-    })
+    Some(if start < end { ByteRange::Part { start, end } } else { ByteRange::Unsatisfiable })
 }
 
 /// A decimal number; one too high for 64 bits is behind every end, and so is the highest.
@@ -91,44 +83,21 @@ mod tests {
 
     #[test]
     fn ranges_behind_the_end_are_unsatisfiable() {
-        for header in [
-            "bytes=256-",
-            "bytes=900-999",
-            "bytes=-0",
-            "bytes=99999999999999999999-",
-        ] {
+        for header in ["bytes=256-", "bytes=900-999", "bytes=-0", "bytes=99999999999999999999-"] {
             let range = ByteRange::parse(Some(header), 256);
             assert_eq!(range, ByteRange::Unsatisfiable, "{header}");
             assert_eq!(range.content_range(256).as_deref(), Some("bytes */256"));
         }
-        assert_eq!(
-            ByteRange::parse(Some("bytes=0-"), 0),
-            ByteRange::Unsatisfiable
-        );
-        assert_eq!(
-            ByteRange::parse(Some("bytes=-1"), 0),
-            ByteRange::Unsatisfiable
-        );
+        assert_eq!(ByteRange::parse(Some("bytes=0-"), 0), ByteRange::Unsatisfiable);
+        assert_eq!(ByteRange::parse(Some("bytes=-1"), 0), ByteRange::Unsatisfiable);
     }
 
     #[test]
     fn other_headers_are_ignored() {
-        for header in [
-            "",
-            "bytes",
-            "bytes=",
-            "bytes=-",
-            "bytes=5-2",
-            "bytes=a-b",
-            "bytes=+1-2",
-            "lines=1-2",
-            "bytes=1-2,4-5",
-        ] {
-            assert_eq!(
-                ByteRange::parse(Some(header), 256),
-                ByteRange::Whole,
-                "{header}"
-            );
+        for header in
+            ["", "bytes", "bytes=", "bytes=-", "bytes=5-2", "bytes=a-b", "bytes=+1-2", "lines=1-2", "bytes=1-2,4-5"]
+        {
+            assert_eq!(ByteRange::parse(Some(header), 256), ByteRange::Whole, "{header}");
         }
         assert_eq!(ByteRange::parse(None, 256), ByteRange::Whole);
         assert_eq!(ByteRange::Whole.content_range(256), None);

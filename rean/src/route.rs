@@ -11,9 +11,12 @@ use http::{HeaderMap, HeaderName, Method};
 use percent_encoding::percent_decode_str;
 
 use crate::error::ApiError;
-use crate::pod::Pod;
+use crate::pod::{Pod, SYSTEM_DATABASES};
 pub use crate::query::Query;
 use crate::{all_docs, attachments, bulk, bulk_get, changes, databases, docs, local_docs};
+
+/// By this header the proxy names a request, in both logs and in the answer.
+pub const REQUEST_ID_HEADER: &str = "x-couch-request-id";
 
 /// What every handler answers with.
 pub type Response = http::Response<Body>;
@@ -64,6 +67,11 @@ impl Request {
     }
 }
 
+/// The proxy's name for a request; empty for one that has none.
+pub fn request_id(headers: &HeaderMap) -> &str {
+    headers.get(REQUEST_ID_HEADER).and_then(|id| id.to_str().ok()).unwrap_or("")
+}
+
 /// Splits a raw path into decoded segments. Empty ones don't count (CouchDB: a trailing slash is nothing), and `+` is
 /// a space, as CouchDB's `decode_plus_to_space` has it by default.
 fn split_path(path: &str) -> Result<Vec<String>, ApiError> {
@@ -108,6 +116,10 @@ pub async fn dispatch(pod: &Arc<Pod>, who: &Identity, mut request: Request) -> R
             databases::root(pod, who, request).await
         }
         [first, ..] if is_server_resource(first) => server_resource(pod, who, request).await,
+        // `PUT /_zork` is answered as the making of a database: CouchDB says what is wrong with the name.
+        [first, below @ ..] if is_no_resource(first) && (!below.is_empty() || request.method != Method::PUT) => {
+            Err(no_resource(first))
+        }
         [_] => database(pod, who, request).await,
         [_, second, ..] if is_database_resource(second) => database_resource(pod, who, request).await,
         [_, id, ..] if id.starts_with("_local/") => {
@@ -159,6 +171,19 @@ fn is_server_resource(name: &str) -> bool {
     )
 }
 
+/// Whether a name begins as those of the server's resources do, and is none of them.
+fn is_no_resource(name: &str) -> bool {
+    name.starts_with('_') && !SYSTEM_DATABASES.contains(&name)
+}
+
+/// 404 for what the server doesn't have, whoever asks.
+pub fn no_resource(name: &str) -> ApiError {
+    /// More of a name that isn't there helps nobody.
+    const SHOWN: usize = 80;
+    let shown: String = name.chars().take(SHOWN).collect();
+    ApiError::not_found(format!("There is no resource {shown} on this server."))
+}
+
 async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let name = request.db_name().to_owned();
     match (name.as_str(), request.segments.len()) {
@@ -190,6 +215,12 @@ async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
             only(&request, "GET,HEAD")?;
             databases::workers(pod, who, request).await
         }
+        ("_pod", 2) if request.segments[1] == "store" => {
+            only(&request, "GET,HEAD")?;
+            databases::store(pod, who, request).await
+        }
+        // CouchDB's pages for people.
+        ("_utils", _) => Err(no_resource(&name)),
         _ => databases::other(pod, who, request).await,
     }
 }

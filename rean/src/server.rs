@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::pod::{BootError, Pod};
-use crate::route::{self, Request, Response};
+use crate::route::{self, REQUEST_ID_HEADER, Request, Response};
 use crate::tasks;
 
 /// Streams of one HTTP/2 connection: a stream is one listener of the proxy, which has up to tens of thousands.
@@ -175,19 +175,26 @@ fn builder() -> auto::Builder<TokioExecutor> {
 
 /// Answers one request. Whatever goes wrong becomes an answer: other streams of the connection go on.
 async fn answer(pod: Arc<Pod>, signer: Signer, request: http::Request<Incoming>) -> Result<Response, Infallible> {
-    let head = request.method() == Method::HEAD;
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let id = request.headers().get(REQUEST_ID_HEADER).cloned();
+    let id = || id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("");
     let request = request.map(Body::new);
     let handled = AssertUnwindSafe(handle(&pod, &signer, request)).catch_unwind().await;
     let mut response = match handled {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => error.into_response(),
+        Ok(Err(error)) => {
+            error.log(id(), &method, uri.path());
+            error.into_response()
+        }
         Err(_) => {
-            tracing::error!("a handler panicked");
-            ApiError::internal("the request could not be handled").into_response()
+            // What it said is in the log already, by the panic's own hook.
+            let error = ApiError::internal("the request could not be handled").with_cause("a handler panicked");
+            error.log(id(), &method, uri.path());
+            error.into_response()
         }
     };
     response.headers_mut().insert(SERVER, HeaderValue::from_static(SERVER_NAME));
-    if head {
+    if method == Method::HEAD {
         strip_body(&mut response);
     }
     Ok(response)

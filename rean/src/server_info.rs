@@ -1,4 +1,4 @@
-//! What the server says of itself: `/`, `_uuids`, `_membership`, `_session`, `_active_tasks`, the workers.
+//! What the server says of itself: `/`, `_uuids`, `_membership`, `_session`, `_active_tasks`, the workers, the store.
 //!
 //! Source: <https://docs.couchdb.org/en/stable/api/server/common.html>.
 
@@ -7,9 +7,10 @@ use std::sync::Arc;
 use adea_ring::Identity;
 use http::header::{CACHE_CONTROL, ETAG, PRAGMA};
 use http::{HeaderValue, StatusCode};
-use serde_json::json;
+use rean_store::{Db, DbKind};
+use serde_json::{Value, json};
 
-use crate::databases::{NODE, json_line};
+use crate::databases::{NODE, blocking, json_line};
 use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::route::{Request, Response};
@@ -87,6 +88,44 @@ pub async fn workers(pod: &Arc<Pod>, who: &Identity, _: Request) -> Result<Respo
         "uptime_s": pod.started.elapsed().as_secs(),
     });
     Ok(json_line(StatusCode::OK, &answer))
+}
+
+/// `GET /_pod/store`, for administrators: what the store takes, and how each app is parted.
+///
+/// # Errors
+/// 401 for others.
+pub async fn store(pod: &Arc<Pod>, who: &Identity, _: Request) -> Result<Response, ApiError> {
+    require_server_admin(who)?;
+    let store = pod.store.clone();
+    // An app may have tens of thousands of partial databases.
+    let answer = blocking(move || {
+        let stats = store.stats();
+        let names = store.db_names();
+        let dbs: Vec<Db> = names.iter().filter_map(|name| store.db(name)).collect();
+        let apps: Vec<Value> = dbs.iter().filter(|db| db.kind() == DbKind::App).map(describe_app).collect();
+        json!({
+            "engine": stats.engine,
+            "disk_bytes": stats.disk_bytes,
+            "commits": stats.commits,
+            "seq": stats.seq,
+            "databases": names.len(),
+            "apps": apps,
+        })
+    });
+    Ok(json_line(StatusCode::OK, &answer.await?))
+}
+
+fn describe_app(app: &Db) -> Value {
+    let info = app.info();
+    let parts = app.parts();
+    json!({
+        "name": app.name(),
+        "doc_count": info.doc_count,
+        "doc_del_count": info.del_count,
+        "partials": parts.len(),
+        "partials_without_docs": parts.iter().filter(|part| part.doc_count == 0).count(),
+        "repartition": app.needs_repartition(),
+    })
 }
 
 /// `GET /_session`: who the request is from, with the roles that count at this moment.

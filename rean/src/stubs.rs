@@ -11,7 +11,7 @@ use crate::body_in;
 use crate::databases::json_line;
 use crate::error::ApiError;
 use crate::pod::Pod;
-use crate::route::{Request, Response};
+use crate::route::{Request, Response, no_resource};
 use crate::target::{require_server_admin, resolve};
 
 /// `POST /db/_find` and `/db/_explain`.
@@ -74,7 +74,7 @@ pub async fn other(_: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
     require_server_admin(who)?;
     match request.db_name() {
         "_replicate" | "_scheduler" | "_db_updates" => Err(ApiError::not_implemented("This is not there yet.")),
-        _ => Err(ApiError::missing()),
+        name => Err(no_resource(name)),
     }
 }
 

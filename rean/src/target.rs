@@ -28,6 +28,8 @@ pub struct Target {
     pub scope: Scope,
     /// As whom writes are made.
     pub author: Author,
+    /// Who asks, as the proxy says. The account may have fewer roles by now: `scope` and `author` have those.
+    pub who: Identity,
     /// The name as it was asked for: `notes`, `notes--me`, `notes--<signature>`.
     pub name: String,
     /// Separates the `_local` documents of one user from another's; empty where all share them.
@@ -84,18 +86,22 @@ pub fn resolve(pod: &Pod, who: &Identity, name: &str) -> Result<Target, ApiError
     let who_now = pod.accounts.who(who)?;
     // The account's roles of this moment, which may be fewer than those that the proxy remembers.
     let identity = Identity { name: who_now.name.clone(), roles: who_now.roles.clone() };
+    find(pod, &identity, who_now, name).map(|target| Target { who: who.clone(), ..target })
+}
+
+fn find(pod: &Pod, identity: &Identity, who_now: Who, name: &str) -> Result<Target, ApiError> {
     let Some((base, suffix)) = name.rsplit_once(SEPARATOR) else {
         let db = pod.store.db(name).ok_or_else(ApiError::no_database)?;
         return Ok(match db.kind() {
-            DbKind::App => aggregate(db, name, &identity, who_now),
-            DbKind::Plain => plain(db, name, &identity, who_now),
+            DbKind::App => aggregate(db, name, identity, who_now),
+            DbKind::Plain => plain(db, name, identity, who_now),
         });
     };
     let db = pod.store.db(base).filter(|db| db.kind() == DbKind::App).ok_or_else(ApiError::no_database)?;
     if suffix == PERSONAL {
-        Ok(personal(db, name, &identity, who_now))
+        Ok(personal(db, name, identity, who_now))
     } else if Signature::is_form(suffix) {
-        partial(db, name, suffix, &identity, who_now)
+        partial(db, name, suffix, identity, who_now)
     } else {
         Err(ApiError::no_database())
     }
@@ -139,6 +145,7 @@ fn plain(db: Db, name: &str, identity: &Identity, who: Who) -> Target {
     Target {
         scope: Scope::All,
         author: author(identity, who),
+        who: identity.clone(),
         name: name.to_owned(),
         owner: String::new(),
         local_bounded: false,
@@ -167,6 +174,7 @@ fn aggregate(db: Db, name: &str, identity: &Identity, who: Who) -> Target {
     Target {
         scope,
         author: author(identity, who),
+        who: identity.clone(),
         name: name.to_owned(),
         owner: String::new(),
         local_bounded: false,
@@ -225,6 +233,7 @@ fn of_app(db: Db, name: &str, scope: Scope, write: Writing, identity: &Identity,
     Target {
         db,
         scope,
+        who: identity.clone(),
         name: name.to_owned(),
         owner: who.name.clone().unwrap_or_default(),
         local_bounded: true,

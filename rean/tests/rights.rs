@@ -119,7 +119,9 @@ async fn settings_of_an_app_are_its_administrators_only() {
 async fn the_servers_own_resources_are_for_administrators() {
     let world = World::new().await;
     for who in [user("ann", &["staff"]), Identity::anonymous()] {
-        for path in ["/_all_dbs", "/_dbs_info", "/_active_tasks", "/_membership", "/_pod/workers"] {
+        let of_the_server =
+            ["/_all_dbs", "/_dbs_info", "/_active_tasks", "/_membership", "/_pod/workers", "/_pod/store"];
+        for path in of_the_server.into_iter().chain(["/_node/_local/_config", "/_cluster_setup"]) {
             refused(&world.get(&who, path).await, 401, "unauthorized");
         }
         let create = world.send(&who, "PUT", "/new", None).await;
@@ -139,6 +141,74 @@ async fn the_servers_own_resources_are_for_administrators() {
     assert_eq!(names, ["apps", "sessions"]);
     let delete = world.send(&admin(), "DELETE", "/_ring", None).await;
     refused(&delete, 403, "forbidden");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_no_resource_are_404_for_everybody() {
+    let world = World::new().await;
+    for who in [user("ann", &["staff"]), Identity::anonymous(), admin()] {
+        for path in
+            ["/_utils", "/_utils/index.html", "/_zork", "/_zork/_local/_config/a/b", "/_zork/x", "/_zork/_changes"]
+        {
+            for method in ["GET", "POST", "DELETE"] {
+                let answer = world.send(&who, method, path, Some(&json!({}))).await;
+                refused(&answer, 404, "not_found");
+                assert!(answer.text.contains("There is no resource _"), "{}", answer.text);
+            }
+        }
+        let put = world.put(&who, "/_zork/_local/_config/a/b", json!({})).await;
+        refused(&put, 404, "not_found");
+    }
+    for path in ["/_node/_local/_config/a/b", "/_reshard", "/_utils"] {
+        refused(&world.get(&admin(), path).await, 404, "not_found");
+    }
+    refused(&world.send(&admin(), "PUT", "/_zork", None).await, 400, "illegal_database_name");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_sees_what_the_store_holds() {
+    let world = World::new().await;
+    world.app("notes").await;
+    for (id, read) in [("a", json!(["user:ann"])), ("b", json!(["user:ann"])), ("c", json!(["role:staff"]))] {
+        let doc = json!({"access": {"read": read, "write": ["user:ann"]}});
+        world.put(&admin(), &format!("/notes/{id}"), doc).await.expect(201);
+    }
+    let store = world.get(&admin(), "/_pod/store").await.expect(200);
+    assert_eq!(store["databases"], 5);
+    assert!(store["commits"].as_u64() > Some(0) && store["seq"].as_u64() >= Some(3), "{store}");
+    let notes = json!({"name": "notes", "doc_count": 3, "doc_del_count": 0, "partials": 2,
+        "partials_without_docs": 0, "repartition": false});
+    assert_eq!(store["apps"], json!([notes]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_of_design_documents_are_told_of_once() {
+    let world = World::new().await;
+    world.open_db("db").await;
+    let db = world.pod.store.db("db").expect("a database");
+    let told = |design: &rean::design::Design| !design.tell(&db, "asked by a test");
+    let fresh = rean::design::Design::default();
+    assert!(!told(&fresh) && told(&fresh));
+    world.put(&user("ann", &[]), "/db/_design/x", json!({"views": {}})).await;
+    world.put(&admin(), "/db/_design/plain", json!({"language": "x"})).await.expect(201);
+    // What was refused and what has no functions isn't told of.
+    assert!(world.pod.design.notices(&db, &[design_edit("_design/y")]).len() == 1);
+    assert!(world.pod.design.notices(&db, &[design_edit("y")]).is_empty());
+    world.put(&admin(), "/db/_design/x", json!({"filters": {}})).await.expect(201);
+    assert!(world.pod.design.notices(&db, &[design_edit("_design/y")]).is_empty());
+    assert!(told(&world.pod.design));
+}
+
+fn design_edit(id: &str) -> rean_store::Edit {
+    rean_store::Edit {
+        id: id.to_owned(),
+        parent: None,
+        history: Vec::new(),
+        deleted: false,
+        body: r#"{"validate_doc_update":"function(){}"}"#.into(),
+        access: None,
+        attachments: Vec::new(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

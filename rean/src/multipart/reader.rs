@@ -39,10 +39,7 @@ pub struct PartHeaders {
 impl PartHeaders {
     /// The first header of this name, which is in lower case.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.list
-            .iter()
-            .find(|(found, _)| found == name)
-            .map(|(_, value)| value.as_str())
+        self.list.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
     /// `Content-Length`, if it is a number.
@@ -57,18 +54,13 @@ impl PartHeaders {
 
     fn parse(block: &[u8]) -> Result<PartHeaders, MultipartError> {
         let mut list: Vec<(String, String)> = Vec::new();
-        for line in String::from_utf8_lossy(block)
-            .split("\r\n")
-            .filter(|line| !line.is_empty())
-        {
+        for line in String::from_utf8_lossy(block).split("\r\n").filter(|line| !line.is_empty()) {
             if let (true, Some((_, value))) = (line.starts_with([' ', '\t']), list.last_mut()) {
                 value.push(' '); // A folded line goes on with the one before.
                 value.push_str(line.trim());
                 continue;
             }
-            let (name, value) = line
-                .split_once(':')
-                .ok_or(MultipartError::Malformed("a header has no colon"))?;
+            let (name, value) = line.split_once(':').ok_or(MultipartError::Malformed("a header has no colon"))?;
             list.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
         }
         Ok(PartHeaders { list })
@@ -138,11 +130,7 @@ where
             return Ok(None);
         }
         let headers = self.headers().await;
-        self.state = if headers.is_ok() {
-            State::Content
-        } else {
-            State::Done
-        };
+        self.state = if headers.is_ok() { State::Content } else { State::Done };
         headers.map(Some)
     }
 
@@ -176,9 +164,7 @@ where
         }
         let mut searched = 0;
         loop {
-            let found = self.buffer[searched..]
-                .windows(4)
-                .position(|window| window == b"\r\n\r\n");
+            let found = self.buffer[searched..].windows(4).position(|window| window == b"\r\n\r\n");
             if let Some(end) = found.map(|at| at + searched) {
                 if end > MAX_HEADER_BYTES {
                     return Err(MultipartError::TooLarge);
@@ -212,21 +198,13 @@ where
         let rest = &self.buffer[at..];
         if rest.len() < self.delimiter.len() {
             let begins = self.delimiter.starts_with(rest);
-            return if begins {
-                Delimiter::Unclear
-            } else {
-                Delimiter::No
-            };
+            return if begins { Delimiter::Unclear } else { Delimiter::No };
         }
         let Some(line) = rest.strip_prefix(&self.delimiter[..]) else {
             return Delimiter::No;
         };
         let is_padding = |&&byte: &&u8| byte == b' ' || byte == b'\t';
-        let padding = line
-            .iter()
-            .take(MAX_PADDING_BYTES)
-            .take_while(is_padding)
-            .count();
+        let padding = line.iter().take(MAX_PADDING_BYTES).take_while(is_padding).count();
         match &line[padding..] {
             [b'-', b'-', ..] if padding == 0 => Delimiter::Last,
             [b'\r', b'\n', ..] => Delimiter::Part(self.delimiter.len() + padding),
@@ -246,9 +224,7 @@ where
             }
             None => {
                 self.state = State::Done;
-                return Err(MultipartError::Malformed(
-                    "it ends before its last boundary",
-                ));
+                return Err(MultipartError::Malformed("it ends before its last boundary"));
             }
         };
         if self.buffer.is_empty() {

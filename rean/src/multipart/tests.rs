@@ -6,22 +6,17 @@ use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 
 use super::{
-    Attachment, MAX_BOUNDARY_BYTES, MAX_HEADER_BYTES, MAX_PARTS, Multipart, MultipartError,
-    PartHeaders, PartWriter, boundary_of,
+    Attachment, MAX_BOUNDARY_BYTES, MAX_HEADER_BYTES, MAX_PARTS, Multipart, MultipartError, PartHeaders, PartWriter,
+    boundary_of,
 };
 
 type Parts = Vec<(PartHeaders, Vec<u8>)>;
 
 /// Reads a body that arrives in these pieces.
 fn read_pieces(pieces: &[&[u8]], boundary: &str) -> Result<Parts, MultipartError> {
-    let pieces: Vec<_> = pieces
-        .iter()
-        .map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece)))
-        .collect();
+    let pieces: Vec<_> = pieces.iter().map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece))).collect();
     let mut multipart = Multipart::new(stream::iter(pieces), boundary);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let mut parts = Vec::new();
         while let Some(headers) = multipart.next_part().await? {
@@ -43,10 +38,7 @@ fn read(body: &str) -> Result<Parts, MultipartError> {
 
 fn contents(body: &str) -> Vec<String> {
     let parts = read(body).unwrap_or_else(|error| panic!("{body:?}: {error}"));
-    parts
-        .into_iter()
-        .map(|(_, content)| String::from_utf8(content).unwrap())
-        .collect()
+    parts.into_iter().map(|(_, content)| String::from_utf8(content).unwrap()).collect()
 }
 
 #[test]
@@ -55,10 +47,7 @@ fn a_document_and_its_files() {
         content-disposition: attachment;\r\n filename=\"a \\\"1\\\".txt\"\r\nContent-Length:  3\r\n\r\n\r\n1\r\n--b\r\n\r\n\r\n--b--\r\nepilogue";
     let parts = read(body).unwrap();
     assert_eq!(parts[0].0.get("content-type"), Some("application/json"));
-    assert_eq!(
-        (parts[0].0.filename(), parts[0].0.content_length()),
-        (None, None)
-    );
+    assert_eq!((parts[0].0.filename(), parts[0].0.content_length()), (None, None));
     assert_eq!(parts[1].0.filename().as_deref(), Some("a \"1\".txt"));
     assert_eq!(parts[1].0.content_length(), Some(3));
     assert_eq!(parts[2].0, PartHeaders::default());
@@ -89,9 +78,7 @@ fn what_looks_like_a_boundary_is_content() {
 fn a_part_that_is_not_read_is_skipped() {
     let body = Bytes::from_static(b"--b\r\n\r\nskip\r\n--b\r\nX: 1\r\n\r\nread\r\n--b--");
     let mut multipart = Multipart::new(stream::iter([Ok::<_, Infallible>(body)]), "b");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         multipart.next_part().await.unwrap().unwrap();
         let second = multipart.next_part().await.unwrap().unwrap();
@@ -112,23 +99,15 @@ fn broken_bodies_are_refused() {
         "--b\r\n\r\nx\r\n--b-",
         "--b\r\nno colon\r\n\r\nx\r\n--b--",
     ] {
-        assert!(
-            matches!(read(body), Err(MultipartError::Malformed(_))),
-            "{body:?}"
-        );
+        assert!(matches!(read(body), Err(MultipartError::Malformed(_))), "{body:?}");
     }
     let broken = stream::iter([Ok(Bytes::from_static(b"--b\r\n\r\nx")), Err("gone")]);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut multipart = Multipart::new(broken, "b");
     runtime.block_on(async {
         multipart.next_part().await.unwrap().unwrap();
         assert_eq!(multipart.chunk().await.unwrap().unwrap(), "x");
-        assert!(matches!(
-            multipart.chunk().await,
-            Err(MultipartError::Body(_))
-        ));
+        assert!(matches!(multipart.chunk().await, Err(MultipartError::Body(_))));
         assert!(multipart.next_part().await.unwrap().is_none());
     });
 }
@@ -137,19 +116,10 @@ fn broken_bodies_are_refused() {
 fn headers_and_parts_are_bounded() {
     let long = format!("--b\r\nX: {}", "x".repeat(MAX_HEADER_BYTES));
     assert!(matches!(read(&long), Err(MultipartError::TooLarge)));
-    assert!(matches!(
-        read(&format!("{long}\r\n\r\n\r\n--b--")),
-        Err(MultipartError::TooLarge)
-    ));
+    assert!(matches!(read(&format!("{long}\r\n\r\n\r\n--b--")), Err(MultipartError::TooLarge)));
     let part = "--b\r\n\r\nx\r\n";
-    assert_eq!(
-        contents(&format!("{}--b--", part.repeat(MAX_PARTS))).len(),
-        MAX_PARTS
-    );
-    assert!(matches!(
-        read(&format!("{}--b--", part.repeat(MAX_PARTS + 1))),
-        Err(MultipartError::TooLarge)
-    ));
+    assert_eq!(contents(&format!("{}--b--", part.repeat(MAX_PARTS))).len(), MAX_PARTS);
+    assert!(matches!(read(&format!("{}--b--", part.repeat(MAX_PARTS + 1))), Err(MultipartError::TooLarge)));
 }
 
 #[test]
@@ -157,18 +127,12 @@ fn boundaries_come_from_the_content_type() {
     for (content_type, boundary) in [
         ("multipart/related; boundary=abc", "abc"),
         ("Multipart/Mixed;BOUNDARY=\"a b;=\\\"c\" ; x=y", "a b;=\"c"),
-        (
-            "multipart/related; type=\"application/json; boundary=no\"; boundary = yes;",
-            "yes",
-        ),
+        ("multipart/related; type=\"application/json; boundary=no\"; boundary = yes;", "yes"),
         ("multipart/related; flag; boundary=abc", "abc"),
     ] {
         assert_eq!(boundary_of(content_type).unwrap(), boundary);
     }
-    let long = format!(
-        "multipart/mixed; boundary={}",
-        "x".repeat(MAX_BOUNDARY_BYTES + 1)
-    );
+    let long = format!("multipart/mixed; boundary={}", "x".repeat(MAX_BOUNDARY_BYTES + 1));
     for content_type in [
         "",
         "multipart/related",
@@ -187,12 +151,8 @@ fn boundaries_come_from_the_content_type() {
 #[test]
 fn header_values_cannot_make_headers() {
     let mut writer = PartWriter::new();
-    let attachment = Attachment {
-        name: "a\r\nEvil: 1\"\\",
-        content_type: "x/y\r\n\r\nz",
-        length: 0,
-        encoding: Some("gzip"),
-    };
+    let attachment =
+        Attachment { name: "a\r\nEvil: 1\"\\", content_type: "x/y\r\n\r\nz", length: 0, encoding: Some("gzip") };
     let text = String::from_utf8(writer.attachment(attachment).to_vec()).unwrap();
     assert_eq!(
         text,
@@ -217,10 +177,7 @@ fn cut<'a>(body: &'a [u8], cuts: &[proptest::sample::Index]) -> Vec<&'a [u8]> {
     let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
     places.extend([0, body.len()]);
     places.sort_unstable();
-    places
-        .windows(2)
-        .map(|pair| &body[pair[0]..pair[1]])
-        .collect()
+    places.windows(2).map(|pair| &body[pair[0]..pair[1]]).collect()
 }
 
 proptest! {

@@ -37,10 +37,7 @@ impl Default for PartWriter {
 impl PartWriter {
     /// A body with a boundary of its own.
     pub fn new() -> PartWriter {
-        PartWriter {
-            boundary: random_boundary(),
-            is_first: true,
-        }
+        PartWriter { boundary: random_boundary(), is_first: true }
     }
 
     /// The boundary.
@@ -77,11 +74,7 @@ impl PartWriter {
             ("Content-Type", attachment.content_type),
             ("Content-Length", length.as_str()),
         ];
-        headers.extend(
-            attachment
-                .encoding
-                .map(|encoding| ("Content-Encoding", encoding)),
-        );
+        headers.extend(attachment.encoding.map(|encoding| ("Content-Encoding", encoding)));
         self.part(&headers)
     }
 
@@ -101,9 +94,5 @@ impl PartWriter {
 
 /// Names and types are a client's: a line break in one would make headers, or a part.
 fn without_control(character: char) -> char {
-    if character.is_control() {
-        ' '
-    } else {
-        character
-    }
+    if character.is_control() { ' ' } else { character }
 }

@@ -66,6 +66,9 @@ impl fmt::Display for Signature {
     }
 }
 
+/// Reads one entry of a list and adds what it stands for.
+type Entries<'a> = dyn Fn(&str, &mut Vec<String>) -> Result<(), AccessError> + 'a;
+
 impl Access {
     /// Reads the JSON text of an `access` member.
     ///
@@ -77,11 +80,7 @@ impl Access {
         Self::from_json(&value, "access", &entry_of)
     }
 
-    fn from_json(
-        value: &Json,
-        what: &str,
-        entries: &dyn Fn(&str, &mut Vec<String>) -> Result<(), AccessError>,
-    ) -> Result<Access, AccessError> {
+    fn from_json(value: &Json, what: &str, entries: &Entries<'_>) -> Result<Access, AccessError> {
         let Json::Object(members) = value else {
             return Err(AccessError(format!("`{what}` must be an object with `read` and `write`")));
         };

@@ -5,14 +5,18 @@
 //! somebody may read costs no look-up in the engine.
 
 use crate::access::{Access, AppRules, Signature};
-use crate::record::{AclNo, AclRecord, PartNo, PartRecord};
+use crate::record::{AclNo, AclRecord, PartCount, PartNo};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Access pairs of one app. All are in memory, and any user who may create documents can make one.
 const MAX_ACLS: usize = 500_000;
-/// Entries in all of them together: some 64 bytes each.
-const MAX_ACL_ENTRIES: usize = 4_000_000;
+/// Bytes of the entries of all of them together. Each is kept up to four times.
+const MAX_ACL_BYTES: usize = 128 << 20;
+/// Access pairs that one user's edits may add, so that nobody can use up the room of all,
+const MAX_USER_ACLS: usize = 10_000;
+/// and their bytes.
+const MAX_USER_ACL_BYTES: usize = 4 << 20;
 
 /// Who asks: a user with their roles, or nobody in particular.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,22 +86,37 @@ pub struct PartInfo {
     pub update_seq: u64,
 }
 
+/// A partial database in memory.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Part {
+    pub readers: Vec<String>,
+    pub count: PartCount,
+}
+
+/// How much somebody's edits have added to the access pairs.
+#[derive(Debug, Clone, Copy, Default)]
+struct Share {
+    pairs: usize,
+    bytes: usize,
+}
+
 /// The state of an app. Empty for a plain database.
 #[derive(Debug, Default)]
 pub(crate) struct AppState {
     pub rules: Arc<AppRules>,
-    parts: Vec<PartRecord>,
+    parts: Vec<Part>,
     by_signature: HashMap<String, PartNo>,
     by_entry: HashMap<String, Vec<PartNo>>,
     /// Number 0 is none, so `acls[n - 1]`.
     acls: Vec<AclRecord>,
     acl_numbers: HashMap<Access, AclNo>,
-    acl_entries: usize,
+    total: Share,
+    makers: HashMap<String, Share>,
 }
 
 impl AppState {
     /// Takes up stored partial databases and access pairs, both in the order of their numbers.
-    pub fn load(rules: AppRules, parts: Vec<PartRecord>, acls: Vec<AclRecord>) -> AppState {
+    pub fn load(rules: AppRules, parts: Vec<Part>, acls: Vec<AclRecord>) -> AppState {
         let mut app = AppState { rules: Arc::new(rules), ..AppState::default() };
         for part in parts {
             app.add_part(part);
@@ -108,7 +127,7 @@ impl AppState {
         app
     }
 
-    fn add_part(&mut self, part: PartRecord) -> PartNo {
+    fn add_part(&mut self, part: Part) -> PartNo {
         let number = self.parts.len() as PartNo;
         self.by_signature.insert(Signature::of(&part.readers).to_string(), number);
         for entry in &part.readers {
@@ -121,22 +140,25 @@ impl AppState {
     fn add_acl(&mut self, acl: AclRecord) -> AclNo {
         let read = acl.part.and_then(|p| self.part(p)).map(|p| p.readers.clone()).unwrap_or_default();
         let access = Access { read, write: acl.write.clone() };
-        self.acl_entries += access.read.len() + access.write.len();
+        self.total.add(&access);
+        if let Some(maker) = &acl.maker {
+            self.makers.entry(maker.clone()).or_default().add(&access);
+        }
         self.acls.push(acl);
         let number = self.acls.len() as AclNo;
         self.acl_numbers.insert(access, number);
         number
     }
 
-    pub fn part(&self, number: PartNo) -> Option<&PartRecord> {
+    pub fn part(&self, number: PartNo) -> Option<&Part> {
         self.parts.get(number as usize)
     }
 
-    pub fn part_mut(&mut self, number: PartNo) -> Option<&mut PartRecord> {
+    pub fn part_mut(&mut self, number: PartNo) -> Option<&mut Part> {
         self.parts.get_mut(number as usize)
     }
 
-    pub fn parts(&self) -> impl Iterator<Item = (PartNo, &PartRecord)> {
+    pub fn parts(&self) -> impl Iterator<Item = (PartNo, &Part)> {
         self.parts.iter().enumerate().map(|(n, part)| (n as PartNo, part))
     }
 
@@ -174,14 +196,22 @@ impl AppState {
         self.acl(number).is_some_and(|acl| reader.is_among(&acl.write))
     }
 
-    /// Whether there is room for one more access pair like this, or it is known.
-    pub fn has_room_for(&self, access: &Access) -> bool {
-        let entries = self.acl_entries + access.read.len() + access.write.len();
-        (self.acls.len() < MAX_ACLS && entries <= MAX_ACL_ENTRIES) || self.acl_numbers.contains_key(access)
+    /// Whether there is room for one more access pair like this, or it is known. `maker`: the user whose edit has
+    /// it, if it is not an administrator's.
+    pub fn has_room_for(&self, access: &Access, maker: Option<&str>) -> bool {
+        if self.acl_numbers.contains_key(access) {
+            return true;
+        }
+        let mut total = self.total;
+        total.add(access);
+        let mut own = maker.and_then(|maker| self.makers.get(maker)).copied().unwrap_or_default();
+        own.add(access);
+        let own_fits = maker.is_none() || (own.pairs <= MAX_USER_ACLS && own.bytes <= MAX_USER_ACL_BYTES);
+        own_fits && total.pairs <= MAX_ACLS && total.bytes <= MAX_ACL_BYTES
     }
 
     /// The number of an access pair, made if it is new: then the records to store are in the second part.
-    pub fn number_of(&mut self, access: &Access) -> (AclNo, Option<NewAcl>) {
+    pub fn number_of(&mut self, access: &Access, maker: Option<&str>) -> (AclNo, Option<NewAcl>) {
         if let Some(number) = self.acl_numbers.get(access) {
             return (*number, None);
         }
@@ -190,21 +220,30 @@ impl AppState {
         let part = (!access.read.is_empty()).then(|| {
             let signature = Signature::of(&access.read);
             self.part_by_signature(signature.as_str()).unwrap_or_else(|| {
-                let number = self.add_part(PartRecord { readers: access.read.clone(), ..PartRecord::default() });
-                new_part = Some(number);
+                let part = Part { readers: access.read.clone(), ..Part::default() };
+                let number = self.add_part(part);
+                new_part = Some((number, access.read.clone()));
                 number
             })
         });
-        let record = AclRecord { part, write: access.write.clone() };
+        let record = AclRecord { part, write: access.write.clone(), maker: maker.map(str::to_owned) };
         let number = self.add_acl(record.clone());
         (number, Some(NewAcl { record, new_part }))
+    }
+}
+
+impl Share {
+    fn add(&mut self, access: &Access) {
+        self.pairs += 1;
+        self.bytes += access.read.iter().chain(&access.write).map(String::len).sum::<usize>();
     }
 }
 
 /// What a new access pair adds to the store.
 pub(crate) struct NewAcl {
     pub record: AclRecord,
-    pub new_part: Option<PartNo>,
+    /// A new partial database and its readers.
+    pub new_part: Option<(PartNo, Vec<String>)>,
 }
 
 #[cfg(test)]
@@ -225,7 +264,7 @@ mod tests {
     fn a_reader_finds_the_partial_databases_that_name_them() {
         let mut app = AppState::default();
         let mut part = |read: &[&str]| {
-            let (acl, _) = app.number_of(&access(read));
+            let (acl, _) = app.number_of(&access(read), None);
             app.part_of_acl(acl)
         };
         let ann = part(&["user:ann"]).unwrap();
@@ -246,12 +285,12 @@ mod tests {
         let mut app = AppState::default();
         let mut records = Vec::new();
         for read in [&["user:a"][..], &["user:b"], &[], &["user:a", "user:b"]] {
-            records.push(app.number_of(&access(read)).1.unwrap().record);
+            records.push(app.number_of(&access(read), None).1.unwrap().record);
         }
-        let parts: Vec<PartRecord> = app.parts().map(|(_, p)| p.clone()).collect();
+        let parts: Vec<Part> = app.parts().map(|(_, p)| p.clone()).collect();
         let mut again = AppState::load(AppRules::default(), parts, records);
         for read in [&["user:a"][..], &["user:b"], &[], &["user:a", "user:b"]] {
-            let (number, new) = again.number_of(&access(read));
+            let (number, new) = again.number_of(&access(read), None);
             assert!(new.is_none());
             assert_eq!(app.part_of_acl(number), again.part_of_acl(number));
         }

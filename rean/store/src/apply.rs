@@ -5,19 +5,23 @@
 
 use crate::app::AppState;
 use crate::db::{Db, DbKind};
-use crate::edit::{AttachmentEdit, AttachmentEditSource, Author, Edit, Mode, Write, Written};
+use crate::edit::{Author, Edit, Mode, Write, Written};
 use crate::engine::Space;
 use crate::error::{StoreError, WriteError};
 use crate::feed::Change;
 use crate::record::{
     AclNo, Attachment, DocRecord, Leaf, PartNo, Seq, SeqRow, decode, decode_body, encode, encode_body, key,
 };
-use crate::rev::Rev;
+use crate::rev::{MAX_GENERATION, Rev};
+use crate::rights::{Admitted, admit};
 use crate::tree::{Merged, RevTree};
 use crate::writer::Tx;
 
 /// What `submit` calls when the edits are durable: one result an edit, in order.
 pub type Done = Box<dyn FnOnce(Result<Vec<Result<Written, WriteError>>, StoreError>) + Send>;
+
+/// Leaves that a document can have. In normal operation it has one; pods that merge after a split go beyond.
+const MAX_LEAVES: usize = 200;
 
 impl Db {
     /// Hands edits to the writer. `done` is called on the writer thread: it must not block.
@@ -38,8 +42,8 @@ impl Db {
 struct Draft {
     record: DocRecord,
     rev: Rev,
-    /// The attachments of the body that is to be stored; `None`: only history came, no body.
-    body: Option<Vec<Attachment>>,
+    /// Whether the edit's body is to be stored; not if only history came.
+    with_body: bool,
 }
 
 impl Tx<'_> {
@@ -67,14 +71,20 @@ impl Tx<'_> {
             Mode::Interactive => interactive_parent(db, old.as_ref(), &edit),
             Mode::Replicated => Ok(replicated_parent(old.as_ref(), &edit)),
         };
-        let acl = match db.kind() {
-            DbKind::Plain => 0,
-            DbKind::App => self.admit(db, old.as_ref(), &edit, author, mode, parent.as_deref().ok())?,
+        let admitted = match db.kind() {
+            DbKind::Plain => Admitted::Number(0),
+            DbKind::App => admit(db, old.as_ref(), &edit, author, mode, parent.as_deref().ok())?,
         };
         let parent = parent?;
+        let no_tree = RevTree::new();
+        let tree = old.as_ref().map_or(&no_tree, |old| &old.tree);
+        check_leaves(tree, &parent, author, mode)?;
+        // All that can be refused is, before anything is staged or numbered.
+        let attachments = self.resolve(db, tree, &edit, &parent, author, mode)?;
+        let acl = self.number(db, admitted, author)?;
         let draft = match mode {
-            Mode::Interactive => self.draft_interactive(db, old.as_ref(), &edit, parent, acl)?,
-            Mode::Replicated => match self.draft_replicated(db, old.as_ref(), &edit, &parent, acl, !author.admin)? {
+            Mode::Interactive => self.draft_interactive(db, old.as_ref(), &edit, parent, acl, &attachments)?,
+            Mode::Replicated => match self.draft_replicated(db, old.as_ref(), &edit, &parent, acl, author)? {
                 Some(draft) => draft,
                 None => {
                     let rev = edit.history.first().cloned().ok_or(WriteError::Conflict)?;
@@ -82,8 +92,9 @@ impl Tx<'_> {
                 }
             },
         };
-        let Draft { record, rev, body } = draft;
-        if let Some(attachments) = body {
+        let Draft { record, rev, with_body } = draft;
+        if with_body {
+            let attachments = self.take_up(db, &edit, attachments)?;
             self.state(db).bytes += edit.body.len() as u64;
             let value = encode_body(&attachments, &edit.body);
             self.put(Space::Bodies, key::seq(db.inner().id, record.seq), value);
@@ -149,10 +160,9 @@ impl Tx<'_> {
         edit: &Edit,
         parent: Vec<Rev>,
         acl: AclNo,
+        attachments: &[Attachment],
     ) -> Result<Draft, WriteError> {
         let mut record = old.cloned().unwrap_or_default();
-        let generation = parent.first().map_or(1, |rev| rev.generation + 1);
-        let attachments = self.attachments(db, &record.tree, edit, &parent, generation, Mode::Interactive)?;
         let digests = attachments.iter().map(|a| (a.name.as_str(), a.content_type.as_str(), &a.digest_md5[..]));
         let mut rev = Rev::next(parent.first(), edit.deleted, &edit.body, digests);
         if db.kind() == DbKind::App {
@@ -167,7 +177,7 @@ impl Tx<'_> {
         }
         self.stem(db, &mut record)?;
         record.seq = seq;
-        Ok(Draft { record, rev, body: Some(attachments) })
+        Ok(Draft { record, rev, with_body: true })
     }
 
     /// `None`: the revision was known, nothing is to be stored.
@@ -178,25 +188,23 @@ impl Tx<'_> {
         edit: &Edit,
         parent: &[Rev],
         acl: AclNo,
-        by_user: bool,
+        author: &Author,
     ) -> Result<Option<Draft>, WriteError> {
         let mut record = old.cloned().unwrap_or_default();
         let Some(rev) = edit.history.first().cloned() else {
             return Err(WriteError::BadRequest("a replicated revision needs a `_rev`".to_owned()));
         };
         let below = parent.first().and_then(|rev| record.tree.find(rev));
-        let succeeded = below.filter(|_| by_user && db.kind() == DbKind::App);
+        let succeeded = below.filter(|_| !author.admin && db.kind() == DbKind::App);
         let close = succeeded.and_then(|index| {
             let leaf = leaf_of(db, &edit.id, &record.tree, index).filter(|leaf| *leaf != index)?;
             Some((record.tree.path(leaf), record.tree.nodes()[leaf].acl))
         });
         let seq = self.clock.seq + 1;
-        let body = match record.tree.merge(&edit.history, edit.deleted, Some(seq), acl) {
+        let with_body = match record.tree.merge(&edit.history, edit.deleted, Some(seq), acl) {
             Merged::Known(_) => return Ok(None),
-            Merged::Grafted(_) => None,
-            Merged::Filled(_) | Merged::Extended { .. } | Merged::Branched { .. } => {
-                Some(self.attachments(db, &record.tree, edit, parent, rev.generation, Mode::Replicated)?)
-            }
+            Merged::Grafted(_) => false,
+            Merged::Filled(_) | Merged::Extended { .. } | Merged::Branched { .. } => true,
         };
         if let Some((mut history, acl)) = close {
             // The edit was made on a revision that the store gave a successor to with the same content: the
@@ -206,7 +214,7 @@ impl Tx<'_> {
         }
         record.seq = self.next_seq();
         self.stem(db, &mut record)?;
-        Ok(Some(Draft { record, rev, body }))
+        Ok(Some(Draft { record, rev, with_body }))
     }
 
     fn stem(&mut self, db: &Db, record: &mut DocRecord) -> Result<(), StoreError> {
@@ -228,68 +236,6 @@ impl Tx<'_> {
         }
         self.delete(Space::Bodies, body_key);
         Ok(())
-    }
-
-    fn attachments(
-        &mut self,
-        db: &Db,
-        tree: &RevTree,
-        edit: &Edit,
-        parent: &[Rev],
-        generation: u64,
-        mode: Mode,
-    ) -> Result<Vec<Attachment>, WriteError> {
-        let mut out = Vec::with_capacity(edit.attachments.len());
-        // Read once, and only if there are stubs.
-        let mut inherited: Option<Vec<Attachment>> = None;
-        for wanted in &edit.attachments {
-            let attachment = match &wanted.source {
-                AttachmentEditSource::Blob(blob) => {
-                    let blob_id = blob.take_up(self, db)?;
-                    Attachment {
-                        name: wanted.name.clone(),
-                        content_type: content_type(wanted),
-                        digest_md5: blob.digest_md5(),
-                        length: blob.length(),
-                        revpos: match mode {
-                            Mode::Replicated => wanted.revpos.unwrap_or(generation).min(generation),
-                            Mode::Interactive => generation,
-                        },
-                        blob: blob_id,
-                    }
-                }
-                AttachmentEditSource::Existing(attachment) => {
-                    Attachment { name: wanted.name.clone(), revpos: generation, ..attachment.clone() }
-                }
-                AttachmentEditSource::Stub { digest } => {
-                    if inherited.is_none() {
-                        inherited = Some(self.inherited(db, tree, parent)?);
-                    }
-                    let found = inherited.iter().flatten().find(|a| {
-                        a.name == wanted.name
-                            && digest.as_ref().is_none_or(|d| *d == crate::blob::digest_text(&a.digest_md5))
-                    });
-                    found
-                        .cloned()
-                        .ok_or_else(|| WriteError::MissingStub { id: edit.id.clone(), name: wanted.name.clone() })?
-                }
-            };
-            out.push(attachment);
-        }
-        if db.inner().compacting.load(std::sync::atomic::Ordering::Acquire) {
-            db.inner().pinned.lock().extend(out.iter().map(|a| a.blob));
-        }
-        Ok(out)
-    }
-
-    /// The attachments of the nearest ancestor that has a body.
-    fn inherited(&self, db: &Db, tree: &RevTree, parent: &[Rev]) -> Result<Vec<Attachment>, StoreError> {
-        let known = |rev: &Rev| tree.nodes()[tree.find(rev)?].body;
-        let Some(body) = parent.iter().find_map(known) else { return Ok(Vec::new()) };
-        match self.get(Space::Bodies, &key::seq(db.inner().id, body))? {
-            Some(value) => Ok(decode_body(&value)?.0),
-            None => Ok(Vec::new()),
-        }
     }
 
     /// Stages a document's record with its row, its partial databases and the counts. `author`: the user, not an
@@ -317,8 +263,8 @@ impl Tx<'_> {
         let prev = {
             let state = self.state(db);
             match was_deleted {
-                Some(true) => state.deleted -= 1,
-                Some(false) => state.docs -= 1,
+                Some(true) => state.deleted = state.deleted.saturating_sub(1),
+                Some(false) => state.docs = state.docs.saturating_sub(1),
                 None => {}
             }
             if deleted {
@@ -397,8 +343,19 @@ pub(crate) fn unnamed(mut dropped: Vec<u64>, tree: &RevTree) -> Vec<u64> {
     dropped
 }
 
-fn content_type(wanted: &AttachmentEdit) -> String {
-    wanted.content_type.clone().unwrap_or_else(|| "application/octet-stream".to_owned())
+/// Refuses one more branch where there are too many: every row of a feed names all leaves.
+fn check_leaves(tree: &RevTree, parent: &[Rev], author: &Author, mode: Mode) -> Result<(), WriteError> {
+    let top_is_full = mode == Mode::Interactive && parent.first().is_some_and(|rev| rev.generation >= MAX_GENERATION);
+    if top_is_full {
+        // A child would have its parent's generation, and be a branch.
+        return Err(WriteError::Forbidden("This document can have no more revisions.".to_owned()));
+    }
+    let extends = parent.iter().find_map(|rev| tree.find(rev)).is_some_and(|index| tree.is_leaf(index));
+    let replicates = author.admin && mode == Mode::Replicated;
+    if extends || replicates || tree.nodes().len() < MAX_LEAVES || tree.leaves().len() < MAX_LEAVES {
+        return Ok(());
+    }
+    Err(WriteError::Forbidden(format!("This document has {MAX_LEAVES} conflicting revisions: resolve some first.")))
 }
 
 pub(crate) fn leaves_of(record: &DocRecord) -> Vec<Leaf> {

@@ -167,17 +167,22 @@ impl BlobRef {
         self.upload.md5
     }
 
-    /// Makes the bytes a document's, within its commit; gives the number under which they are kept.
-    pub(crate) fn take_up(&self, tx: &mut Tx<'_>, db: &Db) -> Result<BlobId, StoreError> {
+    /// Makes the bytes a document's, within its commit; gives the number under which they are kept. `None`: they
+    /// are gone.
+    pub(crate) fn take_up(&self, tx: &mut Tx<'_>, db: &Db) -> Result<Option<BlobId>, StoreError> {
         let upload = &self.upload;
         let db_id = db.inner().id;
         let index_key = key::blob_index(db_id, &upload.sha256);
         if let Some(value) = tx.get(Space::BlobIndex, &index_key)? {
             let known: BlobEntry = decode(&value, "an attachment's entry")?;
             // The upload, if it is another, goes when it is dropped.
-            return Ok(known.blob);
+            return Ok(Some(known.blob));
         }
-        upload.taken.store(true, Ordering::Release);
+        let taken_before = upload.taken.swap(true, Ordering::AcqRel);
+        if taken_before && upload.small.is_none() && !tx.has_bytes(db, upload.blob)? {
+            // Taken up by an earlier edit, let go of again and compacted away.
+            return Ok(None);
+        }
         if let Some(bytes) = &upload.small {
             tx.put(Space::Blobs, key::chunk(db_id, upload.blob, 0), bytes.to_vec());
         } else {
@@ -185,7 +190,7 @@ impl BlobRef {
         }
         let entry = BlobEntry { blob: upload.blob, length: upload.length };
         tx.put(Space::BlobIndex, index_key, encode(&entry));
-        Ok(upload.blob)
+        Ok(Some(upload.blob))
     }
 }
 

@@ -168,9 +168,9 @@ impl Db {
         };
         let records = parts.iter().filter_map(|part| app.part(*part));
         records.fold(DbInfo::default(), |mut info, part| {
-            info.doc_count += part.docs;
-            info.del_count += part.deleted;
-            info.update_seq = info.update_seq.max(part.seq);
+            info.doc_count += part.count.docs;
+            info.del_count += part.count.deleted;
+            info.update_seq = info.update_seq.max(part.count.seq);
             info
         })
     }
@@ -304,8 +304,8 @@ fn part_infos(app: &AppState, numbers: &[PartNo]) -> Vec<PartInfo> {
         Some(PartInfo {
             signature: crate::access::Signature::of(&part.readers).to_string(),
             readers: part.readers.clone(),
-            doc_count: part.docs,
-            update_seq: part.seq,
+            doc_count: part.count.docs,
+            update_seq: part.count.seq,
         })
     };
     numbers.iter().filter_map(info).collect()

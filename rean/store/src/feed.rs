@@ -21,7 +21,8 @@ use crate::bookmark::{Place, Seal, Turn, open_form, read_open_form};
 use crate::db::Db;
 use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
-use crate::record::{PartNo, Seq, SeqRow, decode, key};
+use crate::record::{PartNo, PartRow, Seq, SeqRow, decode, key};
+use crate::rev::Rev;
 use crate::view::{BodyRef, Scope};
 use std::sync::Arc;
 
@@ -171,6 +172,13 @@ impl Db {
             Scope::Personal(reader) => Some(self.seal(reader, None)),
         }
     }
+}
+
+/// Whether the winner of a row was told as ended on the same page.
+fn ended_here(ending: &[(String, Vec<Rev>)], row: &PartRow) -> bool {
+    let winner = row.leaves.first().map(|leaf| &leaf.rev);
+    let told = |(id, told): &(String, Vec<Rev>)| *id == row.id && winner.is_some_and(|winner| told.contains(winner));
+    ending.iter().any(told)
 }
 
 impl Feed {
@@ -334,7 +342,7 @@ impl Feed {
         }
         let parts = self.parts();
         let app = self.db.inner().app.read();
-        let newest = parts.iter().filter_map(|part| app.part(*part)).map(|part| part.seq).max();
+        let newest = parts.iter().filter_map(|part| app.part(*part)).map(|part| part.count.seq).max();
         newest.unwrap_or(0).min(now)
     }
 
@@ -411,16 +419,14 @@ impl Feed {
                 self.seen = self.seen.max(seq);
             }
             let live = !row.tomb && row.leaves.first().is_some_and(|winner| !winner.deleted);
-            if needs_successor(&row, seq, first_read) || (live && ending.contains(&row.id)) {
+            if needs_successor(&row, seq, first_read) || (live && ended_here(&ending, &row)) {
                 ended.push(row.id);
             } else if !row.tomb {
                 let app = db.inner().app.read();
                 rows.push(live_row(&db, &app, reader, &row, self.token()));
             } else if may_have && let Some(end) = self.end_of(snapshot, reader, seq.max(self.place.after), &row)? {
                 rows.push(FeedRow { seq_token: self.token(), ..end.row });
-                if end.comes_again {
-                    ending.push(row.id);
-                }
+                ending.push((row.id, end.told));
             }
         }
         drop(merge);

@@ -24,7 +24,8 @@
 //! | Meta | `clock` | commits, last sequence, next database number; written with each commit |
 //! | Meta | `db/` name | settings of a database |
 //! | Meta | `state/` db | its counts |
-//! | Meta | `part/` db part | a partial database: readers, counts, newest row |
+//! | Meta | `part/` db part | the readers of a partial database |
+//! | Meta | `count/` db part | its counts and newest row |
 //! | Meta | `acl/` db number | an access pair: partial database and writers |
 //! | Meta | `doomed/` db | a deleted database whose data is still to be cleared |
 //! | Meta | `upload/` blob | an upload that no document has taken up |
@@ -45,6 +46,7 @@
 pub mod access;
 mod app;
 mod apply;
+mod attach;
 mod blob;
 mod bookmark;
 mod chain;

@@ -3,12 +3,12 @@
 use crate::db::Db;
 use crate::engine::{Direction, Range, Space};
 use crate::error::StoreError;
-use crate::record::{DocRecord, PartDoc, decode, key};
+use crate::record::{DocRecord, PartDoc, PartNo, decode, key};
 use crate::rev::Rev;
 use crate::view::{BodyRef, Scope};
 use std::cmp::Ordering;
 
-/// Up to this many partial databases are merged; with more the whole database is read and filtered.
+/// Partial databases that are merged at a time: each costs an open range. More are taken in rounds.
 const MERGED_PARTS: usize = 256;
 
 /// A range of ids.
@@ -76,17 +76,28 @@ impl Db {
     pub fn all_docs(&self, scope: &Scope, range: &IdRange, limit: usize) -> Result<Vec<DocRow>, StoreError> {
         self.present()?;
         let parts = match scope {
-            Scope::All => return self.list_all(scope, range, limit),
-            Scope::Part(_, part) => vec![*part],
+            Scope::All => return self.list_all(range, limit),
+            Scope::Part(reader, part) => {
+                if !self.may_read_part(reader, *part) {
+                    return Ok(Vec::new());
+                }
+                vec![*part]
+            }
             Scope::Personal(reader) => self.inner().app.read().parts_of(reader),
         };
-        if parts.len() > MERGED_PARTS {
-            return self.list_all(scope, range, limit);
+        let mut out: Vec<DocRow> = Vec::new();
+        for some in parts.chunks(MERGED_PARTS) {
+            let rows = self.list_parts(some, range, limit)?;
+            out = if out.is_empty() { rows } else { merge(out, rows, range.descending, limit) };
         }
+        Ok(out)
+    }
+
+    fn list_parts(&self, parts: &[PartNo], range: &IdRange, limit: usize) -> Result<Vec<DocRow>, StoreError> {
         let snapshot = self.inner().store.engine.snapshot();
         let mut heads = Vec::with_capacity(parts.len());
         for part in parts {
-            let prefix = key::part_doc(self.inner().id, part, "");
+            let prefix = key::part_doc(self.inner().id, *part, "");
             let (lo, hi) = range.bounds(&prefix);
             let mut rows = snapshot.range(Space::PartDocs, &lo, &hi, range.direction());
             if let Some(row) = next_row(prefix.len(), &mut rows)? {
@@ -95,12 +106,9 @@ impl Db {
         }
         let mut out = Vec::new();
         while out.len() < limit && !heads.is_empty() {
-            let order = |a: &Head<'_>, b: &Head<'_>| -> Ordering {
-                let by_id = a.row.id.cmp(&b.row.id);
-                if range.descending { by_id.reverse() } else { by_id }
-            };
-            let best = (1..heads.len())
-                .fold(0, |best, at| if order(&heads[at], &heads[best]) == Ordering::Less { at } else { best });
+            let best = (1..heads.len()).fold(0, |best, at| {
+                if order(&heads[at].row, &heads[best].row, range.descending) == Ordering::Less { at } else { best }
+            });
             let head = &mut heads[best];
             match next_row(head.prefix, &mut head.rows)? {
                 Some(next) => out.push(std::mem::replace(&mut head.row, next)),
@@ -120,7 +128,7 @@ impl Db {
         ids.map(|item| id_of(&item?.0, prefix.len())).collect()
     }
 
-    fn list_all(&self, scope: &Scope, range: &IdRange, limit: usize) -> Result<Vec<DocRow>, StoreError> {
+    fn list_all(&self, range: &IdRange, limit: usize) -> Result<Vec<DocRow>, StoreError> {
         let prefix = key::doc(self.inner().id, "");
         let (lo, hi) = range.bounds(&prefix);
         let snapshot = self.inner().store.engine.snapshot();
@@ -132,7 +140,7 @@ impl Db {
             let (doc_key, value) = item?;
             let record: DocRecord = decode(&value, "a document")?;
             let Some(winner) = record.tree.winner().map(|winner| &record.tree.nodes()[winner]) else { continue };
-            if winner.deleted || !scope.shows(&self.inner().app.read(), record.place) {
+            if winner.deleted {
                 continue;
             }
             out.push(DocRow {
@@ -143,6 +151,26 @@ impl Db {
         }
         Ok(out)
     }
+}
+
+fn order(a: &DocRow, b: &DocRow, descending: bool) -> Ordering {
+    let by_id = a.id.cmp(&b.id);
+    if descending { by_id.reverse() } else { by_id }
+}
+
+fn merge(a: Vec<DocRow>, b: Vec<DocRow>, descending: bool, limit: usize) -> Vec<DocRow> {
+    let (mut a, mut b) = (a.into_iter().peekable(), b.into_iter().peekable());
+    let mut out = Vec::new();
+    while out.len() < limit {
+        let from_b = match (a.peek(), b.peek()) {
+            (Some(first), Some(second)) => order(second, first, descending) == Ordering::Less,
+            (None, Some(_)) => true,
+            (Some(_), None) => false,
+            (None, None) => break,
+        };
+        out.extend(if from_b { b.next() } else { a.next() });
+    }
+    out
 }
 
 /// A partial database's next document in a merge.

@@ -64,6 +64,18 @@ impl Db {
         }));
     }
 
+    /// How many `_local` documents an owner has, counted up to `most`.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn local_count(&self, owner: &str, most: usize) -> Result<usize, StoreError> {
+        self.present()?;
+        let prefix = key::local(self.inner().id, owner, "");
+        let snapshot = self.inner().store.engine.snapshot();
+        let rows = snapshot.range(Space::Local, &prefix, &key::after(&prefix), Direction::Forward);
+        rows.take(most).try_fold(0, |n, row| row.map(|_| n + 1)).map_err(StoreError::from)
+    }
+
     /// All `_local` documents of an owner: ids without `_local/`, and the `n` of their revisions.
     ///
     /// # Errors

@@ -19,6 +19,10 @@ use crate::writer::Tx;
 /// Documents that are placed anew in one job: the writer must not be kept from others for long.
 const REPARTITION_PAGE: usize = 200;
 
+/// Successors in a row, without an edit between: a bound, because readers who replay old places in a feed can
+/// make the store mark and succeed again and again. Beyond it a device that was told the end shows the document
+/// again at its next edit.
+const MAX_SUCCESSORS: usize = 16;
 /// Authors that are kept with a document: those of long ago have read it since.
 const MAX_AUTHORS: usize = 32;
 
@@ -116,14 +120,14 @@ impl Tx<'_> {
         Ok(row)
     }
 
-    /// Notes that somebody is about to be shown the end of these documents' leaves, as they are now.
-    pub(crate) fn mark_ended(&mut self, db: &Db, ids: &[String]) -> Result<(), StoreError> {
-        for id in ids {
+    /// Notes that somebody is about to be shown the end of these revisions, as far as they are leaves.
+    pub(crate) fn mark_ended(&mut self, db: &Db, ends: &[(String, Vec<Rev>)]) -> Result<(), StoreError> {
+        for (id, revs) in ends {
             let db_id = db.inner().id;
             let doc_key = key::doc(db_id, id);
             let Some(mut record) = self.doc_record(&doc_key)? else { continue };
-            let live = leaves_of(&record).into_iter().filter(|leaf| !leaf.deleted && leaf.ended <= record.seq);
-            let news: Vec<Rev> = live.map(|leaf| leaf.rev).collect();
+            let news = |leaf: &Leaf| !leaf.deleted && leaf.ended <= record.seq && revs.contains(&leaf.rev);
+            let news: Vec<Rev> = leaves_of(&record).into_iter().filter(news).map(|leaf| leaf.rev).collect();
             if news.is_empty() {
                 continue;
             }
@@ -133,23 +137,14 @@ impl Tx<'_> {
             record.ended.extend(news.into_iter().map(|rev| (rev, since)));
             let mut leaves = leaves_of(&record);
             // The rows stay where they are: nobody has anything new to read.
-            self.put(
-                Space::Seqs,
-                key::seq(db_id, record.seq),
-                encode(&SeqRow { id: id.clone(), leaves: leaves.clone() }),
-            );
+            let row = SeqRow { id: id.clone(), leaves: leaves.clone() };
+            self.put(Space::Seqs, key::seq(db_id, record.seq), encode(&row));
             if let Some(place) = record.place
                 && let Some(was) = self.part_doc(db_id, place, id)?
             {
                 leaves = visible(&db.inner().app.read(), leaves, place);
-                let row = PartRow {
-                    id: id.clone(),
-                    entered: was.entered,
-                    tomb: was.tomb,
-                    leaves,
-                    gone: was.gone,
-                    authors: was.authors,
-                };
+                let PartDoc { entered, tomb, gone, authors, .. } = was;
+                let row = PartRow { id: id.clone(), entered, tomb, leaves, gone, authors };
                 self.put_part_row(db_id, place, was.seq, &row);
             }
             self.put(Space::Docs, doc_key, encode(&record));
@@ -195,7 +190,7 @@ impl Tx<'_> {
         self.state(db);
         self.touch_part(db.inner().id, part);
         let mut app = db.inner().app.write();
-        let Some(record) = app.part_mut(part) else { return };
+        let Some(record) = app.part_mut(part).map(|part| &mut part.count) else { return };
         record.seq = record.seq.max(seq);
         if !before.tomb {
             let count = if gone(&before.leaves) { &mut record.deleted } else { &mut record.docs };
@@ -326,8 +321,14 @@ fn succeed(db: &Db, id: &str, old: Option<&DocRecord>, record: &mut DocRecord, m
     if winner.deleted || !shown_anew || !record.ended.iter().any(|(rev, _)| *rev == winner.rev) {
         return;
     }
-    let mut history = vec![db.inner().chain.successor(id, &winner.rev)];
-    history.extend(record.tree.path(index));
+    let path = record.tree.path(index);
+    let chain = &db.inner().chain;
+    let successors = path.windows(2).take_while(|pair| chain.successor(id, &pair[1]) == pair[0]);
+    if successors.count() >= MAX_SUCCESSORS {
+        return;
+    }
+    let mut history = vec![chain.successor(id, &winner.rev)];
+    history.extend(path);
     // The body is not copied: both name the same one (see `unnamed`).
     let _ = record.tree.merge(&history, false, winner.body, winner.acl);
     prune_ended(record);

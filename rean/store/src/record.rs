@@ -122,10 +122,9 @@ pub(crate) struct PartRow {
     pub authors: Vec<String>,
 }
 
-/// A partial database.
+/// What is counted of a partial database. Its readers are a record of their own, which never changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PartRecord {
-    pub readers: Vec<String>,
+pub(crate) struct PartCount {
     /// Live documents.
     pub docs: u64,
     /// Deleted documents whose place this is.
@@ -139,6 +138,8 @@ pub(crate) struct PartRecord {
 pub(crate) struct AclRecord {
     pub part: Option<PartNo>,
     pub write: Vec<String>,
+    /// The user, not an administrator, whose edit first had it.
+    pub maker: Option<String>,
 }
 
 /// A `_local` document.
@@ -209,6 +210,7 @@ pub(crate) mod key {
     pub const DB: &[u8] = b"db/";
     pub const STATE: &[u8] = b"state/";
     pub const PART: &[u8] = b"part/";
+    pub const PART_COUNT: &[u8] = b"count/";
     pub const ACL: &[u8] = b"acl/";
     pub const DOOMED: &[u8] = b"doomed/";
     pub const UPLOAD: &[u8] = b"upload/";
@@ -227,6 +229,10 @@ pub(crate) mod key {
 
     pub fn part(db: DbId, part: PartNo) -> Vec<u8> {
         meta(PART, &[&db.to_be_bytes(), &part.to_be_bytes()])
+    }
+
+    pub fn part_count(db: DbId, part: PartNo) -> Vec<u8> {
+        meta(PART_COUNT, &[&db.to_be_bytes(), &part.to_be_bytes()])
     }
 
     pub fn acl(db: DbId, acl: u32) -> Vec<u8> {

@@ -3,7 +3,7 @@
 //! Refusals tell a user nothing of a document that they can't read: there, every edit is a conflict, as if
 //! the id were simply taken.
 
-use crate::access::Access;
+use crate::access::{Access, Signature};
 use crate::apply::leaf_of;
 use crate::db::Db;
 use crate::edit::{Author, Edit, Mode};
@@ -13,53 +13,105 @@ use crate::record::{AclNo, DocRecord, encode, key};
 use crate::rev::Rev;
 use crate::writer::Tx;
 
+/// The highest generation that is taken in an app: a document that is edited every second for a century has
+/// fewer, and what the store puts on top of it must stay a revision that others can read.
+const MAX_GENERATION: u64 = 1 << 32;
+/// Entries of one list of a user's `access`. Beyond it a role is the better name.
+const MAX_USER_ENTRIES: usize = 100;
+/// Partial databases that a user can leave a document's tombstone in: each is kept with the document for good.
+const MAX_TOMBS: usize = 1_000;
+
+/// The access that an edit is let in with.
+pub(crate) enum Admitted {
+    /// The number of a known pair.
+    Number(AclNo),
+    /// A pair, which may be new.
+    Pair(Access),
+}
+
+/// `parent`: the history that the edit stands on, newest first; `None` if it stands on nothing that it may.
+pub(crate) fn admit(
+    db: &Db,
+    old: Option<&DocRecord>,
+    edit: &Edit,
+    author: &Author,
+    mode: Mode,
+    parent: Option<&[Rev]>,
+) -> Result<Admitted, WriteError> {
+    if edit.history.first().is_some_and(|rev| rev.generation > MAX_GENERATION) {
+        return Err(malformed(format!("Revisions above generation {MAX_GENERATION} are not taken."), mode));
+    }
+    let standing = if author.admin { Standing::Edits } else { check_rights(db, old, edit, author, mode, parent)? };
+    let unseen = standing == Standing::Unseen;
+    if unseen && edit.parent.is_some() {
+        return Err(conflict(mode));
+    }
+    let parent = if unseen { &[] } else { parent.ok_or_else(|| conflict(mode))? };
+    if edit.deleted && edit.access.is_none() {
+        // A deletion (PouchDB sends it bare) keeps the access of what it deletes.
+        let edits = standing == Standing::Edits;
+        return if edits { Ok(Admitted::Number(acl_below(old, parent))) } else { Err(conflict(mode)) };
+    }
+    let access = db
+        .rules()
+        .effective(&edit.id, edit.access.as_deref(), &edit.body)
+        .map_err(|error| malformed(error.to_string(), mode))?;
+    if standing != Standing::Edits && !author.reader.is_among(&access.write) {
+        return Err(WriteError::Forbidden(
+            "You must be among the writers of a document that you create: name yourself in `access`.".to_owned(),
+        ));
+    }
+    if unseen || (edit.deleted && standing == Standing::Creates) {
+        return Err(conflict(mode));
+    }
+    if !author.admin {
+        check_size(db, old, &access)?;
+    }
+    Ok(Admitted::Pair(access))
+}
+
+/// What users may ask for is less than what administrators may: each list is kept, in memory and for good.
+fn check_size(db: &Db, old: Option<&DocRecord>, access: &Access) -> Result<(), WriteError> {
+    let too_long = |list: &[String]| list.len() > MAX_USER_ENTRIES;
+    if too_long(&access.read) || too_long(&access.write) {
+        return Err(WriteError::Forbidden(format!(
+            "`access` names more than {MAX_USER_ENTRIES} users and roles: give them a role."
+        )));
+    }
+    let tombs = old.map(|record| record.tombs.as_slice()).unwrap_or_default();
+    let stays = || {
+        let app = db.inner().app.read();
+        let signature = Signature::of(&access.read);
+        app.part_by_signature(signature.as_str())
+            .is_some_and(|part| tombs.contains(&part) || old.is_some_and(|old| old.place == Some(part)))
+    };
+    if tombs.len() >= MAX_TOMBS && !access.read.is_empty() && !stays() {
+        return Err(WriteError::Forbidden("This document has been moved between too many sets of readers.".to_owned()));
+    }
+    Ok(())
+}
+
 impl Tx<'_> {
-    /// `parent`: the history that the edit stands on, newest first; `None` if it stands on nothing that it may.
-    pub(crate) fn admit(
-        &mut self,
-        db: &Db,
-        old: Option<&DocRecord>,
-        edit: &Edit,
-        author: &Author,
-        mode: Mode,
-        parent: Option<&[Rev]>,
-    ) -> Result<AclNo, WriteError> {
-        let standing = if author.admin { Standing::Edits } else { check_rights(db, old, edit, author, mode, parent)? };
-        let unseen = standing == Standing::Unseen;
-        if unseen && edit.parent.is_some() {
-            return Err(conflict(mode));
+    /// The number of the access that an edit was let in with.
+    pub(crate) fn number(&mut self, db: &Db, admitted: Admitted, author: &Author) -> Result<AclNo, WriteError> {
+        match admitted {
+            Admitted::Number(number) => Ok(number),
+            Admitted::Pair(access) => self.acl_number(db, &access, author.name().filter(|_| !author.admin)),
         }
-        let parent = if unseen { &[] } else { parent.ok_or_else(|| conflict(mode))? };
-        if edit.deleted && edit.access.is_none() {
-            // A deletion (PouchDB sends it bare) keeps the access of what it deletes.
-            return if standing == Standing::Edits { Ok(acl_below(old, parent)) } else { Err(conflict(mode)) };
-        }
-        let rules = db.rules();
-        let access = rules
-            .effective(&edit.id, edit.access.as_deref(), &edit.body)
-            .map_err(|error| malformed(error.to_string(), mode))?;
-        if standing != Standing::Edits && !author.reader.is_among(&access.write) {
-            return Err(WriteError::Forbidden(
-                "You must be among the writers of a document that you create: name yourself in `access`.".to_owned(),
-            ));
-        }
-        if unseen || (edit.deleted && standing == Standing::Creates) {
-            return Err(conflict(mode));
-        }
-        self.acl_number(db, &access)
     }
 
-    fn acl_number(&mut self, db: &Db, access: &Access) -> Result<AclNo, WriteError> {
+    fn acl_number(&mut self, db: &Db, access: &Access, maker: Option<&str>) -> Result<AclNo, WriteError> {
         let id = db.inner().id;
         let mut app = db.inner().app.write();
-        if !app.has_room_for(access) {
-            return Err(WriteError::Forbidden("This app has too many different access lists.".to_owned()));
+        if !app.has_room_for(access, maker) {
+            return Err(WriteError::Forbidden("There are too many different access lists.".to_owned()));
         }
-        let (number, new) = app.number_of(access);
+        let (number, new) = app.number_of(access, maker);
         drop(app);
         if let Some(new) = new {
             self.put(Space::Meta, key::acl(id, number), encode(&new.record));
-            if let Some(part) = new.new_part {
+            if let Some((part, readers)) = new.new_part {
+                self.put(Space::Meta, key::part(id, part), encode(&readers));
                 self.state(db);
                 self.touch_part(id, part);
             }
@@ -71,7 +123,7 @@ impl Tx<'_> {
     pub(crate) fn classify(&mut self, db: &Db, id: &str, own: Option<&str>, body: &[u8]) -> Result<AclNo, WriteError> {
         // What was let in once and can't be read now is nobody's but the administrators'.
         let access = db.rules().effective(id, own, body).unwrap_or_default();
-        self.acl_number(db, &access)
+        self.acl_number(db, &access, None)
     }
 }
 
@@ -109,14 +161,18 @@ fn check_rights(
     }
     let tree = &record.tree;
     let winner = tree.winner().ok_or_else(|| conflict(mode))?;
+    let seen = |index: &usize| *index == winner || app.part_of_acl(tree.nodes()[*index].acl) == record.place;
+    let below = parent.unwrap_or_default().iter().find_map(|rev| tree.find(rev));
     if tree.nodes()[winner].deleted {
+        // Made again on top of a tombstone that they see, or from nothing: never on what lies below, which may
+        // have been others' to read.
+        let allowed = below.is_none_or(|index| tree.is_leaf(index) && seen(&index));
         drop(app);
-        return check_create(db, author).map(|()| Standing::Creates);
+        check_create(db, author)?;
+        return if allowed { Ok(Standing::Creates) } else { Err(conflict(mode)) };
     }
     // The leaf that the edit extends decides; for an edit that extends none the winner, so that who may
     // not write is told so whatever revision they name.
-    let below = parent.unwrap_or_default().iter().find_map(|rev| tree.find(rev));
-    let seen = |index: &usize| *index == winner || app.part_of_acl(tree.nodes()[*index].acl) == record.place;
     let extended = below.and_then(|index| leaf_of(db, &edit.id, tree, index)).filter(seen);
     let decides = extended.unwrap_or(winner);
     if !app.may_write_acl(&author.reader, tree.nodes()[decides].acl) {

@@ -1,12 +1,12 @@
 //! The store: opening and closing it, and the databases that are in it.
 
 use crate::access::AppRules;
-use crate::app::AppState;
+use crate::app::{AppState, Part};
 use crate::db::{Db, DbInner, DbKind};
 use crate::engine::{self, Batch, Direction, Engine, EngineKind, EngineStats, Space, Value};
 use crate::error::{OpenError, StoreError};
 use crate::feed::Change;
-use crate::record::{AclRecord, BlobId, Clock, DbId, DbRecord, DbState, FORMAT, PartRecord, decode, encode, key};
+use crate::record::{AclRecord, BlobId, Clock, DbId, DbRecord, DbState, FORMAT, PartCount, decode, encode, key};
 use crate::witness::Witness;
 use crate::writer::{self, Job, Tx};
 use parking_lot::{Mutex, RwLock};
@@ -380,10 +380,15 @@ fn load_app(engine: &dyn Engine, id: DbId, rules: &str) -> Result<AppState, Stor
         AppRules::parse(&value).map_err(|_| StoreError::Damaged("an app's rules"))?
     };
     let of = |prefix: &[u8]| key::meta(prefix, &[&id.to_be_bytes()]);
-    let parts = read_all::<PartRecord>(engine, &of(key::PART), "a partial database")?;
+    let readers = read_all::<Vec<String>>(engine, &of(key::PART), "a partial database")?;
+    let counts = read_all::<PartCount>(engine, &of(key::PART_COUNT), "counts of a partial database")?;
+    if readers.len() != counts.len() {
+        return Err(StoreError::Damaged("a partial database without counts"));
+    }
+    let part = |((_, readers), (_, count))| Part { readers, count };
+    let parts = readers.into_iter().zip(counts).map(part).collect();
     let acls = read_all::<AclRecord>(engine, &of(key::ACL), "an access pair")?;
-    let strip = |(_, record)| record;
-    Ok(AppState::load(rules, parts.into_iter().map(strip).collect(), acls.into_iter().map(|(_, r)| r).collect()))
+    Ok(AppState::load(rules, parts, acls.into_iter().map(|(_, r)| r).collect()))
 }
 
 /// Works in small commits and lets go of the store between them, so that closing never waits long.
@@ -415,7 +420,7 @@ fn clear_doomed(store: &Weak<StoreInner>) -> Result<(), StoreError> {
             }
         }
         if batch.is_empty() {
-            for meta in [key::PART, key::ACL] {
+            for meta in [key::PART, key::PART_COUNT, key::ACL] {
                 let lo = key::meta(meta, &[&prefix]);
                 for item in snapshot.range(Space::Meta, &lo, &key::after(&lo), Direction::Forward) {
                     batch.delete(Space::Meta, item?.0.to_vec());

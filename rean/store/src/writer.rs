@@ -136,10 +136,10 @@ impl<'a> Tx<'a> {
         for (id, part) in std::mem::take(&mut self.parts) {
             let Some((db, _)) = self.states.get(&id) else { continue };
             let app = db.inner().app.read();
-            if let Some(record) = app.part(part)
+            if let Some(part_now) = app.part(part)
                 && !db.is_gone()
             {
-                records.push((key::part(id, part), encode(record)));
+                records.push((key::part_count(id, part), encode(&part_now.count)));
             }
         }
         for (key, value) in records {
@@ -160,8 +160,22 @@ impl<'a> Tx<'a> {
     }
 }
 
+/// A program whose writer has panicked would answer reads and never a write: better that it ends, and is
+/// started again by whoever watches it.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the writer thread panicked: the program ends");
+            std::process::abort();
+        }
+    }
+}
+
 /// Works until every sender is gone.
 pub(crate) fn run(store: &StoreInner, mut clock: Clock, jobs: &mpsc::Receiver<Job>) {
+    let _guard = AbortOnPanic;
     let mut broken: Option<StoreError> = None;
     while let Ok(first) = jobs.recv() {
         let mut tx = Tx::new(store, clock.clone());

@@ -432,7 +432,7 @@ impl World {
 
     fn check(&mut self) {
         assert_eq!(self.db.verify().unwrap(), Vec::<String>::new());
-        for user in 0..USERS.len() {
+        for (user, name) in USERS.iter().enumerate() {
             let scope = self.scope(user);
             for _ in 0..200 {
                 if self.devices[user].pull(&self.db, &scope, 3) {
@@ -450,7 +450,7 @@ impl World {
                     readable.insert(id, String::from_utf8(body.json.to_vec()).unwrap());
                 }
             }
-            assert_eq!(self.devices[user].live(), readable, "what {} has", USERS[user]);
+            assert_eq!(self.devices[user].live(), readable, "what {name} has");
             let listed = self.db.all_docs(&scope, &rean_store::IdRange::default(), 100).unwrap();
             assert_eq!(listed.len(), readable.len());
             assert_eq!(self.db.scoped_info(&scope).doc_count, readable.len() as u64);

@@ -30,7 +30,7 @@ impl<'a> Merge<'a> {
         let id = db.inner().id;
         let app = db.inner().app.read();
         // Most have nothing new: they are not even opened.
-        let with_news = parts.iter().filter(|part| app.part(**part).is_some_and(|p| p.seq > after));
+        let with_news = parts.iter().filter(|part| app.part(**part).is_some_and(|p| p.count.seq > after));
         let ranges: Vec<Range<'a>> = with_news
             .map(|part| {
                 let (lo, hi) = (key::part_seq(id, *part, after.saturating_add(1)), key::part_seq(id, *part, before));

@@ -10,13 +10,14 @@ use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
 use crate::partition::{gone_of, visible};
 use crate::record::{DocRecord, PartNo, PartRow, Seq, decode, key};
+use crate::rev::Rev;
 use crate::view::Scope;
 
 /// What is told of a document that left a partial database.
 pub(super) struct End {
     pub row: FeedRow,
-    /// The reader is told of its end although it comes again further on.
-    pub comes_again: bool,
+    /// Revisions whose end is told although the document's leaves they may still be.
+    pub told: Vec<Rev>,
 }
 
 impl Feed {
@@ -73,9 +74,7 @@ impl Feed {
                     rows.push(live_row(&db, &db.inner().app.read(), reader, &row, seq_token));
                 } else if let Some(end) = self.end_of(snapshot, reader, self.place.after, &row)? {
                     rows.push(FeedRow { seq_token, ..end.row });
-                    if end.comes_again || !row.tomb {
-                        ending.push(row.id);
-                    }
+                    ending.push((row.id, end.told));
                 }
             }
         }
@@ -112,17 +111,18 @@ impl Feed {
         given: Seq,
         row: &PartRow,
     ) -> Result<Option<End>, StoreError> {
-        let end = |comes_again| Ok(Some(End { row: tomb_row(&self.db, row, String::new()), comes_again }));
+        let held = || row.leaves.iter().map(|leaf| &leaf.rev).chain(&row.gone).cloned().collect();
+        let end = || Ok(Some(End { row: tomb_row(&self.db, row, String::new()), told: held() }));
         if matches!(self.scope, Scope::Part(..)) {
-            return end(false);
+            return end();
         }
-        let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, &row.id))? else { return end(false) };
+        let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, &row.id))? else { return end() };
         let record: DocRecord = decode(&value, "a document")?;
         let app = self.db.inner().app.read();
-        let Some(place) = record.place.filter(|_| app.may_read(reader, record.place)) else { return end(false) };
+        let Some(place) = record.place.filter(|_| app.may_read(reader, record.place)) else { return end() };
         if record.seq > given {
             // Its row there is still to come, and may not come if roles change before: so the end is told now.
-            return end(true);
+            return end();
         }
         let leaves = visible(&app, leaves_of(&record), place);
         let gone = gone_of(&row.leaves, &row.gone, &record.tree, &leaves);
@@ -131,7 +131,7 @@ impl Feed {
         }
         let row = PartRow { id: row.id.clone(), entered: row.entered, tomb: false, leaves, gone, authors: Vec::new() };
         let row = live_row(&self.db, &app, reader, &row, String::new());
-        Ok(Some(End { row, comes_again: false }))
+        Ok(Some(End { row, told: Vec::new() }))
     }
 
     /// Has documents succeeded by a revision that no device holds as dead: they come again, at the feed's end.
@@ -145,12 +145,13 @@ impl Feed {
     }
 
     /// Notes what is about to be told as ended, before it is told.
-    pub(super) fn mark_ended(&self, ids: Vec<String>) -> Result<(), StoreError> {
-        if ids.is_empty() {
+    pub(super) fn mark_ended(&self, mut ends: Vec<(String, Vec<Rev>)>) -> Result<(), StoreError> {
+        ends.retain(|(_, told)| !told.is_empty());
+        if ends.is_empty() {
             return Ok(());
         }
         let db = self.db.clone();
-        self.db.inner().store.call(move |tx| tx.mark_ended(&db, &ids).map_err(|error| tx.fail(error)))
+        self.db.inner().store.call(move |tx| tx.mark_ended(&db, &ends).map_err(|error| tx.fail(error)))
     }
 }
 
