@@ -53,7 +53,7 @@ pub async fn log_in(
     let now_ms = clock::now_ms();
     let lifetime_ms = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
     let expires_at_ms = now_ms.saturating_add(lifetime_ms);
-    let (id, secret, doc) = make_session(&login.account, now_ms, expires_at_ms);
+    let (id, secret, doc) = make_session(&login.account, &login.password_sha256, now_ms, expires_at_ms);
     accounts::create_session(upstream, &id, &doc).await.map_err(|error| failed(&error))?;
     let answer = json!({
         "ok": true,

@@ -34,6 +34,7 @@ use crate::tally::{Logged, Tally};
 use crate::upstream::{Upstream, UpstreamError};
 
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("Adea/", env!("CARGO_PKG_VERSION")));
+const PRIVATE: HeaderValue = HeaderValue::from_static("private, must-revalidate");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-couch-request-id");
 const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 
@@ -329,6 +330,11 @@ impl Stack {
         headers.remove(header::TRANSFER_ENCODING);
         headers.remove("keep-alive");
         headers.insert(header::SERVER, SERVER);
+        // CouchDB's `must-revalidate` lets a shared cache keep what it was given with credentials (RFC 9111, 3.5).
+        // Here the same URL shows each user something else.
+        if headers.get(header::CACHE_CONTROL).is_some_and(|value| value == "must-revalidate") {
+            headers.insert(header::CACHE_CONTROL, PRIVATE);
+        }
         headers.insert(REQUEST_ID, id);
         headers.remove(header::WWW_AUTHENTICATE);
         if status == StatusCode::UNAUTHORIZED && self.www_authenticate {

@@ -197,6 +197,13 @@ async fn cors_may_be_limited_to_origins() {
 }
 
 #[tokio::test]
+async fn no_shared_cache_keeps_an_answer() {
+    let pod = Pod::start().await;
+    let refused = pod.get("/x", Some(("admin", "no"))).await;
+    assert_eq!(refused.header("cache-control"), Some("private, must-revalidate"));
+}
+
+#[tokio::test]
 async fn up_and_metrics() {
     let pod = Pod::start().await;
     let answer = pod.get("/_up", None).await;

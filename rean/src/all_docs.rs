@@ -24,7 +24,7 @@ use crate::target::{self, Target};
 /// Rows that are read from the store at once.
 const ROWS_A_READ: usize = 256;
 /// Reads before others get the thread: rows that are skipped make no output that would end a page.
-const READS_A_PAGE: usize = 16;
+const READS_A_PAGE: usize = 4;
 /// Between these are the design documents' ids.
 const DESIGN_RANGE: (&str, &str) = ("_design/", "_design0");
 

@@ -151,7 +151,8 @@ async fn put(
     validate_name(&name)?;
     let given = given_rev(&request)?;
     let kind = request.header(CONTENT_TYPE).filter(|text| !text.is_empty()).unwrap_or(DEFAULT_TYPE).to_owned();
-    // Before the upload: a conflict should not cost a gigabyte.
+    // Before the upload: a refusal should not cost a gigabyte.
+    edit_in::require_creator(target, &id)?;
     let base = base(target, &id, given.as_ref())?;
     let blob = upload(pod, target, request).await?;
     let mut edit = base_edit(id, given, base)?;

@@ -181,6 +181,7 @@ pub async fn put(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
     validate_id(&id)?;
     let mode = mode(&request.query)?;
     let given = given_rev(&request)?;
+    edit_in::require_creator(&target, &id)?;
     let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
     incoming.doc.rev = agree(incoming.doc.rev, given)?;
     let edit = edit_in::edit(pod, &target.db, id, incoming, mode)?;

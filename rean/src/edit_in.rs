@@ -13,7 +13,7 @@ use flate2::write::GzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use rean_store::document::{AttachmentSource, IncomingAttachment, IncomingDoc, parse_document};
-use rean_store::{AttachmentEdit, AttachmentEditSource, BlobRef, Db, Edit, Mode, Write, Written};
+use rean_store::{AttachmentEdit, AttachmentEditSource, BlobRef, Db, Edit, Mode, Scope, Write, Written};
 
 use crate::accounts;
 use crate::body_in::{self, Limited};
@@ -252,6 +252,27 @@ fn store_inline(db: &Db, name: &str, text: &str) -> Result<BlobRef, ApiError> {
     let mut blob = db.blob_writer();
     blob.write(&bytes)?;
     Ok(blob.finish()?)
+}
+
+/// Refuses who will not be let create the document anyway, before a gigabyte of attachments is taken from them. In the
+/// store's words, and for a document that they can't see as for one that isn't there.
+///
+/// # Errors
+/// 401 or 403.
+pub fn require_creator(target: &Target, id: &str) -> Result<(), ApiError> {
+    let Scope::Personal(reader) = &target.scope else {
+        return Ok(());
+    };
+    if target.who.is_admin()
+        || reader.is_among(target.db.rules().create())
+        || target.db.doc(&target.scope, id)?.is_some()
+    {
+        return Ok(());
+    }
+    Err(match target.who.name {
+        Some(_) => ApiError::forbidden("You may not create documents here."),
+        None => ApiError::unauthorized("You may not create documents here. Log in first."),
+    })
 }
 
 /// Writes edits, through the hooks of the pod's own databases. One result an edit, in order.

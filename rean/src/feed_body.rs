@@ -13,11 +13,12 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
 use rean_store::json::push_string;
-use rean_store::{Change, Feed, FeedRow, Offer, Since, StoreError};
+use rean_store::{Change, Feed, FeedRow, Offer, Scope, Since, StoreError};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::accounts::AccountWatch;
+use crate::aside::aside;
 use crate::changes::{Filter, Form, Options};
 use crate::error::ApiError;
 use crate::hub::{News, Place, Subscription};
@@ -224,10 +225,12 @@ impl Run {
         };
         let most = most.min(PAGE_ROWS);
         match &mut self.source {
+            // A reader's page may wait for the writer, or open very many partial databases.
+            Source::Forward(feed) if !matches!(self.target.scope, Scope::All) => aside(|| feed.next_page(most)),
             Source::Forward(feed) => feed.next_page(most),
             Source::Back(before) => {
                 let scope = &self.target.scope;
-                let rows = self.target.db.changes_back(scope, *before, most)?;
+                let rows = aside(|| self.target.db.changes_back(scope, *before, most))?;
                 if let Some((seq, _)) = rows.last() {
                     *before = Some(*seq);
                 }

@@ -15,6 +15,7 @@ pub mod account_doc;
 pub mod accounts;
 pub mod all_docs;
 pub mod apps;
+mod aside;
 pub mod attachments;
 pub mod body_in;
 pub mod bulk;

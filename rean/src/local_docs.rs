@@ -133,9 +133,9 @@ async fn check_bounds(target: &Target, id: &str, bytes: usize) -> Result<(), Api
     if target.db.local_get(&target.owner, name(id))?.is_some() {
         return Ok(());
     }
-    // Up to 64 MiB are read for it: not on a thread that serves others.
+    // Up to 64 MiB are passed over for it: not on a thread that serves others.
     let (db, owner) = (target.db.clone(), target.owner.clone());
-    if blocking(move || db.local_list(&owner)).await??.len() >= MAX_OF_USER {
+    if blocking(move || db.local_count(&owner, MAX_OF_USER)).await?? >= MAX_OF_USER {
         return Err(ApiError::forbidden("You have as many _local documents as one may have; delete some."));
     }
     Ok(())

@@ -7,16 +7,20 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use adea_ring::identity::{ROLES_HEADER, TOKEN_HEADER, USER_NAME_HEADER};
 use adea_ring::{Identity, Signer};
 use axum::body::Body;
+use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{CONTENT_LENGTH, SERVER};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use http_body::Body as _;
+use http::header::{CONNECTION, CONTENT_LENGTH, SERVER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -178,7 +182,9 @@ async fn answer(pod: Arc<Pod>, signer: Signer, request: http::Request<Incoming>)
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let id = request.headers().get(REQUEST_ID_HEADER).cloned();
     let id = || id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or("");
-    let request = request.map(Body::new);
+    let is_http1 = request.version() <= Version::HTTP_11;
+    let ended = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    let request = request.map(|incoming| Body::new(Watched { incoming, ended: Arc::clone(&ended) }));
     let handled = AssertUnwindSafe(handle(&pod, &signer, request)).catch_unwind().await;
     let mut response = match handled {
         Ok(Ok(response)) => response,
@@ -194,10 +200,45 @@ async fn answer(pod: Arc<Pod>, signer: Signer, request: http::Request<Incoming>)
         }
     };
     response.headers_mut().insert(SERVER, HeaderValue::from_static(SERVER_NAME));
+    if is_http1 && !ended.load(Ordering::Acquire) {
+        // hyper closes a connection with a body that nobody has read. The proxy must know, or it sends the next
+        // request, which may be anybody's, into the closing connection.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if method == Method::HEAD {
         strip_body(&mut response);
     }
     Ok(response)
+}
+
+/// A request's body, and whether it was read to its end.
+struct Watched {
+    incoming: Incoming,
+    ended: Arc<AtomicBool>,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        if frame.is_none() || self.incoming.is_end_stream() {
+            self.ended.store(true, Ordering::Release);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.incoming.size_hint()
+    }
 }
 
 async fn handle(pod: &Arc<Pod>, signer: &Signer, request: http::Request<Body>) -> Result<Response, ApiError> {

@@ -17,8 +17,9 @@ async fn staffed() -> World {
     world.app("notes").await;
     world.account("ann", &["staff"]).await;
     let text = "x".repeat(1_000);
-    let docs: Vec<Value> =
-        (0..400).map(|n| json!({"_id": format!("d{n:03}"), "text": text, "access": {"read": ["role:staff"]}})).collect();
+    let docs: Vec<Value> = (0..400)
+        .map(|n| json!({"_id": format!("d{n:03}"), "text": text, "access": {"read": ["role:staff"]}}))
+        .collect();
     world.post(&admin(), "/notes/_bulk_docs", json!({"docs": docs})).await.expect(201);
     world
 }
@@ -42,7 +43,10 @@ async fn a_slow_reader_of_a_list_does_not_keep_old_rights() {
     let ann = user("ann", &["staff"]);
     for (path, body) in [
         ("/notes--me/_all_docs?include_docs=true", None),
-        ("/notes--me/_bulk_get", Some(json!({"docs": (0..400).map(|n| json!({"id": format!("d{n:03}")})).collect::<Vec<_>>()}))),
+        (
+            "/notes--me/_bulk_get",
+            Some(json!({"docs": (0..400).map(|n| json!({"id": format!("d{n:03}")})).collect::<Vec<_>>()})),
+        ),
     ] {
         let world = staffed().await;
         let method = if body.is_some() { "POST" } else { "GET" };
@@ -115,5 +119,20 @@ async fn many_lists_and_many_revisions_in_one_request_are_answered_in_turns() {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         assert_eq!(text.matches(&format!("\"_rev\":\"{rev}\"")).count(), 2, "{text}");
         assert_eq!(text.matches("{\"missing\":\"9-zork\"}").count(), 1, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_create_is_refused_before_the_upload() {
+    let world = staffed().await;
+    let nobody = adea_ring::Identity::anonymous();
+    // d000 is there, but not for nobody to see; zork is not there.
+    for path in ["/notes--me/d000/file", "/notes--me/zork/file", "/notes/d000/file", "/notes--me/d000", "/notes/zork"] {
+        // A body that never ends: whoever waits for it never answers.
+        let body = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+        let request = Request::from_http(http::Request::put(path).body(body).expect("a request")).expect("a request");
+        let answer = route::dispatch(&world.pod, &nobody, request);
+        let answer = tokio::time::timeout(harness::DEADLINE, answer).await.expect("it does not wait for the body");
+        assert_eq!(answer.expect_err("refused").status, 401, "{path}");
     }
 }

@@ -107,6 +107,33 @@ async fn head_has_the_length_of_get_and_no_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_body_was_not_read_says_that_it_ends() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let secret = RingSecret::random();
+    let rean = Rean::start(folder.path(), &secret);
+    let root = Identity::system();
+    assert_eq!(rean.send(Some(&root), "PUT", "/db", "").await.status(), 201);
+    let identity: String =
+        Signer::new(&secret).headers(&root).into_iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let address = rean.base.strip_prefix("http://").expect("an address");
+    // The body of the first is still to come when it is answered.
+    for (path, body, closes) in [("/none/a", "", true), ("/db/a", "{}", false)] {
+        let mut socket = tokio::net::TcpStream::connect(address).await.expect("a connection");
+        let request = format!("PUT {path} HTTP/1.1\r\nhost: x\r\n{identity}content-length: 2\r\n\r\n{body}");
+        socket.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+            let read = tokio::time::timeout(DEADLINE, socket.read_buf(&mut answer)).await.expect("in time");
+            assert!(read.expect("an answer") > 0);
+        }
+        let answer = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+        assert_eq!(answer.contains("connection: close"), closes, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_outlives_a_kill() {
     let folder = tempfile::tempdir().expect("a folder");
     let secret = RingSecret::random();

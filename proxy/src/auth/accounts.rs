@@ -46,6 +46,9 @@ pub struct SessionDoc {
     pub user: String,
     /// SHA-256 of the secret, in hexadecimal digits.
     pub secret_sha256: String,
+    /// SHA-256 over what the account's password was checked against: with another password, or another account of
+    /// the same name, the session is over.
+    pub password_sha256: String,
     /// When it began, in milliseconds since 1970.
     pub created_at_ms: u64,
     /// When it ends, in milliseconds since 1970.

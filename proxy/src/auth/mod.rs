@@ -53,6 +53,8 @@ pub struct Login {
     pub user_rev: Option<String>,
     /// The session, if it was one's credentials.
     pub session: Option<Session>,
+    /// Of what the password was checked against (see [`Stored::fingerprint`]); empty where none was.
+    pub password_sha256: String,
     revoked: AtomicBool,
 }
 
@@ -75,6 +77,7 @@ impl Login {
             identity,
             user_rev,
             session,
+            password_sha256: String::new(),
             revoked: AtomicBool::new(false),
         }
     }
@@ -273,8 +276,9 @@ impl Authenticator {
                 None => (Identity::anonymous(), None, Stored::Nothing),
             }
         };
+        let password_sha256 = stored.fingerprint();
         match self.passwords.check(password, stored).await {
-            Ok(true) => Ok(Login::new(&self.signer, identity, rev, None)),
+            Ok(true) => Ok(Login { password_sha256, ..Login::new(&self.signer, identity, rev, None) }),
             Ok(false) => Err(Refusal::BadCredentials),
             Err(password::Busy) => Err(Refusal::Busy),
         }
@@ -303,11 +307,18 @@ impl Authenticator {
         let rev = doc.rev.unwrap_or_default();
         let session = Session { id: id.into(), rev, expires_at_ms: doc.expires_at_ms };
         // With the roles that the account has now, not those of the time of the log-in.
+        let same_password = |stored: &Stored| {
+            let now = stored.fingerprint();
+            !now.is_empty() && now == doc.password_sha256
+        };
         if let Some(admin) = self.admin.as_ref().filter(|admin| admin.name == doc.user) {
+            if !same_password(&Stored::Argon2(admin.hash.clone())) {
+                return Err(Refusal::BadCredentials);
+            }
             return Ok(Login::new(&self.signer, admin_identity(admin), None, Some(session)));
         }
         let user = accounts::user(&self.upstream, &doc.user).await.map_err(|e| asking_failed(&e))?;
-        let user = user.ok_or(Refusal::BadCredentials)?;
+        let user = user.filter(|user| same_password(&user.stored)).ok_or(Refusal::BadCredentials)?;
         let identity = Identity { name: Some(doc.user), roles: user.roles };
         Ok(Login::new(&self.signer, identity, Some(user.rev), Some(session)))
     }
@@ -319,7 +330,12 @@ impl Authenticator {
 }
 
 /// A new session's id, secret and document.
-pub fn make_session(user: &str, now_ms: u64, expires_at_ms: u64) -> (String, String, SessionDoc) {
+pub fn make_session(
+    user: &str,
+    password_sha256: &str,
+    now_ms: u64,
+    expires_at_ms: u64,
+) -> (String, String, SessionDoc) {
     let id = hex::encode(rand::random::<[u8; SESSION_ID_DIGITS / 2]>());
     let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
     let doc = SessionDoc {
@@ -327,6 +343,7 @@ pub fn make_session(user: &str, now_ms: u64, expires_at_ms: u64) -> (String, Str
         kind: "session".to_owned(),
         user: user.to_owned(),
         secret_sha256: hash_secret(&secret),
+        password_sha256: password_sha256.to_owned(),
         created_at_ms: now_ms,
         expires_at_ms,
     };
@@ -394,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_session_has_256_bits() {
-        let (id, secret, doc) = make_session("ann", 1, 2);
+        let (id, secret, doc) = make_session("ann", "aa", 1, 2);
         assert_eq!((id.len(), secret.len()), (32, 43));
         assert_eq!(doc.secret_sha256, hash_secret(&secret));
         assert!(!serde_json::to_string(&doc).expect("JSON").contains(&secret));

@@ -7,7 +7,7 @@ use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
@@ -38,6 +38,18 @@ pub enum Stored {
     },
     /// There is no such account, or it has no password: checked all the same, so that it takes as long.
     Nothing,
+}
+
+impl Stored {
+    /// A short form that differs with each password that is set (there is salt in it), in hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let text = match self {
+            Self::Argon2(hash) => hash.clone(),
+            Self::Pbkdf2 { derived_key, salt, iterations } => format!("{derived_key}\n{salt}\n{iterations}"),
+            Self::Nothing => return String::new(),
+        };
+        hex::encode(Sha256::digest(text))
+    }
 }
 
 /// Too many checks wait already.

@@ -123,7 +123,19 @@ impl Tx<'_> {
     pub(crate) fn classify(&mut self, db: &Db, id: &str, own: Option<&str>, body: &[u8]) -> Result<AclNo, WriteError> {
         // What was let in once and can't be read now is nobody's but the administrators'.
         let access = db.rules().effective(id, own, body).unwrap_or_default();
-        self.acl_number(db, &access, None)
+        match self.acl_number(db, &access, None) {
+            Err(WriteError::Forbidden(reason)) => {
+                // Rules may have been tightened: without room for what they say, nobody reads it.
+                tracing::error!(
+                    db = db.name(),
+                    id,
+                    reason,
+                    "a document is placed nowhere: only administrators read it"
+                );
+                Ok(0)
+            }
+            other => other,
+        }
     }
 }
 
