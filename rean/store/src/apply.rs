@@ -20,7 +20,7 @@ use crate::writer::Tx;
 /// What `submit` calls when the edits are durable: one result an edit, in order.
 pub type Done = Box<dyn FnOnce(Result<Vec<Result<Written, WriteError>>, StoreError>) + Send>;
 
-/// Leaves that a document can have. In normal operation it has one; pods that merge after a split go beyond.
+/// Live leaves that a document can have. In normal operation it has one; pods that merge after a split go beyond.
 const MAX_LEAVES: usize = 200;
 
 impl Db {
@@ -201,7 +201,15 @@ impl Tx<'_> {
             Some((record.tree.path(leaf), record.tree.nodes()[leaf].acl))
         });
         let seq = self.clock.seq + 1;
-        let with_body = match record.tree.merge(&edit.history, edit.deleted, Some(seq), acl) {
+        let mut history = edit.history.clone();
+        if let Some(index) = succeeded {
+            // What lies below the revision that a user extends is for the tree to say: a claim about it could
+            // join branches that are not theirs.
+            let at = history.iter().position(|rev| *rev == record.tree.nodes()[index].rev);
+            history.truncate(at.unwrap_or(history.len()));
+            history.extend(record.tree.path(index));
+        }
+        let with_body = match record.tree.merge(&history, edit.deleted, Some(seq), acl) {
             Merged::Known(_) => return Ok(None),
             Merged::Grafted(_) => false,
             Merged::Filled(_) | Merged::Extended { .. } | Merged::Branched { .. } => true,
@@ -352,7 +360,8 @@ fn check_leaves(tree: &RevTree, parent: &[Rev], author: &Author, mode: Mode) -> 
     }
     let extends = parent.iter().find_map(|rev| tree.find(rev)).is_some_and(|index| tree.is_leaf(index));
     let replicates = author.admin && mode == Mode::Replicated;
-    if extends || replicates || tree.nodes().len() < MAX_LEAVES || tree.leaves().len() < MAX_LEAVES {
+    let live = || tree.leaves().into_iter().filter(|leaf| !tree.nodes()[*leaf].deleted).count();
+    if extends || replicates || tree.nodes().len() < MAX_LEAVES || live() < MAX_LEAVES {
         return Ok(());
     }
     Err(WriteError::Forbidden(format!("This document has {MAX_LEAVES} conflicting revisions: resolve some first.")))

@@ -10,7 +10,7 @@ use crate::edit::{Author, Edit, Mode};
 use crate::engine::Space;
 use crate::error::WriteError;
 use crate::record::{AclNo, DocRecord, encode, key};
-use crate::rev::Rev;
+use crate::rev::{Rev, RevHash};
 use crate::writer::Tx;
 
 /// The highest generation that is taken in an app: a document that is edited every second for a century has
@@ -40,6 +40,11 @@ pub(crate) fn admit(
 ) -> Result<Admitted, WriteError> {
     if edit.history.first().is_some_and(|rev| rev.generation > MAX_GENERATION) {
         return Err(malformed(format!("Revisions above generation {MAX_GENERATION} are not taken."), mode));
+    }
+    let is_ours = |rev: &Rev| matches!(rev.hash, RevHash::Md5(_));
+    if !author.admin && !edit.history.iter().all(is_ours) {
+        // Every client makes such; others would only make the document's record large.
+        return Err(malformed("A revision's hash must be 32 hexadecimal digits here.".to_owned(), mode));
     }
     let standing = if author.admin { Standing::Edits } else { check_rights(db, old, edit, author, mode, parent)? };
     let unseen = standing == Standing::Unseen;
@@ -178,7 +183,9 @@ fn check_rights(
     if tree.nodes()[winner].deleted {
         // Made again on top of a tombstone that they see, or from nothing: never on what lies below, which may
         // have been others' to read.
-        let allowed = below.is_none_or(|index| tree.is_leaf(index) && seen(&index));
+        let on_top = below.is_none_or(|index| tree.is_leaf(index) && seen(&index));
+        // A deletion keeps the access of what it deleted: the id stays its writers'.
+        let allowed = on_top && app.may_write_acl(&author.reader, tree.nodes()[winner].acl);
         drop(app);
         check_create(db, author)?;
         return if allowed { Ok(Standing::Creates) } else { Err(conflict(mode)) };
