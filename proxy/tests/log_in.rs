@@ -157,7 +157,13 @@ async fn log_in(pod: &Pod, login: (&str, &str)) -> (String, String) {
 #[tokio::test]
 async fn a_session_acts_as_its_user() {
     let pod = Pod::start().await;
-    pod.rean.put_user("ann", "right", &["staff"]);
+    let hash = hash("right");
+    let put = |roles: &[&str]| {
+        let doc =
+            json!({"name": "ann", "roles": roles, "type": "user", "password_scheme": "argon2id", "derived_key": hash});
+        pod.rean.put("_users", "org.couchdb.user:ann", doc);
+    };
+    put(&["staff"]);
     let (name, secret) = log_in(&pod, ANN).await;
     let session = Some((name.as_str(), secret.as_str()));
     let seen = pod.get("/x", session).await.json();
@@ -167,7 +173,7 @@ async fn a_session_acts_as_its_user() {
     assert_eq!(me["info"]["authenticated"], "default");
     assert_eq!(pod.get("/x", Some((&name, "wrong"))).await.status, StatusCode::UNAUTHORIZED);
     // With the roles of now.
-    pod.rean.put_user("ann", "changed", &["boss"]);
+    put(&["boss"]);
     soon("the new role", async { while pod.get("/x", session).await.json()["roles"] != json!(["boss"]) {} }).await;
     // A session makes no further session.
     let body = json!({"name": name, "password": secret}).to_string();
@@ -177,6 +183,20 @@ async fn a_session_acts_as_its_user() {
     assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!({"ok": true})));
     assert_eq!(pod.get("/x", session).await.status, StatusCode::UNAUTHORIZED);
     assert!(pod.rean.ids("_ring").is_empty());
+}
+
+#[tokio::test]
+async fn a_new_password_ends_the_sessions_of_the_old_one() {
+    let pod = Pod::start().await;
+    pod.rean.put_user("ann", "right", &[]);
+    let (name, secret) = log_in(&pod, ANN).await;
+    let session = Some((name.as_str(), secret.as_str()));
+    assert_eq!(pod.get("/x", session).await.status, StatusCode::OK);
+    // The same password set anew, or another account of the same name: it is told by the salt.
+    pod.rean.put_user("ann", "right", &[]);
+    let ended = async { while pod.get("/x", session).await.status != StatusCode::UNAUTHORIZED {} };
+    soon("the session's end", ended).await;
+    assert_eq!(pod.get("/x", Some(ANN)).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
