@@ -6,6 +6,7 @@ pub mod check;
 pub mod dev;
 pub mod proxy;
 pub mod rean;
+pub mod sim;
 
 use std::future::Future;
 

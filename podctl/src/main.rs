@@ -7,6 +7,7 @@ mod command;
 mod dev;
 mod http;
 mod programs;
+mod sim;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ enum Command {
     Dev(command::dev::Args),
     Bench(command::bench::Args),
     Check(command::check::Args),
+    Sim(command::sim::Args),
     Adea(command::adea::Args),
     Rean(command::rean::Args),
     Proxy(command::proxy::Args),
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Dev(args) => command::dev::run(args),
         Command::Bench(args) => command::bench::run(args),
         Command::Check(args) => command::check::run(args),
+        Command::Sim(args) => command::sim::run(args),
         Command::Adea(args) => command::adea::run(args),
         Command::Rean(args) => command::rean::run(args),
         Command::Proxy(args) => command::proxy::run(args),

@@ -1,15 +1,25 @@
-//! What every program of a ring knows: its secret, the keys made from it, and who is asking.
+//! What every program of a ring knows and decides: its secret, who is asking, the clock, the members, the peers, the
+//! write master.
 //!
 //! What flows through it: a [`RingSecret`] is read once at start; keys for single purposes are made from it
 //! ([`RingSecret::key`]), so that a key that leaks tells nothing of the others. [`identity`] is how the proxy
-//! tells rean who sends a request.
+//! tells rean who sends a request. A [`View`] is what one pod knows of the ring; from it each pod works out, alone,
+//! whom it replicates with ([`peering`]) and who takes the writes ([`election`]). [`clock`] stamps what the ring must
+//! put in order.
 //!
-//! What always holds: the secret is never printed, and all comparisons of secrets take the same time whatever they compare.
+//! What always holds: the secret is never printed, and all comparisons of secrets take the same time whatever they
+//! compare. Decisions are functions of the values passed in, time and chance among them, so that each can be replayed.
 //!
-//! What it is not: it knows no HTTP, no files and no clock.
+//! What it is not: it knows no HTTP, no files, no sockets, and reads no clock of the machine.
 
+pub mod clock;
+pub mod election;
 pub mod identity;
+pub mod member;
+pub mod peering;
 pub mod secret;
 
+pub use clock::{Clock, DriftError, Stamp, StampError};
 pub use identity::{Identity, IdentityError, Signer};
+pub use member::{Member, PodId, PodIdError, View};
 pub use secret::{RingSecret, SecretError};

@@ -1,0 +1,175 @@
+use super::{Cause, Config, Decision, Epoch, Hold, Mastership, Role, Waiting, decide, observe};
+use crate::clock::{Clock, DEFAULT_MAX_DRIFT_MS, Stamp};
+use crate::member::{Member, PodId, View};
+
+fn pod(name: &str) -> PodId {
+    name.parse().expect("a pod's id")
+}
+
+/// A stamp of a second, made by a pod.
+fn at(second: u64, by: &str) -> Stamp {
+    format!("{:012x}-0000-{by}", second * 1_000).parse().expect("a stamp")
+}
+
+fn member(id: &str) -> Member {
+    Member::new(pod(id), "", 1)
+}
+
+fn caught_up(id: &str, epoch: &Epoch) -> Member {
+    Member { epoch: Some(epoch.clone()), caught_up_to: Some(epoch.clone()), ..member(id) }
+}
+
+fn master(id: &str, epoch: &Epoch) -> Member {
+    Member { claim: Some(epoch.clone()), ..caught_up(id, epoch) }
+}
+
+fn view(members: &[Member]) -> View {
+    View::new(members.to_vec())
+}
+
+/// A pod that has been the one to be chosen for as long as anyone could ask.
+fn settled() -> Mastership {
+    Mastership { candidate_since_ms: Some(0), started_ms: Some(0), ..Mastership::starting(None) }
+}
+
+fn in_office(epoch: &Epoch) -> Mastership {
+    Mastership { role: Role::Master { epoch: epoch.clone() }, seen: Some(epoch.clone()), ..settled() }
+}
+
+fn decided(me: &str, members: &[Member], previous: &Mastership) -> Decision {
+    decide(&pod(me), &view(members), &Config::default(), previous, &at(100, me)).0
+}
+
+#[test]
+fn the_highest_id_begins_and_the_others_follow() {
+    let members = [member("a"), member("b")];
+    assert_eq!(decided("a", &members, &settled()), Decision::Wait(Waiting::For(pod("b"))));
+    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &at(100, "b"));
+    assert_eq!(decision, Decision::Become(at(100, "b")));
+    assert_eq!((next.claim(), next.seen()), (Some(&at(100, "b")), Some(&at(100, "b"))));
+    let members = [member("a"), master("b", &at(100, "b"))];
+    assert_eq!(decided("b", &members, &next), Decision::Stay);
+    let (decision, next) = decide(&pod("a"), &view(&members), &Config::default(), &settled(), &at(101, "a"));
+    assert_eq!(decision, Decision::Follow(at(100, "b")));
+    assert_eq!(next.role(), &Role::Follower { epoch: at(100, "b") });
+    assert_eq!(decided("a", &members, &next), Decision::Stay);
+}
+
+#[test]
+fn a_preference_comes_before_the_id() {
+    let members = ["a", "b", "c", "d"].map(member);
+    let chosen = |prefer: &[&str], never: &[&str]| {
+        let ids = |names: &[&str]| names.iter().map(|name| pod(name)).collect();
+        let config = Config { prefer: ids(prefer), never: ids(never), ..Config::default() };
+        match decide(&pod("x"), &view(&members), &config, &settled(), &at(100, "x")).0 {
+            Decision::Wait(Waiting::For(best)) => best.to_string(),
+            other => format!("{other:?}"),
+        }
+    };
+    assert_eq!(chosen(&[], &[]), "d");
+    assert_eq!(chosen(&["z", "b", "c"], &[]), "b");
+    assert_eq!(chosen(&["b", "c"], &["b"]), "c");
+    assert_eq!(chosen(&[], &["d", "c"]), "b");
+    assert_eq!(chosen(&["a"], &["a", "b", "c", "d"]), "Wait(NoCandidate)");
+}
+
+#[test]
+fn a_former_master_catches_up_first() {
+    let (old, new) = (at(10, "c"), at(20, "b"));
+    let returned = Mastership { seen: Some(old.clone()), ..settled() };
+    let members = [caught_up("a", &new), master("b", &new), caught_up("c", &old)];
+    assert_eq!(decided("c", &members, &returned), Decision::Follow(new.clone()));
+    // Also when the new master has gone before it had caught up.
+    let gone = Member { alive: false, ..master("b", &new) };
+    let members = [caught_up("a", &new), gone.clone(), caught_up("c", &old)];
+    assert_eq!(decided("c", &members, &returned), Decision::Wait(Waiting::For(pod("a"))));
+    // But not when none is left that knows better.
+    let members = [caught_up("a", &old), gone, caught_up("c", &old)];
+    assert_eq!(decided("c", &members, &returned), Decision::Become(at(100, "c")));
+}
+
+#[test]
+fn a_planned_change_has_no_moment_with_two_masters() {
+    let epoch = at(20, "b");
+    let members = [master("b", &epoch), caught_up("c", &epoch)];
+    let follower = Mastership { role: Role::Follower { epoch: epoch.clone() }, seen: Some(epoch.clone()), ..settled() };
+    assert_eq!(decided("c", &members, &follower), Decision::Stay, "it begins when b has stepped down");
+    assert_eq!(decided("b", &members, &in_office(&epoch)), Decision::StepDown(Cause::HandOver(pod("c"))));
+    let members = [caught_up("b", &epoch), caught_up("c", &epoch)];
+    assert_eq!(decided("c", &members, &follower), Decision::Become(at(100, "c")));
+}
+
+#[test]
+fn the_newer_epoch_wins_also_when_its_master_is_gone() {
+    let (old, new) = (at(10, "c"), at(20, "b"));
+    for alive in [true, false] {
+        let members = [Member { alive, ..master("b", &new) }, master("c", &old)];
+        assert_eq!(decided("c", &members, &in_office(&old)), Decision::StepDown(Cause::Newer(new.clone())));
+    }
+    let members = [caught_up("a", &old), master("c", &old)];
+    let heard = Mastership { seen: Some(new), ..settled() };
+    assert_eq!(decided("a", &members, &heard), Decision::Wait(Waiting::For(pod("c"))), "an old claim is not followed");
+    let members = [master("a", &old), caught_up("c", &at(20, "b"))];
+    assert_eq!(decided("c", &members, &heard), Decision::Become(at(100, "c")), "a claim to another's epoch is none");
+}
+
+#[test]
+fn one_that_leaves_or_may_not_steps_down() {
+    let epoch = at(20, "b");
+    let leaving = Member { left: true, ..master("b", &epoch) };
+    assert_eq!(decided("b", std::slice::from_ref(&leaving), &in_office(&epoch)), Decision::StepDown(Cause::Barred));
+    let members = [leaving, caught_up("a", &epoch)];
+    assert_eq!(decided("b", &members, &in_office(&epoch)), Decision::StepDown(Cause::HandOver(pod("a"))));
+    let config = Config { never: vec![pod("b")], ..Config::default() };
+    let alone = view(&[master("b", &epoch)]);
+    let (decision, next) = decide(&pod("b"), &alone, &config, &in_office(&epoch), &at(100, "b"));
+    assert_eq!((decision, next.claim()), (Decision::StepDown(Cause::Barred), None));
+}
+
+#[test]
+fn what_holds_a_candidate_back() {
+    let held = |members: &[Member], previous: &Mastership| match decided("c", members, previous) {
+        Decision::Wait(Waiting::ForOthers(hold)) => Some(hold),
+        _ => None,
+    };
+    let lost = Member { alive: false, ..member("b") };
+    let fresh = Mastership::starting(None);
+    assert_eq!(held(&[member("c"), lost.clone()], &fresh), Some(Hold::Starting));
+    assert_eq!(held(&[member("c")], &fresh), Some(Hold::Settling));
+    assert_eq!(held(&[member("c"), lost], &settled()), None);
+    let ahead = [Member { epoch: Some(at(200, "b")), ..member("b") }, caught_up("c", &at(10, "c"))];
+    assert_eq!(held(&ahead, &settled()), Some(Hold::Clock));
+    let (old, new) = (at(10, "a"), at(20, "b"));
+    let heard = Mastership { seen: Some(new.clone()), ..settled() };
+    assert_eq!(held(&[master("a", &old), caught_up("c", &new)], &heard), Some(Hold::Older(pod("a"))));
+}
+
+#[test]
+fn a_pod_with_a_wrong_clock_is_not_chosen_and_not_followed() {
+    let far = at(1_000_000, "c");
+    let refusing = |id: &str| Member { refuses: vec![pod("c")], ..member(id) };
+    let members = [refusing("a"), refusing("b"), master("c", &far)];
+    let mut clock = Clock::new(pod("b"), None, DEFAULT_MAX_DRIFT_MS);
+    let (now, off) = observe(&mut clock, &view(&members), 100_000);
+    assert_eq!(off.iter().map(|err| &err.pod).collect::<Vec<_>>(), [&pod("c")]);
+    assert_eq!(now.millis(), 100_000);
+    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &now);
+    assert_eq!(decision, Decision::Become(now.clone()));
+    assert_eq!(next.claim(), Some(&now));
+    let step_down = Decision::StepDown(Cause::HandOver(pod("b")));
+    assert_eq!(decided("c", &members, &in_office(&far)), step_down);
+    let members = [refusing("a"), Member { refuses: vec![pod("c")], ..master("b", &now) }, member("c")];
+    let forsworn = Mastership { seen: Some(far), ..settled() };
+    assert_eq!(decided("c", &members, &forsworn), Decision::Follow(now));
+}
+
+#[test]
+fn of_two_pods_whose_clocks_differ_one_is_master() {
+    let far = at(1_000_000, "a");
+    let behind = Member { refuses: vec![pod("a")], ..caught_up("b", &at(10, "b")) };
+    assert_eq!(decided("b", &[master("a", &far), behind.clone()], &settled()), Decision::Follow(far.clone()));
+    let gone = Member { alive: false, ..master("a", &far) };
+    let followed = Mastership { role: Role::Follower { epoch: far.clone() }, seen: Some(far), ..settled() };
+    let (decision, next) = decide(&pod("b"), &view(&[gone, behind]), &Config::default(), &followed, &at(100, "b"));
+    assert_eq!((decision, next.seen()), (Decision::Become(at(100, "b")), Some(&at(100, "b"))), "it goes on without");
+}
