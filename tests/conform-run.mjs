@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Pod } from './js/lib/pod.mjs';
 
-const GROUPS = ['server', 'documents', 'revs', 'bulk', 'changes', 'attachments', 'bad-input', 'pouch'];
+const GROUPS = ['server', 'documents', 'revs', 'bulk', 'changes', 'attachments', 'bad-input', 'pouch', 'replicate'];
 const here = (path) => new URL(path, import.meta.url).pathname;
 
 /** The exceptions: check -> reason. */

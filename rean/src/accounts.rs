@@ -20,6 +20,7 @@ use crate::error::ApiError;
 use crate::hub::{CommitHook, Hub};
 use crate::password;
 use crate::pod::Pod;
+use crate::replicate::documents;
 use crate::target::{ACCOUNT_PREFIX, System, Target};
 
 /// Accounts that are remembered. About 200 bytes each; those who are active on a pod at one time should fit.
@@ -227,10 +228,10 @@ impl Stored {
 
 /// Whether writes to this database must go through [`before_write`].
 pub fn has_hook(target: &Target) -> bool {
-    matches!(target.system, System::Users | System::Ring)
+    matches!(target.system, System::Users | System::Ring | System::Replicator)
 }
 
-/// Checks and completes edits of `_users` and `_ring` before they are written. Same order, same length.
+/// Checks and completes edits of `_users`, `_ring` and `_replicator` before they are written. Same order, same length.
 pub async fn before_write(
     pod: &Arc<Pod>,
     target: &Target,
@@ -243,7 +244,8 @@ pub async fn before_write(
         out.push(match target.system {
             System::Users => prepare(pod, target, edit, replicated).await,
             System::Ring => apps::check(&edit).map(|()| edit),
-            System::None | System::Pods | System::Replicator => Ok(edit),
+            System::Replicator => documents::check(edit, &target.author, replicated),
+            System::None | System::Pods => Ok(edit),
         });
     }
     out

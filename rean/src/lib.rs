@@ -45,6 +45,7 @@ pub mod process;
 pub mod query;
 pub mod range;
 pub mod render;
+pub mod replicate;
 pub mod route;
 pub mod security;
 pub mod server;

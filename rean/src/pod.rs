@@ -13,6 +13,7 @@ use crate::config::{Config, Limits};
 use crate::design::Design;
 use crate::error::ApiError;
 use crate::hub::Hub;
+use crate::replicate::Replications;
 use crate::tasks::Tasks;
 
 /// The databases that a pod always has.
@@ -26,6 +27,8 @@ pub struct Pod {
     pub hub: Arc<Hub>,
     /// Background work and its progress.
     pub tasks: Tasks,
+    /// Replications with other servers and between databases.
+    pub replications: Replications,
     /// Accounts and their re-grants.
     pub accounts: Accounts,
     /// Design documents whose functions are not run.
@@ -79,6 +82,7 @@ impl Pod {
             store,
             hub,
             tasks: Tasks::new(),
+            replications: Replications::default(),
             accounts,
             design: Design::default(),
             bodies: BodyBudget::new(config.limits.max_bodies_bytes),

@@ -73,7 +73,9 @@ pub async fn membership(_: &Arc<Pod>, who: &Identity, _: Request) -> Result<Resp
 /// 401 for others.
 pub async fn active_tasks(pod: &Arc<Pod>, who: &Identity, _: Request) -> Result<Response, ApiError> {
     require_server_admin(who)?;
-    Ok(json_line(StatusCode::OK, &json!(pod.tasks.list())))
+    let mut tasks = pod.tasks.list();
+    tasks.extend(pod.replications.tasks());
+    Ok(json_line(StatusCode::OK, &json!(tasks)))
 }
 
 /// `GET /_pod/workers`, for administrators.

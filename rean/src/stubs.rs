@@ -11,6 +11,7 @@ use crate::body_in;
 use crate::databases::json_line;
 use crate::error::ApiError;
 use crate::pod::Pod;
+use crate::replicate::api;
 use crate::route::{Request, Response, no_resource};
 use crate::target::{require_server_admin, resolve};
 
@@ -65,15 +66,17 @@ pub async fn design_other(pod: &Arc<Pod>, who: &Identity, request: Request) -> R
     Err(ApiError::not_implemented("Functions of design documents are not there yet."))
 }
 
-/// The server's resources that are not there yet (`_replicate`, `_scheduler`, `_db_updates`) and those that never will
-/// be (`_node`, `_reshard`: a pod is configured elsewhere). CouchDB's are for administrators.
+/// The server's other resources: replication, what is not there yet (`_db_updates`) and what never will be (`_node`,
+/// `_reshard`: a pod is configured elsewhere). CouchDB's are for administrators.
 ///
 /// # Errors
 /// 401 for all but administrators; then 501 or 404.
-pub async fn other(_: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+pub async fn other(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     require_server_admin(who)?;
     match request.db_name() {
-        "_replicate" | "_scheduler" | "_db_updates" => Err(ApiError::not_implemented("This is not there yet.")),
+        "_replicate" => api::replicate(pod, who, request).await,
+        "_scheduler" => api::scheduler(pod, who, request).await,
+        "_db_updates" => Err(ApiError::not_implemented("This is not there yet.")),
         name => Err(no_resource(name)),
     }
 }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::pod::Pod;
+use crate::replicate::documents;
 use crate::workers::{Workers, now_s};
 use crate::{apps, cleaner};
 
@@ -42,6 +43,8 @@ struct State {
 pub fn start(pod: &Arc<Pod>) {
     let for_apps = Arc::clone(pod);
     pod.tasks.workers.start("apps", move |stop| apps::run(Arc::clone(&for_apps), stop));
+    let for_replications = Arc::clone(pod);
+    pod.tasks.workers.start("replications", move |stop| documents::run(Arc::clone(&for_replications), stop));
     let for_sessions = Arc::clone(pod);
     pod.tasks.workers.start("sessions", move |stop| cleaner::run(Arc::clone(&for_sessions), stop));
 }
