@@ -6,7 +6,7 @@
 use crate::access::{Access, Signature};
 use crate::apply::leaf_of;
 use crate::db::Db;
-use crate::edit::{Author, Edit, Mode};
+use crate::edit::{AttachmentEditSource, Author, Edit, Mode};
 use crate::engine::Space;
 use crate::error::WriteError;
 use crate::record::{AclNo, DocRecord, encode, key};
@@ -66,11 +66,17 @@ pub(crate) fn admit(
             "You must be among the writers of a document that you create: name yourself in `access`.".to_owned(),
         ));
     }
-    if unseen || (edit.deleted && standing == Standing::Creates) {
-        return Err(conflict(mode));
-    }
     if !author.admin {
-        check_size(db, old, &access)?;
+        check_size(db, old.filter(|_| !unseen), &access)?;
+    }
+    if unseen {
+        // A new document has no attachments that a stub could mean.
+        let stub = edit.attachments.iter().find(|a| matches!(a.source, AttachmentEditSource::Stub { .. }));
+        let missing = |name: &str| WriteError::MissingStub { id: edit.id.clone(), name: name.to_owned() };
+        return Err(stub.map_or_else(|| conflict(mode), |stub| missing(&stub.name)));
+    }
+    if edit.deleted && standing == Standing::Creates {
+        return Err(conflict(mode));
     }
     Ok(Admitted::Pair(access))
 }
