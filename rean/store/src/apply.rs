@@ -149,8 +149,7 @@ impl Tx<'_> {
         let Some(body) = node.body else { return Ok(false) };
         let Some(value) = self.get(Space::Bodies, &key::seq(db.inner().id, body))? else { return Ok(false) };
         let (attachments, json) = decode_body(&value)?;
-        let digests = attachments.iter().map(|a| (a.name.as_str(), a.content_type.as_str(), &a.digest_md5[..]));
-        Ok(chain.veil(id, &Rev::next(parent, node.deleted, &json, digests)) == node.rev)
+        Ok(name_of(db, id, parent, node.deleted, &json, &attachments) == node.rev)
     }
 
     fn draft_interactive(
@@ -163,11 +162,7 @@ impl Tx<'_> {
         attachments: &[Attachment],
     ) -> Result<Draft, WriteError> {
         let mut record = old.cloned().unwrap_or_default();
-        let digests = attachments.iter().map(|a| (a.name.as_str(), a.content_type.as_str(), &a.digest_md5[..]));
-        let mut rev = Rev::next(parent.first(), edit.deleted, &edit.body, digests);
-        if db.kind() == DbKind::App {
-            rev = db.inner().chain.veil(&edit.id, &rev);
-        }
+        let rev = name_of(db, &edit.id, parent.first(), edit.deleted, &edit.body, attachments);
         let mut history = vec![rev.clone()];
         history.extend(parent);
         let seq = self.next_seq();
@@ -287,6 +282,16 @@ impl Tx<'_> {
         self.put(Space::Docs, key::doc(db_id, id), encode(&record));
         self.changed(db, Change::new(seq, prev, row, record.place, part_rows));
         Ok(())
+    }
+}
+
+/// The name that the store gives to a revision.
+fn name_of(db: &Db, id: &str, parent: Option<&Rev>, deleted: bool, body: &[u8], attachments: &[Attachment]) -> Rev {
+    let digests = attachments.iter().map(|a| (a.name.as_str(), a.content_type.as_str(), &a.digest_md5[..]));
+    let rev = Rev::next(parent, deleted, body, digests);
+    match db.kind() {
+        DbKind::Plain => rev,
+        DbKind::App => db.inner().chain.veil(id, &rev),
     }
 }
 

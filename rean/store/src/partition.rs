@@ -105,11 +105,11 @@ impl Tx<'_> {
             self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
         }
         let entered = was.as_ref().map_or(seq, |was| was.entered);
-        let seen = visible(&db.inner().app.read(), leaves_of(record), part);
-        let gone = was.as_ref().map(|was| gone_of(&was.leaves, &was.gone, &record.tree, &seen)).unwrap_or_default();
+        let leaves = visible(&db.inner().app.read(), leaves_of(record), part);
+        let gone = was.as_ref().map(|was| gone_of(&was.leaves, &was.gone, &record.tree, &leaves)).unwrap_or_default();
+        // None of them is among the leaves of the row, so these stay as they are.
         record.ended.extend(gone.iter().map(|rev| (rev.clone(), seq)));
         prune_ended(record);
-        let leaves = visible(&db.inner().app.read(), leaves_of(record), part);
         let mut authors = was.as_ref().map(|was| was.authors.clone()).unwrap_or_default();
         author.into_iter().for_each(|author| add_author(&mut authors, author));
         let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves, gone, authors };
@@ -159,17 +159,13 @@ impl Tx<'_> {
             let Some(old) = self.doc_record(&key::doc(db.inner().id, id))? else { continue };
             let winner = old.tree.winner().map(|winner| &old.tree.nodes()[winner]);
             if winner.is_some_and(|winner| !winner.deleted && old.ended.iter().any(|(rev, _)| *rev == winner.rev)) {
-                let record = DocRecord { seq: self.next_seq(), ..old.clone() };
-                // With `moves` set the winner is succeeded wherever it is.
-                self.store_doc_anew(db, id, &old, record)?;
+                let mut record = DocRecord { seq: self.next_seq(), ..old.clone() };
+                // As if it moved: it is about to be shown to somebody who was shown its end.
+                succeed(db, id, Some(&old), &mut record, true);
+                self.store_doc(db, id, Some(&old), record, None)?;
             }
         }
         Ok(())
-    }
-
-    fn store_doc_anew(&mut self, db: &Db, id: &str, old: &DocRecord, mut record: DocRecord) -> Result<(), StoreError> {
-        succeed(db, id, Some(old), &mut record, true);
-        self.store_doc(db, id, Some(old), record, None)
     }
 
     fn put_part_row(&mut self, db_id: DbId, part: PartNo, seq: Seq, row: &PartRow) {
