@@ -13,13 +13,16 @@
 //! What it is not: it knows no HTTP, no files, no sockets, and reads no clock of the machine.
 
 pub mod clock;
+pub mod config;
 pub mod election;
 pub mod identity;
 pub mod member;
 pub mod peering;
+pub mod report;
 pub mod secret;
 
 pub use clock::{Clock, DriftError, Stamp, StampError};
+pub use config::{RingConfig, RingConfigError};
 pub use identity::{Identity, IdentityError, Signer};
 pub use member::{Member, PodId, PodIdError, View};
 pub use secret::{RingSecret, SecretError};

@@ -1,0 +1,228 @@
+//! The ring's configuration: the document `config` of `_ring`, one for all pods.
+//!
+//! ```json
+//! {"election": {"prefer": ["pod-a"], "never": []}, "write": {"w": 2}}
+//! ```
+//! All members may be left out. What is written is checked whole, and refused with the name of the member that is wrong.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::clock::DEFAULT_MAX_DRIFT_MS;
+use crate::election;
+use crate::peering::Params;
+
+/// The id of the document.
+pub const CONFIG_ID: &str = "config";
+/// The most pods that a write may be made to wait for.
+pub const MAX_W: usize = 100;
+
+/// The ring's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RingConfig {
+    /// Who may take the writes.
+    pub election: election::Config,
+    /// Who replicates with whom.
+    pub peering: Params,
+    /// How pods find one another.
+    pub gossip: GossipConfig,
+    /// Stamps.
+    pub clock: ClockConfig,
+    /// When a write counts as done.
+    pub write: WriteConfig,
+    /// The record of moves.
+    pub instructions: InstructionsConfig,
+}
+
+/// How pods find one another.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GossipConfig {
+    /// Between two rounds, in milliseconds: 50 to 10,000.
+    pub interval_ms: u64,
+    /// How sure a pod must be to take another for dead, as the phi of "The φ Accrual Failure Detector" (Hayashibara et
+    /// al., 2004): 1 to 50.
+    pub phi: f64,
+}
+
+/// Stamps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClockConfig {
+    /// How far ahead another pod's clock may be, in milliseconds: 1,000 to 86,400,000.
+    pub max_drift_ms: u64,
+}
+
+/// When a write counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WriteConfig {
+    /// On how many pods it is to be before it is acknowledged with 201, unless the app or the request says
+    /// otherwise: 1 to 100.
+    pub w: usize,
+    /// How long a write waits for them, or for a master, in milliseconds: 0 to 60,000.
+    pub wait_ms: u64,
+}
+
+/// The record of moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InstructionsConfig {
+    /// For how long an instruction is kept for a pod that is away, in hours: 1 to 8,760.
+    pub keep_hours: u64,
+}
+
+/// A configuration that can't be used; it names the member.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{member}`: {reason}")]
+pub struct RingConfigError {
+    /// Which member, with dots.
+    pub member: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Default for GossipConfig {
+    fn default() -> Self {
+        Self { interval_ms: 150, phi: 8.0 }
+    }
+}
+
+impl Default for ClockConfig {
+    fn default() -> Self {
+        Self { max_drift_ms: DEFAULT_MAX_DRIFT_MS }
+    }
+}
+
+impl Default for WriteConfig {
+    fn default() -> Self {
+        Self { w: 1, wait_ms: 5_000 }
+    }
+}
+
+impl Default for InstructionsConfig {
+    fn default() -> Self {
+        // A week: longer than a pod's machine is away for repair.
+        Self { keep_hours: 168 }
+    }
+}
+
+impl RingConfig {
+    /// Reads the document; members that begin with `_` are the database's own.
+    ///
+    /// # Errors
+    /// When a member is unknown, has the wrong type or a value that is not possible; the error names it.
+    pub fn parse(doc: &Value) -> Result<Self, RingConfigError> {
+        let Some(members) = doc.as_object() else {
+            return Err(wrong("config", "must be an object"));
+        };
+        let mut config = Self::default();
+        for (name, value) in members.iter().filter(|(name, _)| !name.starts_with('_')) {
+            match name.as_str() {
+                "election" => config.election = section(name, value)?,
+                "peering" => config.peering = section(name, value)?,
+                "gossip" => config.gossip = section(name, value)?,
+                "clock" => config.clock = section(name, value)?,
+                "write" => config.write = section(name, value)?,
+                "instructions" => config.instructions = section(name, value)?,
+                _ => return Err(wrong(name, "there is no such setting")),
+            }
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), RingConfigError> {
+        let within = |member: &str, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(wrong(member, &format!("must be from {least} to {most}")))
+        };
+        within("election.settle_ms", self.election.settle_ms, 0, 60_000)?;
+        within("election.start_ms", self.election.start_ms, 0, 600_000)?;
+        within("peering.k", u64::from(self.peering.k), 1, 16)?;
+        if !(0.0..=16.0).contains(&self.peering.p) {
+            return Err(wrong("peering.p", "must be from 0 to 16"));
+        }
+        within("gossip.interval_ms", self.gossip.interval_ms, 50, 10_000)?;
+        if !(1.0..=50.0).contains(&self.gossip.phi) {
+            return Err(wrong("gossip.phi", "must be from 1 to 50"));
+        }
+        within("clock.max_drift_ms", self.clock.max_drift_ms, 1_000, 86_400_000)?;
+        within("write.w", self.write.w as u64, 1, MAX_W as u64)?;
+        within("write.wait_ms", self.write.wait_ms, 0, 60_000)?;
+        within("instructions.keep_hours", self.instructions.keep_hours, 1, 8_760)?;
+        if let Some(both) = self.election.prefer.iter().find(|id| self.election.never.contains(id)) {
+            return Err(wrong("election.never", &format!("{both} is also in election.prefer")));
+        }
+        Ok(())
+    }
+}
+
+/// Reads one section member by member, so that an error names the one that is wrong.
+fn section<T>(name: &str, value: &Value) -> Result<T, RingConfigError>
+where
+    T: for<'de> Deserialize<'de>,
+{
+    let Some(members) = value.as_object() else {
+        return Err(wrong(name, "must be an object"));
+    };
+    let mut whole = Map::new();
+    for (member, value) in members {
+        let mut alone = whole.clone();
+        alone.insert(member.clone(), value.clone());
+        if let Err(error) = T::deserialize(Value::Object(alone)) {
+            return Err(wrong(&format!("{name}.{member}"), &error.to_string()));
+        }
+        whole.insert(member.clone(), value.clone());
+    }
+    T::deserialize(Value::Object(whole)).map_err(|error| wrong(name, &error.to_string()))
+}
+
+fn wrong(member: &str, reason: &str) -> RingConfigError {
+    RingConfigError { member: member.to_owned(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RingConfig;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_left_out_is_as_it_was() {
+        let doc = json!({"_id": "config", "_rev": "1-a", "peering": {"k": 2}, "election": {"prefer": ["pod-b"]}});
+        let config = RingConfig::parse(&doc).expect("a good document");
+        assert_eq!((config.peering.k, config.peering.p), (2, 1.5));
+        assert_eq!(config.election.settle_ms, 300);
+        assert_eq!(config.write.w, 1);
+        assert_eq!(RingConfig::parse(&json!({})).expect("empty"), RingConfig::default());
+        let text = serde_json::to_value(&config).expect("JSON");
+        assert_eq!(RingConfig::parse(&text).expect("read back"), config);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (doc, member) in [
+            (json!([]), "config"),
+            (json!({"zork": 1}), "zork"),
+            (json!({"election": 5}), "election"),
+            (json!({"election": {"prefer": ["Not an id"]}}), "election.prefer"),
+            (json!({"election": {"zork": 1}}), "election.zork"),
+            (json!({"election": {"prefer": ["a"], "never": ["a"]}}), "election.never"),
+            (json!({"peering": {"k": 0}}), "peering.k"),
+            (json!({"peering": {"p": -1}}), "peering.p"),
+            (json!({"peering": {"zork": -1}}), "peering.zork"),
+            (json!({"gossip": {"interval_ms": 1}}), "gossip.interval_ms"),
+            (json!({"gossip": {"phi": "high"}}), "gossip.phi"),
+            (json!({"write": {"w": 0}}), "write.w"),
+            (json!({"write": {"w": 1.5}}), "write.w"),
+            (json!({"clock": {"max_drift_ms": 1}}), "clock.max_drift_ms"),
+            (json!({"instructions": {"keep_hours": 0}}), "instructions.keep_hours"),
+        ] {
+            let error = RingConfig::parse(&doc).expect_err(member);
+            assert_eq!(error.member, member, "{doc}: {error}");
+        }
+    }
+}
