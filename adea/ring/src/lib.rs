@@ -5,21 +5,26 @@
 //! ([`RingSecret::key`]), so that a key that leaks tells nothing of the others. [`identity`] is how the proxy
 //! tells rean who sends a request. A [`View`] is what one pod knows of the ring; from it each pod works out, alone,
 //! whom it replicates with ([`peering`]) and who takes the writes ([`election`]). [`clock`] stamps what the ring must
-//! put in order.
+//! put in order. With the feature `gossip`, the module of that name is how the pods find one another and tell what goes
+//! into a view.
 //!
 //! What always holds: the secret is never printed, and all comparisons of secrets take the same time whatever they
 //! compare. Decisions are functions of the values passed in, time and chance among them, so that each can be replayed.
 //!
-//! What it is not: it knows no HTTP, no files, no sockets, and reads no clock of the machine.
+//! What it is not: it knows no HTTP and no files, and but for `gossip` no sockets and no clock of the machine.
 
 pub mod clock;
 pub mod config;
 pub mod election;
+#[cfg(feature = "gossip")]
+pub mod gossip;
 pub mod identity;
 pub mod member;
 pub mod peering;
 pub mod report;
 pub mod secret;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use clock::{Clock, DriftError, Stamp, StampError};
 pub use config::{RingConfig, RingConfigError};
