@@ -80,6 +80,16 @@ impl Access {
         Self::from_json(&value, "access", &entry_of)
     }
 
+    /// The JSON text of an `access` member that says this.
+    pub fn to_text(&self) -> String {
+        let mut members = serde_json::Map::new();
+        members.insert("read".to_owned(), self.read.as_slice().into());
+        if self.write != writers_among(&self.read) {
+            members.insert("write".to_owned(), self.write.as_slice().into());
+        }
+        Json::Object(members).to_string()
+    }
+
     fn from_json(value: &Json, what: &str, entries: &Entries<'_>) -> Result<Access, AccessError> {
         let Json::Object(members) = value else {
             return Err(AccessError(format!("`{what}` must be an object with `read` and `write`")));

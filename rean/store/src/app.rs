@@ -138,14 +138,13 @@ impl AppState {
     }
 
     fn add_acl(&mut self, acl: AclRecord) -> AclNo {
-        let read = acl.part.and_then(|p| self.part(p)).map(|p| p.readers.clone()).unwrap_or_default();
-        let access = Access { read, write: acl.write.clone() };
-        self.total.add(&access);
-        if let Some(maker) = &acl.maker {
-            self.makers.entry(maker.clone()).or_default().add(&access);
-        }
         self.acls.push(acl);
         let number = self.acls.len() as AclNo;
+        let access = self.access_of(number).unwrap_or_default();
+        self.total.add(&access);
+        if let Some(maker) = self.acl(number).and_then(|acl| acl.maker.clone()) {
+            self.makers.entry(maker).or_default().add(&access);
+        }
         self.acl_numbers.insert(access, number);
         number
     }
@@ -181,6 +180,13 @@ impl AppState {
 
     pub fn acl(&self, number: AclNo) -> Option<&AclRecord> {
         self.acls.get((number as usize).checked_sub(1)?)
+    }
+
+    /// The pair of this number.
+    pub fn access_of(&self, number: AclNo) -> Option<Access> {
+        let acl = self.acl(number)?;
+        let read = acl.part.and_then(|part| self.part(part)).map(|part| part.readers.clone()).unwrap_or_default();
+        Some(Access { read, write: acl.write.clone() })
     }
 
     /// The partial database for documents with this access pair.

@@ -3,12 +3,13 @@
 //! An edit either stages everything that it needs (document, row, body, partial databases, counts) or, when
 //! it is refused, nothing.
 
-use crate::app::AppState;
 use crate::db::{Db, DbKind};
+use crate::document::{access_member, with_access};
 use crate::edit::{Author, Edit, Mode, Write, Written};
 use crate::engine::Space;
 use crate::error::{StoreError, WriteError};
 use crate::feed::Change;
+use crate::partition::{Made, SOMEBODY};
 use crate::record::{
     AclNo, Attachment, DocRecord, Leaf, PartNo, Seq, SeqRow, decode, decode_body, encode, encode_body, key,
 };
@@ -58,7 +59,7 @@ impl Tx<'_> {
         result
     }
 
-    fn try_edit(&mut self, db: &Db, edit: Edit, author: &Author, mode: Mode) -> Result<Written, WriteError> {
+    fn try_edit(&mut self, db: &Db, mut edit: Edit, author: &Author, mode: Mode) -> Result<Written, WriteError> {
         db.present()?;
         let doc_key = key::doc(db.inner().id, &edit.id);
         let old = self.doc_record(&doc_key)?;
@@ -82,26 +83,33 @@ impl Tx<'_> {
         // All that can be refused is, before anything is staged or numbered.
         let attachments = self.resolve(db, tree, &edit, &parent, author, mode)?;
         let acl = self.number(db, admitted, author)?;
+        say_access(db, &mut edit, acl);
         let draft = match mode {
             Mode::Interactive => self.draft_interactive(db, old.as_ref(), &edit, parent, acl, &attachments)?,
             Mode::Replicated => match self.draft_replicated(db, old.as_ref(), &edit, &parent, acl, author)? {
                 Some(draft) => draft,
                 None => {
                     let rev = edit.history.first().cloned().ok_or(WriteError::Conflict)?;
-                    return Ok(Written { id: edit.id, rev, changed: false });
+                    return Ok(Written { id: edit.id, rev, changed: false, diverged: false });
                 }
             },
         };
-        let Draft { record, rev, with_body } = draft;
+        let Draft { mut record, rev, with_body } = draft;
+        if db.kind() == DbKind::App {
+            db.inner().chain.close_overtaken(&edit.id, &mut record.tree);
+        }
+        self.stem(db, &mut record)?;
         if with_body {
             let attachments = self.take_up(db, &edit, attachments)?;
             self.state(db).bytes += edit.body.len() as u64;
             let value = encode_body(&attachments, &edit.body);
             self.put(Space::Bodies, key::seq(db.inner().id, record.seq), value);
         }
-        let by = author.name().filter(|_| !author.admin);
-        self.store_doc(db, &edit.id, old.as_ref(), record, by)?;
-        Ok(Written { id: edit.id, rev, changed: true })
+        let by = self.written_by(db, &edit.id, &record.tree, &rev, author, mode)?;
+        let diverged = mode == Mode::Replicated && live_leaves(tree) <= 1 && live_leaves(&record.tree) > 1;
+        let made = by.as_deref().map(|by| Made { rev: &rev, by });
+        self.store_doc(db, &edit.id, old.as_ref(), record, made)?;
+        Ok(Written { id: edit.id, rev, changed: true, diverged })
     }
 
     pub(crate) fn doc_record(&self, doc_key: &[u8]) -> Result<Option<DocRecord>, StoreError> {
@@ -121,7 +129,12 @@ impl Tx<'_> {
             return Ok(None);
         }
         let Some(rev) = edit.history.first() else { return Ok(None) };
+        let chain = &db.inner().chain;
+        let is_made_up =
+            |parent: &Rev| chain.is_tomb(&edit.id, parent, rev) || chain.successor(&edit.id, parent) == *rev;
         let known = match old {
+            // Also where what it was made of has not come yet: another pod has told it.
+            _ if edit.history.get(1).is_some_and(is_made_up) => true,
             None => edit.deleted,
             Some(record) if recognised(db, &edit.id, record, rev) => true,
             Some(record) => {
@@ -135,7 +148,7 @@ impl Tx<'_> {
                 }
             }
         };
-        Ok(known.then(|| Written { id: edit.id.clone(), rev: rev.clone(), changed: false }))
+        Ok(known.then(|| Written { id: edit.id.clone(), rev: rev.clone(), changed: false, diverged: false }))
     }
 
     /// Whether a revision got its name here: who names it was shown it. One that a client named can be guessed.
@@ -150,6 +163,30 @@ impl Tx<'_> {
         let Some(value) = self.get(Space::Bodies, &key::seq(db.inner().id, body))? else { return Ok(false) };
         let (attachments, json) = decode_body(&value)?;
         Ok(name_of(db, id, parent, node.deleted, &json, &attachments) == node.rev)
+    }
+
+    /// The user who wrote a revision, or [`SOMEBODY`]; `None`: nobody who keeps what they wrote on a device.
+    fn written_by(
+        &self,
+        db: &Db,
+        id: &str,
+        tree: &RevTree,
+        rev: &Rev,
+        author: &Author,
+        mode: Mode,
+    ) -> Result<Option<String>, StoreError> {
+        if !author.admin {
+            return Ok(author.name().map(str::to_owned));
+        }
+        if mode == Mode::Interactive || db.kind() == DbKind::Plain {
+            return Ok(None);
+        }
+        // From another pod, or from an administrator's device: it is a device's if the store did not name it.
+        let made_here = match tree.find(rev) {
+            Some(index) => chain_made(db, id, tree, index) || self.was_made_here(db, id, tree, index)?,
+            None => true,
+        };
+        Ok((!made_here).then(|| SOMEBODY.to_owned()))
     }
 
     fn draft_interactive(
@@ -170,7 +207,6 @@ impl Tx<'_> {
             // The same edit of the same parent stands on another branch.
             return Err(WriteError::Conflict);
         }
-        self.stem(db, &mut record)?;
         record.seq = seq;
         Ok(Draft { record, rev, with_body: true })
     }
@@ -191,10 +227,6 @@ impl Tx<'_> {
         };
         let below = parent.first().and_then(|rev| record.tree.find(rev));
         let succeeded = below.filter(|_| !author.admin && db.kind() == DbKind::App);
-        let close = succeeded.and_then(|index| {
-            let leaf = leaf_of(db, &edit.id, &record.tree, index).filter(|leaf| *leaf != index)?;
-            Some((record.tree.path(leaf), record.tree.nodes()[leaf].acl))
-        });
         let seq = self.clock.seq + 1;
         let mut history = edit.history.clone();
         if let Some(index) = succeeded {
@@ -209,14 +241,7 @@ impl Tx<'_> {
             Merged::Grafted(_) => false,
             Merged::Filled(_) | Merged::Extended { .. } | Merged::Branched { .. } => true,
         };
-        if let Some((mut history, acl)) = close {
-            // The edit was made on a revision that the store gave a successor to with the same content: the
-            // successor ends here, so that the edit is no conflict.
-            history.insert(0, db.inner().chain.closing(&edit.id, &history[0]));
-            let _ = record.tree.merge(&history, true, None, acl);
-        }
         record.seq = self.next_seq();
-        self.stem(db, &mut record)?;
         Ok(Some(Draft { record, rev, with_body }))
     }
 
@@ -241,15 +266,15 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Stages a document's record with its row, its partial databases and the counts. `author`: the user, not an
-    /// administrator, who wrote the revision.
+    /// Stages a document's record with its row, its partial databases and the counts. `made`: what a user,
+    /// not an administrator, has written.
     pub(crate) fn store_doc(
         &mut self,
         db: &Db,
         id: &str,
         old: Option<&DocRecord>,
         mut record: DocRecord,
-        author: Option<&str>,
+        made: Option<Made<'_>>,
     ) -> Result<(), StoreError> {
         let db_id = db.inner().id;
         let seq = record.seq;
@@ -258,7 +283,7 @@ impl Tx<'_> {
         }
         let part_rows = match db.kind() {
             DbKind::Plain => Vec::new(),
-            DbKind::App => self.place(db, id, old, &mut record, author)?,
+            DbKind::App => self.place(db, id, old, &mut record, made)?,
         };
         let leaves = leaves_of(&record);
         let deleted = leaves.first().is_none_or(|leaf| leaf.deleted);
@@ -283,6 +308,14 @@ impl Tx<'_> {
         self.changed(db, Change::new(seq, prev, row, record.place, part_rows));
         Ok(())
     }
+}
+
+/// Whether a revision is a successor or a closing.
+fn chain_made(db: &Db, id: &str, tree: &RevTree, index: usize) -> bool {
+    let chain = &db.inner().chain;
+    let parent = tree.ancestors(index).next().map(|parent| &tree.nodes()[parent].rev);
+    parent.is_some_and(|parent| chain.successor(id, parent) == tree.nodes()[index].rev)
+        || chain.is_closing(id, tree, index)
 }
 
 /// The name that the store gives to a revision.
@@ -365,11 +398,14 @@ fn check_leaves(tree: &RevTree, parent: &[Rev], author: &Author, mode: Mode) -> 
     }
     let extends = parent.iter().find_map(|rev| tree.find(rev)).is_some_and(|index| tree.is_leaf(index));
     let replicates = author.admin && mode == Mode::Replicated;
-    let live = || tree.leaves().into_iter().filter(|leaf| !tree.nodes()[*leaf].deleted).count();
-    if extends || replicates || tree.nodes().len() < MAX_LEAVES || live() < MAX_LEAVES {
+    if extends || replicates || tree.nodes().len() < MAX_LEAVES || live_leaves(tree) < MAX_LEAVES {
         return Ok(());
     }
     Err(WriteError::Forbidden(format!("This document has {MAX_LEAVES} conflicting revisions: resolve some first.")))
+}
+
+fn live_leaves(tree: &RevTree) -> usize {
+    tree.leaves().into_iter().filter(|leaf| !tree.nodes()[*leaf].deleted).count()
 }
 
 pub(crate) fn leaves_of(record: &DocRecord) -> Vec<Leaf> {
@@ -381,11 +417,37 @@ pub(crate) fn leaves_of(record: &DocRecord) -> Vec<Leaf> {
     record.tree.leaves().into_iter().map(leaf).collect()
 }
 
-/// The partial database that a tree's winner belongs to. A deletion stays where the document was.
-pub(crate) fn place_of(app: &AppState, tree: &RevTree, old: Option<&DocRecord>) -> Option<PartNo> {
-    let winner = &tree.nodes()[tree.winner()?];
-    match old {
-        Some(old) if winner.deleted => old.place,
-        _ => app.part_of_acl(winner.acl),
+/// Writes into a deletion that says nothing of its readers and writers who they are: those of what it deletes. So it
+/// is placed where its document was on every pod, also on one that never had that document, and the id stays its
+/// writers' there.
+fn say_access(db: &Db, edit: &mut Edit, acl: AclNo) {
+    if !edit.deleted || edit.access.is_some() || acl == 0 || db.kind() == DbKind::Plain {
+        return;
+    }
+    if let [rev, parent, ..] = edit.history.as_slice()
+        && db.inner().chain.closing(&edit.id, parent) == *rev
+    {
+        // Pods make these for themselves: they have no body that would be the same on all.
+        return;
+    }
+    if let Some(access) = db.inner().app.read().access_of(acl)
+        && access_member(&edit.body).is_none()
+    {
+        edit.body = with_access(&edit.body, &access.to_text()).into();
+    }
+}
+
+/// The partial database that a tree's winner belongs to. Of a deleted document the best leaf decides that says by
+/// its access where the document was; if none does, it stays where it was here.
+pub(crate) fn place_of(db: &Db, id: &str, tree: &RevTree, old: Option<&DocRecord>) -> Option<PartNo> {
+    let app = db.inner().app.read();
+    let winner = tree.winner()?;
+    if !tree.nodes()[winner].deleted {
+        return app.part_of_acl(tree.nodes()[winner].acl);
+    }
+    let says = |leaf: &usize| tree.nodes()[*leaf].acl != 0 && !db.inner().chain.is_closing(id, tree, *leaf);
+    match tree.leaves().into_iter().find(says) {
+        Some(leaf) => app.part_of_acl(tree.nodes()[leaf].acl),
+        None => old.and_then(|old| old.place),
     }
 }

@@ -97,6 +97,11 @@ impl DbInner {
         self.state.read().clone()
     }
 
+    /// The newest change that is published.
+    pub fn seq(&self) -> Seq {
+        self.state.read().seq
+    }
+
     pub fn set_state(&self, state: DbState) {
         *self.state.write() = state;
     }

@@ -84,6 +84,13 @@ pub fn access_member(body: &[u8]) -> Option<String> {
     entries.into_iter().find(|entry| entry.key == "access").map(|entry| entry.value.to_owned())
 }
 
+/// The body of a document that has no member `access`, with this one. Both are minified JSON.
+pub(crate) fn with_access(body: &[u8], access: &str) -> Vec<u8> {
+    let members = body.strip_suffix(b"}").unwrap_or(body);
+    let comma: &[u8] = if members.len() > 1 { b"," } else { b"" };
+    [members, comma, b"\"access\":", access.as_bytes(), b"}"].concat()
+}
+
 /// Whether a document may have this id: not empty, no NUL, not too long, and an underscore at its start only
 /// for `_design/...` and `_local/...`.
 ///

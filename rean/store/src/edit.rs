@@ -108,4 +108,7 @@ pub struct Written {
     pub rev: Rev,
     /// `false`: it was known already.
     pub changed: bool,
+    /// A replicated revision has left the document with more than one live leaf, and it had at most one before: edits
+    /// were made apart.
+    pub diverged: bool,
 }

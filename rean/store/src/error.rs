@@ -55,6 +55,9 @@ pub enum StoreError {
     /// A record can't be decoded.
     #[error("a record is damaged: {0}")]
     Damaged(&'static str),
+    /// A note, or its name, is longer than notes can be.
+    #[error("a note may have 64 KiB and a name of 1 to 200 bytes")]
+    NoteSize,
     /// The store is closing.
     #[error("the store is closing")]
     Closing,

@@ -5,7 +5,8 @@
 //! Edits come in with [`Db::submit`], go to the one writer thread, and are committed in groups: a document
 //! with its revision tree, its row in the feed, its body, its move between partial databases and all counts
 //! are one atomic batch with one flush (`writer`, `apply`, `rights`, `partition`). Reads go straight to the
-//! engine through a [`Scope`] that says who looks (`view`, `listing`, `feed`).
+//! engine through a [`Scope`] that says who looks (`view`, `listing`, `feed`). Other pods follow all databases at
+//! once, in the order of the store's sequences ([`Store::rows`]), and write here what they have with full histories.
 //!
 //! # What always holds
 //! - A document is in at most one partial database, in every state that a crash can leave.
@@ -13,6 +14,8 @@
 //! - A reader gets nothing of a document whose winner's readers do not name them, nor of a revision whose
 //!   readers did not, but for the tombstone that tells of its leaving.
 //! - A body is stored once; partial databases are indexes over bodies.
+//! - A sequence is given once within a history ([`Store::history`]), and told to other pods only when it is durable.
+//! - While there is an instructor, a move between partial databases and its instruction are one commit (`moves`).
 //!
 //! # What is stored
 //! Format version 1. Records are postcard, numbers in keys big-endian, `db` and `part` four bytes, `seq` and
@@ -22,6 +25,8 @@
 //! | --- | --- | --- |
 //! | Meta | `format` | the format's version; a newer one is refused |
 //! | Meta | `clock` | commits, last sequence, next database number; written with each commit |
+//! | Meta | `history` | eight hex digits that name the store's run of sequences |
+//! | Meta | `note/` name | a small record of the server's |
 //! | Meta | `db/` name | settings of a database |
 //! | Meta | `state/` db | its counts |
 //! | Meta | `part/` db part | the readers of a partial database |
@@ -60,10 +65,15 @@ mod feed;
 pub mod json;
 mod listing;
 mod local;
+mod moves;
+mod notes;
+mod opening;
 mod partition;
+mod progress;
 mod record;
 pub mod rev;
 mod rights;
+mod rows;
 pub mod selector;
 mod store;
 pub mod tree;
@@ -83,8 +93,11 @@ pub use error::{OpenError, StoreError, WriteError};
 pub use feed::{Change, Feed, FeedError, FeedRow, Offer, Since};
 pub use listing::{DocRow, IdRange};
 pub use local::{LocalDoc, LocalDone};
+pub use moves::{Instructor, Move};
+pub use notes::{MAX_NOTE_BYTES, MAX_NOTE_NAME_BYTES};
 pub use record::{Attachment, BlobId, PartNo, Seq};
 pub use rev::Rev;
+pub use rows::{StorePage, StoreRow};
 pub use store::{NoObserver, Observer, Store, StoreKeys, StoreOptions, StoreStats};
 pub use upkeep::PurgeDone;
 pub use view::{Body, BodyRef, DocView, RevView, RevsDiff, Scope};

@@ -26,6 +26,18 @@ const MAX_SUCCESSORS: usize = 16;
 /// Authors that are kept with a document: those of long ago have read it since.
 const MAX_AUTHORS: usize = 32;
 
+/// Stands for a user among the authors of a document whose revision came from another pod: that it was made on a
+/// device is seen by its name, on whose is not. No user has this name.
+pub(crate) const SOMEBODY: &str = "";
+
+/// A revision that a user, not an administrator, has written.
+#[derive(Clone, Copy)]
+pub(crate) struct Made<'a> {
+    pub rev: &'a Rev,
+    /// Their name, or [`SOMEBODY`].
+    pub by: &'a str,
+}
+
 /// A row that a commit has put into a partial database's feed.
 pub(crate) type NewPartRow = (PartNo, PartRow);
 
@@ -37,25 +49,29 @@ impl Tx<'_> {
         id: &str,
         old: Option<&DocRecord>,
         record: &mut DocRecord,
-        author: Option<&str>,
+        made: Option<Made<'_>>,
     ) -> Result<Vec<NewPartRow>, StoreError> {
         let from = old.and_then(|old| old.place);
-        let to = place_of(&db.inner().app.read(), &record.tree, old);
+        let to = place_of(db, id, &record.tree, old);
         let moves = from.is_some() && from != to;
         succeed(db, id, old, record, moves);
         let mut rows = Vec::new();
         if let Some(from) = from.filter(|_| moves)
-            && let Some(row) = self.leave(db, id, from, record, author)?
+            && let Some(row) = self.leave(db, id, from, record, made)?
         {
             record.tombs.push(from);
+            self.note_move(db, id, from, to, record);
             let seq = record.seq;
             record.ended.extend(row.leaves.iter().filter(|leaf| !leaf.deleted).map(|leaf| (leaf.rev.clone(), seq)));
             rows.push((from, row));
         }
+        if let Some(made) = made {
+            rows.extend(self.end_apart(db, id, record, made, &[from, to])?);
+        }
         prune_ended(record);
         record.place = to;
         if let Some(to) = to {
-            let row = self.stay(db, id, to, record, author)?;
+            let row = self.stay(db, id, to, record, made)?;
             record.tombs.retain(|tomb| *tomb != to);
             rows.push((to, row));
         }
@@ -69,18 +85,22 @@ impl Tx<'_> {
         id: &str,
         part: PartNo,
         record: &mut DocRecord,
-        author: Option<&str>,
+        made: Option<Made<'_>>,
     ) -> Result<Option<PartRow>, StoreError> {
         let (db_id, seq) = (db.inner().id, record.seq);
         let Some(mut was) = self.part_doc(db_id, part, id)? else { return Ok(None) };
-        if let Some(author) = author
+        if let Some(made) = made
             && let Some(winner) = record.tree.winner()
         {
             // Who sent it out of their own sight has the revision that did so.
             let rev = record.tree.nodes()[winner].rev.clone();
             record.ended.push((rev.clone(), seq));
             was.gone.push(rev);
-            add_author(&mut was.authors, author);
+            add_author(&mut was.authors, made.by);
+        }
+        if let Some(rev) = passed_over(&record.tree).filter(|rev| !was.gone.contains(rev)) {
+            was.gone.push(rev);
+            add_author(&mut was.authors, SOMEBODY);
         }
         self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
         self.count(db, part, seq, &was, None);
@@ -90,6 +110,53 @@ impl Tx<'_> {
         Ok(Some(row))
     }
 
+    /// A revision that was written while the document stood, for its author, where another pod's edit has taken it
+    /// from since, and that does not win over that edit: its author holds it as live, and is told its end where they
+    /// were told that of the one which they edited. `moving`: what this commit changes in any case.
+    fn end_apart(
+        &mut self,
+        db: &Db,
+        id: &str,
+        record: &mut DocRecord,
+        made: Made<'_>,
+        moving: &[Option<PartNo>],
+    ) -> Result<Vec<NewPartRow>, StoreError> {
+        let (db_id, seq) = (db.inner().id, record.seq);
+        let Some(leaf) = record.tree.find(made.rev).filter(|leaf| record.tree.is_leaf(*leaf)) else {
+            return Ok(Vec::new());
+        };
+        if record.tree.nodes()[leaf].deleted || record.tree.winner() == Some(leaf) {
+            return Ok(Vec::new());
+        }
+        let below: Vec<Rev> = record.tree.path(leaf);
+        let nodes = record.tree.nodes();
+        let edited = record.tree.ancestors(leaf).find(|index| nodes[*index].acl != 0);
+        let theirs = {
+            let app = db.inner().app.read();
+            [Some(leaf), edited].map(|index| index.and_then(|index| app.part_of_acl(nodes[index].acl)))
+        };
+        let mut rows = Vec::new();
+        for part in record.tombs.iter().copied().filter(|part| !moving.contains(&Some(*part))) {
+            let Some(was) = self.part_doc(db_id, part, id)? else { continue };
+            let held = || was.leaves.iter().map(|leaf| &leaf.rev).chain(&was.gone);
+            if !theirs.contains(&Some(part)) && !held().any(|rev| below.contains(rev)) {
+                continue;
+            }
+            self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
+            self.count(db, part, seq, &was, None);
+            let PartDoc { entered, leaves, mut gone, mut authors, .. } = was;
+            gone.push(made.rev.clone());
+            add_author(&mut authors, made.by);
+            let row = PartRow { id: id.to_owned(), entered, tomb: true, leaves, gone, authors };
+            self.put_part_row(db_id, part, seq, &row);
+            rows.push((part, row));
+        }
+        if !rows.is_empty() {
+            record.ended.push((made.rev.clone(), seq));
+        }
+        Ok(rows)
+    }
+
     /// Puts the document's row at the end of the feed, whether or not it was in it before.
     fn stay(
         &mut self,
@@ -97,7 +164,7 @@ impl Tx<'_> {
         id: &str,
         part: PartNo,
         record: &mut DocRecord,
-        author: Option<&str>,
+        made: Option<Made<'_>>,
     ) -> Result<PartRow, StoreError> {
         let (db_id, seq) = (db.inner().id, record.seq);
         let was = self.part_doc(db_id, part, id)?;
@@ -111,7 +178,10 @@ impl Tx<'_> {
         record.ended.extend(gone.iter().map(|rev| (rev.clone(), seq)));
         prune_ended(record);
         let mut authors = was.as_ref().map(|was| was.authors.clone()).unwrap_or_default();
-        author.into_iter().for_each(|author| add_author(&mut authors, author));
+        made.into_iter().for_each(|made| add_author(&mut authors, made.by));
+        if passed_over(&record.tree).is_some() {
+            add_author(&mut authors, SOMEBODY);
+        }
         let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves, gone, authors };
         let nothing = PartDoc { seq, entered, tomb: true, leaves: Vec::new(), gone: Vec::new(), authors: Vec::new() };
         let before = was.filter(|was| !was.tomb).unwrap_or(nothing);
@@ -328,6 +398,13 @@ fn succeed(db: &Db, id: &str, old: Option<&DocRecord>, record: &mut DocRecord, m
     // The body is not copied: both name the same one (see `unnamed`).
     let _ = record.tree.merge(&history, false, winner.body, winner.acl);
     prune_ended(record);
+}
+
+/// The revision below the winner, if only its name came here, as when another pod was several edits ahead. Whoever
+/// wrote it, or one below it, has it.
+fn passed_over(tree: &RevTree) -> Option<Rev> {
+    let parent = &tree.nodes()[tree.ancestors(tree.winner()?).next()?];
+    (parent.body.is_none() && parent.acl == 0).then(|| parent.rev.clone())
 }
 
 fn add_author(authors: &mut Vec<String>, author: &str) {

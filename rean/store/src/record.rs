@@ -206,6 +206,7 @@ pub(crate) mod key {
 
     pub const FORMAT: &[u8] = b"format";
     pub const CLOCK: &[u8] = b"clock";
+    pub const HISTORY: &[u8] = b"history";
     /// Meta prefixes.
     pub const DB: &[u8] = b"db/";
     pub const STATE: &[u8] = b"state/";
@@ -214,6 +215,7 @@ pub(crate) mod key {
     pub const ACL: &[u8] = b"acl/";
     pub const DOOMED: &[u8] = b"doomed/";
     pub const UPLOAD: &[u8] = b"upload/";
+    pub const NOTE: &[u8] = b"note/";
 
     pub fn meta(prefix: &[u8], parts: &[&[u8]]) -> Vec<u8> {
         let mut key = prefix.to_vec();

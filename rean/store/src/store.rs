@@ -1,16 +1,18 @@
 //! The store: opening and closing it, and the databases that are in it.
 
-use crate::access::AppRules;
-use crate::app::{AppState, Part};
+use crate::app::AppState;
 use crate::db::{Db, DbInner, DbKind};
-use crate::engine::{self, Batch, Direction, Engine, EngineKind, EngineStats, Space, Value};
+use crate::engine::{self, Batch, Direction, Engine, EngineKind, EngineStats, Space};
 use crate::error::{OpenError, StoreError};
 use crate::feed::Change;
-use crate::record::{AclRecord, BlobId, Clock, DbId, DbRecord, DbState, FORMAT, PartCount, decode, encode, key};
+use crate::moves::Instructor;
+use crate::notes::Notes;
+use crate::opening::{load_databases, read_format, read_history};
+use crate::progress::Progress;
+use crate::record::{BlobId, DbRecord, DbState, Seq, encode, key};
 use crate::witness::Witness;
 use crate::writer::{self, Job, Tx};
 use parking_lot::{Mutex, RwLock};
-use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,13 +86,15 @@ pub(crate) struct StoreInner {
     pub keys: StoreKeys,
     pub observer: Arc<dyn Observer>,
     pub witness: Witness,
-    dbs: RwLock<BTreeMap<String, Db>>,
+    pub dbs: RwLock<BTreeMap<String, Db>>,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     janitor: Mutex<Option<JoinHandle<()>>>,
     next_blob: AtomicU64,
-    pub commits: AtomicU64,
-    pub seq: AtomicU64,
+    history: String,
+    pub progress: Progress,
+    pub notes: Notes,
+    pub instructor: RwLock<Option<Arc<dyn Instructor>>>,
 }
 
 impl Store {
@@ -128,6 +132,8 @@ impl Store {
             );
             clock.commit = witness.commits();
         }
+        let damaged = |error: StoreError| OpenError::Damaged { path: path.clone(), what: error.to_string() };
+        let history = read_history(engine.as_ref(), lost > 0).map_err(damaged)?;
         let (sender, receiver) = mpsc::channel();
         let inner = Arc::new(StoreInner {
             engine,
@@ -139,11 +145,12 @@ impl Store {
             writer: Mutex::new(None),
             janitor: Mutex::new(None),
             next_blob: AtomicU64::new(random_blob_start()),
-            commits: AtomicU64::new(clock.commit),
-            seq: AtomicU64::new(clock.seq),
+            history,
+            progress: Progress::new(clock.commit, clock.seq),
+            notes: Notes::default(),
+            instructor: RwLock::new(None),
         });
-        load_databases(&inner, lost > 0)
-            .map_err(|error| OpenError::Damaged { path: path.clone(), what: error.to_string() })?;
+        load_databases(&inner, lost > 0).map_err(damaged)?;
         let for_writer = Arc::clone(&inner);
         let handle = std::thread::Builder::new()
             .name("store-writer".to_owned())
@@ -153,6 +160,22 @@ impl Store {
         let store = Store { inner };
         store.start_janitor();
         Ok(store)
+    }
+
+    /// Eight hexadecimal digits that name this store's run of sequences: made with the store, and made anew when
+    /// acknowledged commits were lost, because their sequences are given again. Who remembers a place in
+    /// [`Store::rows`] remembers it with these.
+    pub fn history(&self) -> &str {
+        &self.inner.history
+    }
+
+    /// The newest sequence that is committed and durable.
+    pub fn seq(&self) -> Seq {
+        self.inner.progress.seq()
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<StoreInner> {
+        &self.inner
     }
 
     /// The database of this name.
@@ -243,8 +266,8 @@ impl Store {
         StoreStats {
             engine: self.inner.engine.name(),
             disk_bytes,
-            commits: self.inner.commits.load(Ordering::Relaxed),
-            seq: self.inner.seq.load(Ordering::Relaxed),
+            commits: self.inner.progress.commits(),
+            seq: self.inner.progress.seq(),
         }
     }
 
@@ -305,90 +328,6 @@ impl StoreInner {
 /// Numbers of attachments need no counter on disk: starting at a random place of 2^63 they don't meet.
 fn random_blob_start() -> BlobId {
     rand::random::<u64>() >> 1
-}
-
-fn read_format(engine: &dyn Engine, path: &Path) -> Result<Clock, OpenError> {
-    let damaged = |what: &str| OpenError::Damaged { path: path.to_owned(), what: what.to_owned() };
-    let Some(format) = engine.get(Space::Meta, key::FORMAT)? else {
-        let mut batch = Batch::default();
-        batch.put(Space::Meta, key::FORMAT.to_vec(), encode(&FORMAT));
-        engine.commit(batch, true)?;
-        return Ok(Clock { next_db: 1, ..Clock::default() });
-    };
-    let found: u32 = decode(&format, "the format").map_err(|e| damaged(&e.to_string()))?;
-    if found > FORMAT {
-        return Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT });
-    }
-    match engine.get(Space::Meta, key::CLOCK)? {
-        Some(clock) => decode(&clock, "the clock").map_err(|e| damaged(&e.to_string())),
-        None => Ok(Clock { next_db: 1, ..Clock::default() }),
-    }
-}
-
-fn read_all<T: DeserializeOwned>(
-    engine: &dyn Engine,
-    prefix: &[u8],
-    what: &'static str,
-) -> Result<Vec<(Value, T)>, StoreError> {
-    let snapshot = engine.snapshot();
-    let mut out = Vec::new();
-    for item in snapshot.range(Space::Meta, prefix, &key::after(prefix), Direction::Forward) {
-        let (key, value) = item?;
-        out.push((key, decode(&value, what)?));
-    }
-    Ok(out)
-}
-
-fn load_databases(inner: &Arc<StoreInner>, new_instances: bool) -> Result<(), StoreError> {
-    let engine = inner.engine.as_ref();
-    let mut batch = Batch::default();
-    for (name_key, mut record) in read_all::<DbRecord>(engine, key::DB, "a database")? {
-        let name = String::from_utf8(name_key[key::DB.len()..].to_vec())
-            .map_err(|_| StoreError::Damaged("a database's name"))?;
-        if new_instances {
-            record.instance = rand::random();
-            batch.put(Space::Meta, name_key.to_vec(), encode(&record));
-        }
-        let id = record.id;
-        let state = match engine.get(Space::Meta, &key::state(id))? {
-            Some(state) => decode(&state, "a database's counts")?,
-            None => DbState::default(),
-        };
-        let app = load_app(engine, id, &record.rules)?;
-        let db = Db::new(DbInner::new(inner, name.clone(), record, state, app));
-        inner.dbs.write().insert(name, db);
-    }
-    // Uploads that no document took: their bytes are nobody's.
-    for (upload, chunks) in read_all::<(DbId, BlobId)>(engine, key::UPLOAD, "an upload")? {
-        let (lo, hi) = (key::chunk(chunks.0, chunks.1, 0), key::chunk(chunks.0, chunks.1, u32::MAX));
-        for item in engine.snapshot().range(Space::Blobs, &lo, &hi, Direction::Forward) {
-            batch.delete(Space::Blobs, item?.0.to_vec());
-        }
-        batch.delete(Space::Meta, upload.to_vec());
-    }
-    if !batch.is_empty() {
-        engine.commit(batch, true)?;
-    }
-    Ok(())
-}
-
-fn load_app(engine: &dyn Engine, id: DbId, rules: &str) -> Result<AppState, StoreError> {
-    let rules = if rules.is_empty() {
-        AppRules::default()
-    } else {
-        let value = serde_json::from_str(rules).map_err(|_| StoreError::Damaged("an app's rules"))?;
-        AppRules::parse(&value).map_err(|_| StoreError::Damaged("an app's rules"))?
-    };
-    let of = |prefix: &[u8]| key::meta(prefix, &[&id.to_be_bytes()]);
-    let readers = read_all::<Vec<String>>(engine, &of(key::PART), "a partial database")?;
-    let counts = read_all::<PartCount>(engine, &of(key::PART_COUNT), "counts of a partial database")?;
-    if readers.len() != counts.len() {
-        return Err(StoreError::Damaged("a partial database without counts"));
-    }
-    let part = |((_, readers), (_, count))| Part { readers, count };
-    let parts = readers.into_iter().zip(counts).map(part).collect();
-    let acls = read_all::<AclRecord>(engine, &of(key::ACL), "an access pair")?;
-    Ok(AppState::load(rules, parts, acls.into_iter().map(|(_, r)| r).collect()))
 }
 
 /// Works in small commits and lets go of the store between them, so that closing never waits long.

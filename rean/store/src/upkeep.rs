@@ -153,6 +153,9 @@ impl crate::writer::Tx<'_> {
         }
         self.state(db).purges += 1;
         if !record.tree.is_empty() {
+            if db.kind() == DbKind::App {
+                db.inner().chain.close_overtaken(id, &mut record.tree);
+            }
             record.seq = self.next_seq();
             self.store_doc(db, id, Some(&old), record, None)?;
             return Ok(purged);
@@ -203,6 +206,11 @@ impl Check<'_> {
                 if snapshot.get(Space::Bodies, &body)?.is_none() {
                     self.faults.push(format!("{id}: no body of its leaf {}", leaf.rev));
                 }
+            }
+            let mut closed = record.tree.clone();
+            db.inner().chain.close_overtaken(&id, &mut closed);
+            if db.kind() == DbKind::App && closed != record.tree {
+                self.faults.push(format!("{id}: a successor of a revision that was edited is open"));
             }
             if let Some(place) = record.place {
                 let count = self.parts.entry(place).or_default();

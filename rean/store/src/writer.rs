@@ -8,16 +8,20 @@ use crate::db::Db;
 use crate::engine::{Batch, Space, Value};
 use crate::error::StoreError;
 use crate::feed::Change;
+use crate::moves::{Instructor, Move};
 use crate::record::{Clock, DbId, DbState, PartNo, Seq, encode, key};
 use crate::store::StoreInner;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 /// Jobs in one commit. A bound, so that the first in a group does not wait for all the others.
 const GROUP_JOBS: usize = 512;
 /// Staged bytes at which a group is closed: memory that a commit may take, beyond one job's own.
 const GROUP_BYTES: usize = 16 << 20;
+
+/// How long a lazy note waits for a commit that takes it along: what a crash may set back.
+const NOTE_WAIT: Duration = Duration::from_secs(1);
 
 /// What a job does once its changes are durable, or once it is known that they are not.
 pub(crate) type After = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
@@ -33,6 +37,10 @@ pub(crate) struct Tx<'a> {
     states: BTreeMap<DbId, (Db, DbState)>,
     parts: BTreeSet<(DbId, PartNo)>,
     changes: Vec<(Db, Vec<Arc<Change>>)>,
+    /// Who records moves, throughout this group.
+    pub instructor: Option<Arc<dyn Instructor>>,
+    pub moves: Vec<Move>,
+    notes: Vec<(String, Arc<Option<Vec<u8>>>)>,
     /// An engine failure in the middle of a job: the group can't be committed.
     failed: Option<StoreError>,
 }
@@ -47,6 +55,9 @@ impl<'a> Tx<'a> {
             states: BTreeMap::new(),
             parts: BTreeSet::new(),
             changes: Vec::new(),
+            instructor: store.instructor.read().clone(),
+            moves: Vec::new(),
+            notes: Vec::new(),
             failed: None,
         }
     }
@@ -103,6 +114,11 @@ impl<'a> Tx<'a> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
+        self.instruct();
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.notes = self.stage_notes();
         self.stage_counts();
         if self.staged.iter().all(BTreeMap::is_empty) {
             return Ok(());
@@ -152,8 +168,8 @@ impl<'a> Tx<'a> {
         for (db, state) in std::mem::take(&mut self.states).into_values() {
             db.inner().set_state(state);
         }
-        self.store.commits.store(self.clock.commit, Ordering::Relaxed);
-        self.store.seq.store(self.clock.seq, Ordering::Relaxed);
+        self.store.progress.reach(self.clock.commit, self.clock.seq);
+        self.store.notes.committed(&self.notes);
         for (db, changes) in std::mem::take(&mut self.changes) {
             self.store.observer.committed(&db, &changes);
         }
@@ -177,11 +193,20 @@ impl Drop for AbortOnPanic {
 pub(crate) fn run(store: &StoreInner, mut clock: Clock, jobs: &mpsc::Receiver<Job>) {
     let _guard = AbortOnPanic;
     let mut broken: Option<StoreError> = None;
-    while let Ok(first) = jobs.recv() {
+    loop {
+        let first = jobs.recv_timeout(NOTE_WAIT);
+        let is_end = matches!(first, Err(mpsc::RecvTimeoutError::Disconnected));
+        if first.is_err() && (store.notes.is_empty() || broken.is_some()) {
+            // No work, and no notes that wait for some.
+            match is_end {
+                true => return,
+                false => continue,
+            }
+        }
         let mut tx = Tx::new(store, clock.clone());
         tx.failed.clone_from(&broken);
-        let mut afters = vec![first(&mut tx)];
-        while afters.len() < GROUP_JOBS && tx.staged_bytes < GROUP_BYTES {
+        let mut afters: Vec<After> = first.into_iter().map(|job| job(&mut tx)).collect();
+        while !afters.is_empty() && afters.len() < GROUP_JOBS && tx.staged_bytes < GROUP_BYTES {
             let Ok(job) = jobs.try_recv() else { break };
             afters.push(job(&mut tx));
         }
@@ -194,6 +219,7 @@ pub(crate) fn run(store: &StoreInner, mut clock: Clock, jobs: &mpsc::Receiver<Jo
             Err(error) if broken.is_none() => {
                 tracing::error!(%error, "a commit failed: the store takes no more writes until it is opened again");
                 broken = Some(error.clone());
+                store.progress.end(error.clone());
             }
             Err(_) => {}
         }

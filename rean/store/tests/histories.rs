@@ -4,28 +4,17 @@
 //! - a device that has caught up shows exactly what its user may read, with the present content;
 //! - nothing that a device sends back undoes or deletes anything.
 
+mod device;
+
+use device::{Account, Device, Heard, READERS, USERS, admin, edit, names, open, readable, rules, submit};
 use proptest::prelude::*;
 use rean_store::engine::memory::MemoryEngine;
-use rean_store::tree::RevTree;
-use rean_store::{
-    AppRules, Author, Change, Db, DbKind, Edit, Feed, FeedRow, Mode, Observer, Offer, Rev, Scope, Since, Store,
-    StoreKeys, Who, Write, WriteError, Written,
-};
+use rean_store::{Author, Db, DbKind, Edit, Mode, Rev, Scope, Store, WriteError};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::Arc;
 use tempfile::TempDir;
 
-const USERS: [&str; 3] = ["ann", "bob", "cy"];
-const READERS: [&[&str]; 7] = [
-    &["user:ann"],
-    &["user:bob", "user:ann"],
-    &["role:staff"],
-    &["role:staff", "user:cy"],
-    &["users"],
-    &["anyone"],
-    &[],
-];
 const DOCS: usize = 4;
 
 /// One step of a history.
@@ -103,121 +92,6 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A user with what is known of their roles.
-#[derive(Default, Clone)]
-struct Account {
-    staff: bool,
-}
-
-impl Account {
-    fn who(&self, name: &str) -> Who {
-        let roles = if self.staff { vec!["staff".to_owned()] } else { Vec::new() };
-        Who { name: Some(name.to_owned()), roles }
-    }
-}
-
-/// What PouchDB keeps: trees and contents, and where it was in the feed.
-#[derive(Default)]
-struct Device {
-    trees: BTreeMap<String, RevTree>,
-    bodies: BTreeMap<(String, Rev), String>,
-    since: Option<String>,
-    feed: Option<(Feed, Scope)>,
-    edits: u32,
-}
-
-impl Device {
-    fn live(&self) -> BTreeMap<String, String> {
-        let content = |(id, tree): (&String, &RevTree)| {
-            let winner = &tree.nodes()[tree.winner()?];
-            (!winner.deleted)
-                .then(|| (id.clone(), self.bodies.get(&(id.clone(), winner.rev.clone())).cloned().unwrap_or_default()))
-        };
-        self.trees.iter().filter_map(content).collect()
-    }
-
-    /// Reads a page and keeps the place of its last row, as a client that is cut off after it.
-    fn pull(&mut self, db: &Db, scope: &Scope, rows: usize) -> bool {
-        self.hang_up();
-        let since = self.since.clone().map_or(Since::Start, Since::Token);
-        let mut feed = db.feed(scope, since).unwrap();
-        let page = feed.next_page(rows).unwrap();
-        page.iter().for_each(|row| self.apply(db, scope, row));
-        self.since = Some(page.last().map_or_else(|| feed.token(), |row| row.seq_token.clone()));
-        page.is_empty() && feed.caught_up()
-    }
-
-    /// Follows live from where it is.
-    fn listen(&mut self, db: &Db, scope: &Scope) {
-        self.hang_up();
-        let since = self.since.clone().map_or(Since::Start, Since::Token);
-        self.feed = Some((db.feed(scope, since).unwrap(), scope.clone()));
-        self.catch_up(db);
-    }
-
-    fn catch_up(&mut self, db: &Db) {
-        let Some((mut feed, scope)) = self.feed.take() else { return };
-        while !feed.caught_up() {
-            let page = feed.next_page(2).unwrap();
-            page.iter().for_each(|row| self.apply(db, &scope, row));
-        }
-        self.feed = Some((feed, scope));
-    }
-
-    fn hear(&mut self, db: &Db, change: &Arc<Change>) {
-        let Some((mut feed, scope)) = self.feed.take() else { return };
-        let offer = feed.offer(change);
-        if let Offer::Row(row) = &offer {
-            self.apply(db, &scope, row);
-        }
-        if matches!(offer, Offer::Gap) {
-            let page = feed.next_page(2).unwrap();
-            page.iter().for_each(|row| self.apply(db, &scope, row));
-        }
-        self.feed = Some((feed, scope));
-        if matches!(offer, Offer::Gap) {
-            self.catch_up(db);
-        }
-    }
-
-    fn hang_up(&mut self) {
-        if let Some((feed, _)) = self.feed.take() {
-            self.since = Some(feed.token());
-        }
-    }
-
-    fn apply(&mut self, db: &Db, scope: &Scope, row: &FeedRow) {
-        for rev in &row.revs {
-            let tree = self.trees.entry(row.id.to_string()).or_default();
-            if tree.find(rev).is_some() {
-                continue;
-            }
-            // A live feed can be a step behind: what has left the reader's sight since is not theirs to fetch,
-            // and the row that tells so is on its way.
-            let Some((view, found)) = db.revision(scope, &row.id, rev).unwrap() else { continue };
-            let _ = tree.merge(&view.history(&found), found.deleted, Some(1), 1);
-            if let Some(body) = found.body.and_then(|at| db.body(at).unwrap()) {
-                let text = String::from_utf8(body.json.to_vec()).unwrap();
-                self.bodies.insert((row.id.to_string(), rev.clone()), text);
-            }
-        }
-    }
-}
-
-/// Keeps what was committed, for the live feeds.
-#[derive(Default)]
-struct Heard {
-    changes: Mutex<Vec<Arc<Change>>>,
-}
-
-impl Observer for Heard {
-    fn committed(&self, _: &Db, changes: &[Arc<Change>]) {
-        self.changes.lock().unwrap().extend_from_slice(changes);
-    }
-
-    fn deleted(&self, _: &Db) {}
-}
-
 struct World {
     engine: MemoryEngine,
     folder: TempDir,
@@ -227,43 +101,6 @@ struct World {
     devices: Vec<Device>,
     heard: Arc<Heard>,
     rules: u8,
-}
-
-fn open(engine: &MemoryEngine, folder: &TempDir, heard: &Arc<Heard>) -> Store {
-    let keys = StoreKeys { chain: [1; 32], bookmark: [2; 32] };
-    Store::open_on(Box::new(engine.clone()), folder.path(), keys, Arc::clone(heard) as Arc<dyn Observer>).unwrap()
-}
-
-fn rules(version: u8) -> AppRules {
-    let read = match version {
-        0 => json!(["user:${owner}"]),
-        1 => json!(["role:staff", "user:${owner}"]),
-        _ => json!(["users"]),
-    };
-    AppRules::parse(&json!({"rules": [{"selector": {"owner": {"$exists": true}}, "read": read}]})).unwrap()
-}
-
-fn submit(db: &Db, edit: Edit, author: Author, mode: Mode) -> Result<Written, WriteError> {
-    let (sender, receiver) = mpsc::channel();
-    let done = Box::new(move |result: Result<Vec<_>, _>| sender.send(result).unwrap());
-    db.submit(Write { edits: vec![edit], author, mode }, done);
-    receiver.recv().unwrap().unwrap().remove(0)
-}
-
-fn edit(id: &str, parent: Option<Rev>, body: serde_json::Value) -> Edit {
-    Edit {
-        id: id.to_owned(),
-        parent,
-        history: Vec::new(),
-        deleted: false,
-        access: body.get("access").map(ToString::to_string),
-        body: body.to_string().into(),
-        attachments: Vec::new(),
-    }
-}
-
-fn admin() -> Author {
-    Author::admin(Who::default())
 }
 
 impl Drop for World {
@@ -371,44 +208,19 @@ impl World {
     }
 
     fn edit_on_device(&mut self, user: usize, id: &str, value: u8) {
-        let device = &mut self.devices[user];
-        let Some(tree) = device.trees.get_mut(id) else { return };
-        let winner = tree.winner().unwrap();
-        let node = tree.nodes()[winner].clone();
-        if node.deleted {
-            return;
-        }
-        device.edits += 1;
-        let old = device.bodies.get(&(id.to_owned(), node.rev.clone())).cloned().unwrap_or("{}".to_owned());
-        let mut body: serde_json::Value = serde_json::from_str(&old).unwrap();
-        body["value"] = json!(value);
-        body["edited"] = json!(format!("{user}/{}", device.edits));
-        let rev = Rev::next(Some(&node.rev), false, body.to_string().as_bytes(), std::iter::empty());
-        let mut history = vec![rev.clone()];
-        history.extend(tree.path(winner));
-        let mut new = edit(id, None, body.clone());
-        new.history.clone_from(&history);
-        let may_write = {
-            let view = self.db.doc(&Scope::All, id).unwrap().unwrap();
-            let current = view.winner().clone();
-            let stored = self.db.body(current.body.unwrap()).unwrap();
-            (current, stored.map(|body| body.json))
-        };
+        let Some(new) = self.devices[user].edit(user, id, value) else { return };
+        let history = new.history.clone();
+        let body = new.body.clone();
+        let before = self.winner(id);
         let author = Author::user(self.accounts[user].who(USERS[user]));
-        let result = submit(&self.db, new, author, Mode::Replicated);
-        match result {
+        match submit(&self.db, new, author, Mode::Replicated) {
             Ok(written) => {
                 assert!(written.changed);
-                assert_eq!(written.rev, self.winner(id).unwrap().0, "an edit that was taken is not the winner");
-                let device = &mut self.devices[user];
-                let tree = device.trees.get_mut(id).unwrap();
-                let _ = tree.merge(&history, false, Some(1), 1);
-                device.bodies.insert((id.to_owned(), rev), body.to_string());
+                assert_eq!(Some(written.rev), self.winner(id).map(|(rev, _)| rev), "an edit that was taken loses");
+                self.devices[user].keep(id, &history, &body, false);
             }
             Err(WriteError::Forbidden(_)) => {
-                let (current, _) = may_write;
-                let now = self.winner(id).unwrap().0;
-                assert_eq!(current.rev, now, "a refused edit changed the document");
+                assert_eq!(before, self.winner(id), "a refused edit changed the document");
             }
             Err(other) => panic!("{id}: {other}"),
         }
@@ -439,17 +251,7 @@ impl World {
                     break;
                 }
             }
-            // A conflict is resolved by hand; here only what the winner says is compared.
-            let mut readable = BTreeMap::new();
-            for doc in 0..DOCS {
-                let id = format!("d{doc}");
-                if let Some(view) = self.db.doc(&scope, &id).unwrap()
-                    && !view.winner().deleted
-                {
-                    let body = self.db.body(view.winner().body.unwrap()).unwrap().unwrap();
-                    readable.insert(id, String::from_utf8(body.json.to_vec()).unwrap());
-                }
-            }
+            let readable = readable(&self.db, &scope, DOCS);
             assert_eq!(self.devices[user].live(), readable, "what {name} has");
             let listed = self.db.all_docs(&scope, &rean_store::IdRange::default(), 100).unwrap();
             assert_eq!(listed.len(), readable.len());
@@ -462,27 +264,8 @@ impl World {
     fn check_by_access(&self, user: usize, readable: &BTreeMap<String, String>) {
         for doc in 0..DOCS {
             let id = format!("d{doc}");
-            let Some(view) = self.db.doc(&Scope::All, &id).unwrap() else { continue };
-            if view.winner().deleted {
-                continue;
-            }
-            let body = self.db.body(view.winner().body.unwrap()).unwrap().unwrap();
-            let body: serde_json::Value = serde_json::from_slice(&body.json).unwrap();
-            let readers: Vec<String> = match (body.get("access"), body.get("owner").and_then(|o| o.as_str())) {
-                (Some(access), _) => serde_json::from_value(access["read"].clone()).unwrap(),
-                (None, Some(owner)) => match self.rules {
-                    0 => vec![format!("user:{owner}")],
-                    1 => vec!["role:staff".to_owned(), format!("user:{owner}")],
-                    _ => vec!["users".to_owned()],
-                },
-                (None, None) => Vec::new(),
-            };
-            let named = readers.iter().any(|entry| match entry.as_str() {
-                "users" | "anyone" => true,
-                "role:staff" => self.accounts[user].staff,
-                other => other == format!("user:{}", USERS[user]),
-            });
-            assert_eq!(readable.contains_key(&id), named, "{id} for {}, readers {readers:?}", USERS[user]);
+            let named = names(&self.db, &id, &self.accounts[user], USERS[user], self.rules);
+            assert_eq!(readable.contains_key(&id), named, "{id} for {}", USERS[user]);
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::Change;
 use crate::app::{AppState, Reader};
 use crate::db::Db;
+use crate::partition::SOMEBODY;
 use crate::record::{PartRow, Seq};
 use crate::rev::Rev;
 use crate::view::BodyRef;
@@ -29,8 +30,9 @@ pub struct FeedRow {
     pub change: Option<Arc<Change>>,
 }
 
+/// Whether a reader has, or may have, written the document where the row is.
 pub(super) fn wrote(reader: &Reader, row: &PartRow) -> bool {
-    reader.name().is_some_and(|name| row.authors.iter().any(|author| author == name))
+    reader.name().is_some_and(|name| row.authors.iter().any(|author| author == name || author == SOMEBODY))
 }
 
 /// Whether the client may hold the row's winner as dead. Not if it was in the reader's sight before and after
