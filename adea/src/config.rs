@@ -5,10 +5,13 @@
 //!   "pod_id": "pod-1f0c", "ring_file": "/data/ring.json", "data_dir": "/data",
 //!   "rean": {"listen": "127.0.0.1:0", "engine": "fjall"},
 //!   "proxy": {"listen": "127.0.0.1:5984", "access_log": false},
+//!   "ring": {"listen": "10.0.0.1:5985", "advertise": "pod-1.example.org:5985", "seeds": ["10.0.0.2:5985"],
+//!            "url": "http://pod-1.example.org:5984"},
 //!   "log": "info", "log_to": "files"
 //! }
 //! ```
-//! All but `pod_id`, `ring_file`, `data_dir` and `proxy.listen` may be left out.
+//! All but `pod_id`, `ring_file`, `data_dir` and `proxy.listen` may be left out; without `ring` the pod is alone, and
+//! in it all but `listen`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -18,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::folder::Folder;
 use crate::plan::{Desired, Launch, Program};
+use crate::ring::is_host_port;
 
 /// What the agent has to run, and where.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,6 +41,9 @@ pub struct Config {
     pub rean: ReanConfig,
     /// The public port.
     pub proxy: ProxyConfig,
+    /// The other pods; without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring: Option<RingSection>,
     /// What the programs log, in the language of `ADEA_LOG`.
     #[serde(default = "default_log")]
     pub log: String,
@@ -72,6 +79,58 @@ pub struct ProxyConfig {
     /// Whether to log a line for each request.
     #[serde(default)]
     pub access_log: bool,
+}
+
+/// The pod's place in its ring.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RingSection {
+    /// Where the other pods reach this one: gossip over UDP, documents over TCP, on the same port.
+    pub listen: SocketAddr,
+    /// What the others are told, HOST:PORT, when that is not what is listened on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+    /// Pods of the ring to join, HOST:PORT; one that answers is enough. The first pod of a ring has none: it begins it.
+    #[serde(default)]
+    pub seeds: Vec<String>,
+    /// Where clients reach this pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+/// The most seeds: one that answers is enough, and each is looked up again and again.
+const MAX_SEEDS: usize = 100;
+
+impl RingSection {
+    /// Where the other pods are told to reach this one.
+    pub fn address(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |key, reason: &str| Err(ConfigError::Value { key, reason: reason.to_owned() });
+        if self.listen.port() == 0 {
+            return wrong("ring.listen", "must name a port: the other pods need to know it");
+        }
+        match &self.advertise {
+            None if self.listen.ip().is_unspecified() => {
+                return wrong("ring.advertise", "is needed where `ring.listen` names no address of this machine");
+            }
+            Some(address) if !is_host_port(address) => return wrong("ring.advertise", "must be HOST:PORT"),
+            _ => {}
+        }
+        if self.seeds.len() > MAX_SEEDS {
+            return wrong("ring.seeds", "are more than 100: one that answers is enough");
+        }
+        if !self.seeds.iter().all(|seed| is_host_port(seed)) {
+            return wrong("ring.seeds", "must each be HOST:PORT");
+        }
+        let is_url = |url: &String| url.starts_with("http://") || url.starts_with("https://");
+        if !self.url.as_ref().is_none_or(is_url) {
+            return wrong("ring.url", "must start with http:// or https://");
+        }
+        Ok(())
+    }
 }
 
 /// Where logs go.
@@ -146,6 +205,12 @@ impl Config {
         if self.proxy.listen == self.rean.listen {
             return wrong("proxy.listen", "is the same as rean.listen");
         }
+        if let Some(ring) = &self.ring {
+            if [self.proxy.listen, self.rean.listen].contains(&ring.listen) {
+                return wrong("ring.listen", "is the same as proxy.listen or rean.listen");
+            }
+            ring.check()?;
+        }
         Ok(())
     }
 
@@ -166,7 +231,7 @@ impl Config {
             rean_addr.set_port(free_port(rean_addr, self.proxy.listen.port())?);
         }
         let ring_file = self.ring_file.display().to_string();
-        let rean = Launch {
+        let mut rean = Launch {
             exe: exe.clone(),
             args: args(&[
                 "rean",
@@ -182,6 +247,9 @@ impl Config {
             ]),
             addr: rean_addr,
         };
+        if let Some(ring) = &self.ring {
+            rean.args.extend(["--ring-listen".to_owned(), ring.listen.to_string()]);
+        }
         let mut proxy = Launch {
             exe,
             args: args(&[
@@ -262,6 +330,34 @@ mod tests {
         assert!(err.contains("proxy.listen"), "{err}");
         let err = parse(r#"{"lisen":1}"#, r#"{"listen":"127.0.0.1:2"}"#).unwrap_err();
         assert!(err.contains("lisen"), "{err}");
+    }
+
+    #[test]
+    fn a_place_in_a_ring() {
+        let with = |ring: &str| -> Result<Config, String> {
+            let mut config = parse("{}", r#"{"listen":"127.0.0.1:5984"}"#)?;
+            config.ring = Some(serde_json::from_str(ring).map_err(|err| err.to_string())?);
+            config.check().map_err(|err| err.to_string())?;
+            Ok(config)
+        };
+        let config = with(r#"{"listen":"127.0.0.1:5985","seeds":["[::1]:1","b.example:5985"]}"#).unwrap();
+        assert_eq!(config.ring.as_ref().unwrap().address(), "127.0.0.1:5985");
+        let dir = tempfile::tempdir().unwrap();
+        let desired = config.desired(&Folder::new(dir.path()).unwrap()).unwrap();
+        assert!(desired[&Program::Rean].args.ends_with(&["--ring-listen".into(), "127.0.0.1:5985".into()]));
+        for (ring, key) in [
+            (r#"{"listen":"127.0.0.1:0"}"#, "ring.listen"),
+            (r#"{"listen":"127.0.0.1:5984"}"#, "ring.listen"),
+            (r#"{"listen":"0.0.0.0:5985"}"#, "ring.advertise"),
+            (r#"{"listen":"0.0.0.0:5985","advertise":"here"}"#, "ring.advertise"),
+            (r#"{"listen":"127.0.0.1:5985","seeds":["b.example"]}"#, "ring.seeds"),
+            (r#"{"listen":"127.0.0.1:5985","seeds":["http://b:1"]}"#, "ring.seeds"),
+            (r#"{"listen":"127.0.0.1:5985","url":"pod-1:5984"}"#, "ring.url"),
+            (r#"{"listen":"127.0.0.1:5985","sead":[]}"#, "sead"),
+        ] {
+            let err = with(ring).unwrap_err();
+            assert!(err.contains(key), "{ring}: {err}");
+        }
     }
 
     #[test]

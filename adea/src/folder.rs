@@ -92,6 +92,11 @@ impl Folder {
         self.run().join("state.json")
     }
 
+    /// What the pod must not forget of its ring ([`crate::ring::kept`]).
+    pub fn ring_state_file(&self) -> PathBuf {
+        self.run().join("ring-state.json")
+    }
+
     /// The log of a program.
     pub fn log_file(&self, program: &str) -> PathBuf {
         self.run().join(format!("{program}.log"))

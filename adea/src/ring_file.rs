@@ -88,6 +88,12 @@ impl RingFile {
         Self { ring_secret: RingSecret::random().to_hex(), pod_id, admin, dev: None }
     }
 
+    /// The file of another pod of the same ring: the same secret and administrator.
+    #[must_use]
+    pub fn for_pod(&self, pod_id: String) -> Self {
+        Self { pod_id, dev: None, ..self.clone() }
+    }
+
     /// Reads a ring file; none if there is no such file.
     ///
     /// # Errors

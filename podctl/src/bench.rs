@@ -14,10 +14,6 @@ mod partition;
 mod process;
 mod report;
 
-use adea::folder::Folder;
-use adea::plan::Program;
-use adea::ring_file::RingFile;
-use adea::state::State;
 use anyhow::{Context, bail};
 use http::Method;
 use serde_json::Value;
@@ -26,6 +22,7 @@ use crate::bench::process::Processes;
 use crate::bench::report::{Report, Timer};
 use crate::command::bench::Args;
 use crate::http::{Conn, Peer};
+use crate::running::Running;
 
 /// The figures, in the order in which they are taken.
 pub const FIGURES: [&str; 10] =
@@ -61,14 +58,15 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 
 impl Bench {
     async fn new(args: &Args) -> anyhow::Result<Self> {
-        let run_dir = args.run_dir.as_deref().map(RunDir::load).transpose()?;
-        let mut peer = match (&args.url, &run_dir) {
+        let running = args.run_dir.as_deref().map(Running::load).transpose()?;
+        let mut peer = match (&args.url, &running) {
             (Some(url), _) => Peer::parse(url)?,
-            (None, Some(dir)) => Peer::parse(&dir.url)?,
+            // Loading finds at least one.
+            (None, Some(Running { pods, .. })) => Peer::parse(&pods.first().context("nothing runs there")?.url)?,
             (None, None) => bail!("give a URL, or --run-dir DATA of a running `podctl dev`"),
         };
-        if let (false, Some(dir)) = (peer.has_login(), &run_dir) {
-            peer = peer.with_login(&dir.name, &dir.password)?;
+        if let (false, Some(running)) = (peer.has_login(), &running) {
+            peer = peer.with_login(&running.name, &running.password)?;
         }
         if !args.allow_remote && !peer.is_loopback().await? {
             bail!(
@@ -76,7 +74,7 @@ impl Bench {
             );
         }
         let mut pids = args.pid.clone();
-        pids.extend(run_dir.iter().flat_map(|dir| &dir.pids));
+        pids.extend(running.iter().flat_map(|running| &running.pods).flat_map(|pod| &pod.pids));
         Ok(Self {
             peer,
             processes: Processes::new(pids)?,
@@ -148,40 +146,5 @@ impl Bench {
             }
         }
         Ok(())
-    }
-}
-
-/// What the data folder of a running `podctl dev` tells.
-struct RunDir {
-    url: String,
-    name: String,
-    password: String,
-    pids: Vec<u32>,
-}
-
-impl RunDir {
-    fn load(path: &std::path::Path) -> anyhow::Result<Self> {
-        if !path.is_dir() {
-            bail!("{} is no folder", path.display());
-        }
-        let folder = Folder::new(path)?;
-        let state = State::load(&folder.state_file()).with_context(|| format!("nothing runs in {}", path.display()))?;
-        let proxy = state
-            .programs
-            .get(&Program::Proxy)
-            .and_then(|proxy| proxy.addr)
-            .with_context(|| format!("no proxy runs in {}", path.display()))?;
-        let ring =
-            RingFile::load(&folder.ring_file())?.with_context(|| format!("{} has no ring.json", path.display()))?;
-        let password = ring
-            .dev
-            .map(|dev| dev.admin_password)
-            .with_context(|| format!("{} was not made by `podctl dev`: give a URL with a log-in", path.display()))?;
-        Ok(Self {
-            url: format!("http://{proxy}"),
-            name: ring.admin.name,
-            password,
-            pids: state.programs.values().filter_map(|program| program.pid).collect(),
-        })
     }
 }

@@ -4,8 +4,11 @@ pub mod adea;
 pub mod bench;
 pub mod check;
 pub mod dev;
+pub mod divergences;
 pub mod proxy;
 pub mod rean;
+pub mod revocations;
+pub mod ring;
 pub mod sim;
 
 use std::future::Future;

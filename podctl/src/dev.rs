@@ -1,29 +1,34 @@
-//! A ring on this machine: one pod for now, as real processes.
+//! A ring on this machine: one pod or more, as real processes.
 //!
-//! `dev` starts the agent, and the agent starts the rest; each ends when the one above it does.
+//! `dev` starts an agent for each pod, and the agents start the rest; each ends when the one above it does.
 
 mod agent;
 mod example;
+mod master;
+pub mod pods;
 mod port;
 mod ring;
 mod text;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use adea::config::{LogTo, ProxyConfig, ReanConfig};
 use adea::folder::Folder;
-use adea::logging::FILTER_ENV;
 use adea::logs;
 use adea::plan::Program;
 use adea::state::State;
 use anyhow::Context;
 use http::{Method, StatusCode};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::command::dev::Args;
+use crate::dev::master::Agreement;
+use crate::dev::pods::Pod;
 use crate::http::Peer;
+
+/// The most pods of one data folder.
+pub const MAX_PODS: u16 = 9;
 
 /// A store that was not closed may have to read its whole journal first.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -39,33 +44,70 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let stop = adea::stop::requested(false)?;
     let folder = Folder::new(&args.data)?;
     let _lock = folder.try_lock("dev")?;
-    let mut ring = ring::prepare(&folder, args)?;
+    let wanted = args.pods.unwrap_or_else(|| pods::count_in(folder.root()).max(1));
+    let mut ring = ring::prepare(&folder, args, (wanted > 1).then(|| "pod-1".to_owned()))?;
+    let pods = pods::prepare(&folder, &ring.file, wanted, args)?;
     let mut stop = Box::pin(stop);
     tokio::select! {
-        free = port::wait_until_free(args.port, &folder) => free?,
+        free = port::wait_until_free(&pods) => free?,
         _ = &mut stop => return Ok(()),
     }
-    // What an earlier run has left there is no account of this one.
-    forget_state(&folder)?;
-    let config_file = write_config(&folder, &ring.file.pod_id, args)?;
-    let (stop_agent, agent_stop) = oneshot::channel();
-    let agent = tokio::spawn(agent::keep(folder.clone(), config_file, agent_stop));
+    let mut agents = JoinSet::new();
+    let mut stops = Vec::new();
+    for pod in &pods {
+        // What an earlier run has left there is no account of this one.
+        forget_state(&pod.folder)?;
+        let config_file = pod.write_config(&pods, args)?;
+        let (stop_agent, agent_stop) = oneshot::channel();
+        stops.push(stop_agent);
+        agents.spawn(agent::keep(pod.folder.clone(), config_file, agent_stop));
+    }
     let served = tokio::select! {
         _ = &mut stop => Ok(()),
-        served = serve(&folder, &mut ring, args) => served,
+        served = serve(&folder, &pods, &mut ring, args) => served,
     };
-    // An error means that the keeper is gone already.
-    let _ = stop_agent.send(());
-    agent.await.context("the agent's keeper failed")?;
+    for stop_agent in stops {
+        // An error means that the keeper is gone already.
+        let _ = stop_agent.send(());
+    }
+    while let Some(ended) = agents.join_next().await {
+        ended.context("an agent's keeper failed")?;
+    }
     served
 }
 
 /// Waits until the ring is ready, says so, and then waits for ever.
-async fn serve(folder: &Folder, ring: &mut ring::Ring, args: &Args) -> anyhow::Result<()> {
-    let base = format!("http://127.0.0.1:{}", args.port);
-    let peer = Peer::parse(&base)?;
-    match timeout(READY_DEADLINE, until_up(&peer, folder)).await {
-        Ok(Start::Up) => {}
+async fn serve(folder: &Folder, pods: &[Pod], ring: &mut ring::Ring, args: &Args) -> anyhow::Result<()> {
+    let mut starts = JoinSet::new();
+    for pod in pods {
+        let pod = pod.clone();
+        starts.spawn(async move { until_ready(&pod).await });
+    }
+    while let Some(started) = starts.join_next().await {
+        started??;
+    }
+    let agreement = if pods.iter().any(|pod| pod.ring_port.is_some()) {
+        Some(master::until_agreed(pods, &ring.file.admin.name, &ring.admin_password).await?)
+    } else {
+        None
+    };
+    let [first, ..] = pods else { anyhow::bail!("a ring needs at least one pod") };
+    let admin = Peer::parse(&first.url())?.with_login(&ring.file.admin.name, &ring.admin_password)?;
+    if let Some(Agreement { master: None, trouble }) = &agreement {
+        eprintln!("no pod takes writes yet: {trouble}\n{}", log_lines(folder, &["adea"]));
+    }
+    example::make_if_pending(folder, ring, &admin)
+        .await
+        .context("can't make the example app (start with --no-example in a new folder to do without)")?;
+    text::print(folder, pods, agreement.as_ref(), ring, args.json);
+    std::future::pending().await
+}
+
+/// Waits until one pod is up.
+async fn until_ready(pod: &Pod) -> anyhow::Result<()> {
+    let folder = &pod.folder;
+    match timeout(READY_DEADLINE, until_up(&Peer::parse(&pod.url())?, folder)).await {
+        Ok(Start::Up) => Ok(()),
         Ok(Start::Hopeless(program)) => {
             anyhow::bail!("{program} does not start\n{}", log_lines(folder, &[program.name()]));
         }
@@ -74,12 +116,6 @@ async fn serve(folder: &Folder, ring: &mut ring::Ring, args: &Args) -> anyhow::R
             anyhow::bail!("not ready after {} s\n{lines}", READY_DEADLINE.as_secs());
         }
     }
-    let admin = peer.with_login(&ring.file.admin.name, &ring.admin_password)?;
-    example::make_if_pending(folder, ring, &admin)
-        .await
-        .context("can't make the example app (start with --no-example in a new folder to do without)")?;
-    text::print(&base, folder, ring, args.json);
-    std::future::pending().await
 }
 
 /// How a start has come out.
@@ -154,22 +190,4 @@ fn log_lines(folder: &Folder, programs: &[&str]) -> String {
         }
     }
     text
-}
-
-fn write_config(folder: &Folder, pod_id: &str, args: &Args) -> anyhow::Result<std::path::PathBuf> {
-    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let config = adea::Config {
-        pod_id: pod_id.to_owned(),
-        ring_file: folder.ring_file(),
-        data_dir: folder.root().to_path_buf(),
-        program: None,
-        rean: ReanConfig { listen: loopback(0), engine: args.engine.clone() },
-        proxy: ProxyConfig { listen: loopback(args.port), access_log: args.access_log },
-        log: std::env::var(FILTER_ENV).unwrap_or_else(|_| "info".to_owned()),
-        log_to: LogTo::Files,
-    };
-    let path = folder.run().join("adea.json");
-    std::fs::write(&path, serde_json::to_vec_pretty(&config)?)
-        .with_context(|| format!("can't write {}", path.display()))?;
-    Ok(path)
 }

@@ -1,12 +1,14 @@
 //! podctl: the operator's hand, and the one binary that can be each of the others.
 //!
-//! One file a command under [`command`]; what `dev` and `bench` are made of is in the folders of those names.
+//! One file a command under [`command`]; what the larger ones are made of is in the folders of their names.
 
 mod bench;
 mod command;
 mod dev;
 mod http;
 mod programs;
+mod ring;
+mod running;
 mod sim;
 
 use std::io::{self, Write};
@@ -30,6 +32,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Dev(command::dev::Args),
+    Ring(command::ring::Args),
+    Revocations(command::revocations::Args),
+    Divergences(command::divergences::Args),
     Bench(command::bench::Args),
     Check(command::check::Args),
     Sim(command::sim::Args),
@@ -41,6 +46,9 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Dev(args) => command::dev::run(args),
+        Command::Ring(args) => command::ring::run(args),
+        Command::Revocations(args) => command::revocations::run(args),
+        Command::Divergences(args) => command::divergences::run(args),
         Command::Bench(args) => command::bench::run(args),
         Command::Check(args) => command::check::run(args),
         Command::Sim(args) => command::sim::run(args),

@@ -11,13 +11,15 @@ use crate::command;
 
 /// Runs the database server until `stop` resolves and it has closed its store.
 pub async fn rean(args: &command::rean::Args, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let (_, ring_secret) = ring(&args.ring_file)?;
+    let (file, ring_secret) = ring(&args.ring_file)?;
     let config = rean::Config {
         listen: args.listen,
         data_dir: args.data.clone(),
         engine: args.engine.parse().context("--engine")?,
         ring_secret,
         limits: rean::Limits::default(),
+        pod_id: file.pod_id.parse().context("the ring file's `pod_id`")?,
+        ring_listen: args.ring_listen,
     };
     if !config.listen.ip().is_loopback() {
         anyhow::bail!("--listen: rean listens on loopback only; the proxy is the public port");

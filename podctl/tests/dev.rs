@@ -1,178 +1,19 @@
 //! `podctl dev` as real processes: what is acknowledged survives the death of any of them, and none outlives it.
 
-use std::io::{BufRead, BufReader};
+mod harness;
+
 use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use adea::folder::Folder;
 use adea::plan::Program;
-use adea::state::State;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use http::{Method, StatusCode};
 use rean_store::EngineKind;
 use rean_store::engine::{self, Batch, Direction, Space};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use serde_json::{Value, json};
+use rustix::process::Signal;
+use serde_json::json;
 
-/// Long enough for a loaded machine; nothing waits for it when all is well.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-/// A running `podctl dev`; killed at the end of a test, however that ends.
-struct Dev {
-    child: Child,
-    _out: BufReader<ChildStdout>,
-    ready: Value,
-    folder: Folder,
-}
-
-impl Dev {
-    /// Starts it and waits until it is ready.
-    fn start(data: &Path, port: u16, more: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_podctl"))
-            .args(["dev", "--json", "--port", &port.to_string(), "--data"])
-            .arg(data)
-            .args(more)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        // It gives up by itself when it isn't ready in time.
-        out.read_line(&mut line).unwrap();
-        let ready = serde_json::from_str(&line).unwrap_or_else(|_| {
-            let _ = child.kill();
-            panic!("not ready: {line:?}")
-        });
-        Self { child, _out: out, ready, folder: Folder::new(data).unwrap() }
-    }
-
-    fn state(&self) -> State {
-        State::load(&self.folder.state_file()).unwrap()
-    }
-
-    /// The process ids of the agent and the programs.
-    fn pids(&self) -> Vec<u32> {
-        let state = self.state();
-        let programs = state.programs.values().filter_map(|program| program.pid);
-        programs.chain([state.adea_pid]).collect()
-    }
-
-    /// A request as administrator; none if there was no answer.
-    async fn ask(&self, method: Method, path: &str, body: &str) -> Option<(StatusCode, Value)> {
-        let admin = &self.ready["admin"];
-        let (name, password) = (admin["name"].as_str()?, admin["password"].as_str()?);
-        self.ask_as(name, password, method, path, body).await
-    }
-
-    async fn ask_as(
-        &self,
-        name: &str,
-        password: &str,
-        method: Method,
-        path: &str,
-        body: &str,
-    ) -> Option<(StatusCode, Value)> {
-        let login = STANDARD.encode(format!("{name}:{password}"));
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.ready["ready"].as_str()?))
-            .header("authorization", format!("Basic {login}"))
-            .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body.to_owned())))
-            .unwrap();
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        let response = client.request(request).await.ok()?;
-        let status = response.status();
-        let body = response.into_body().collect().await.ok()?.to_bytes();
-        Some((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
-    }
-
-    /// Asks until the answer has this status.
-    async fn until(&self, method: Method, path: &str, body: &str, wanted: StatusCode) -> Value {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let answer = self.ask(method.clone(), path, body).await;
-            if let Some((status, value)) = &answer
-                && *status == wanted
-            {
-                return value.clone();
-            }
-            assert!(Instant::now() < deadline, "{method} {path}: {answer:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Waits until the agent's account satisfies the condition.
-    async fn until_state(&self, what: &str, wanted: impl Fn(&State) -> bool) -> State {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let state = self.state();
-            if wanted(&state) {
-                return state;
-            }
-            assert!(Instant::now() < deadline, "never {what}: {state:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Stops it as an operator would, and checks that it did so cleanly.
-    async fn stop(mut self) {
-        let pids = self.pids();
-        signal(self.child.id(), Signal::TERM);
-        let deadline = Instant::now() + DEADLINE;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < deadline, "dev does not stop");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
-        assert_eq!(status.code(), Some(0));
-        for pid in pids {
-            assert!(!lives(pid), "process {pid} outlived dev");
-        }
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        // The others see it and end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn pid(pid: u32) -> Pid {
-    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
-}
-
-fn signal(to: u32, signal: Signal) {
-    kill_process(pid(to), signal).unwrap();
-}
-
-fn lives(process: u32) -> bool {
-    test_kill_process(pid(process)).is_ok()
-}
-
-async fn until_gone(pids: &[u32]) {
-    let deadline = Instant::now() + DEADLINE;
-    while let Some(pid) = pids.iter().find(|pid| lives(**pid)) {
-        assert!(Instant::now() < deadline, "process {pid} does not end");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
+use harness::{Dev, free_port, podctl, signal, until_gone};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_acknowledged_survives_the_death_of_any_process() {
@@ -306,20 +147,13 @@ fn a_start_that_cannot_succeed_is_given_up_soon() {
     assert_eq!(std::fs::read(store.join("version")).unwrap(), b"of something else");
 }
 
-/// Runs a command on a data folder to its end: exit code, what it printed, what it complained of.
-fn podctl(data: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_podctl")).args(args).arg("--data").arg(data).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
-}
-
 #[test]
 fn says_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (args, wanted) in [
-        (vec!["--pods", "3"], "only one pod"),
+        (vec!["--pods", "10"], "at most 9"),
         (vec!["--pods", "0"], "at least one pod"),
         (vec!["--port", port.as_str()], "is taken by process"),
         (vec!["--admin", "nameonly"], "NAME:PASSWORD"),

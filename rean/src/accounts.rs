@@ -243,7 +243,7 @@ pub async fn before_write(
     for edit in edits {
         out.push(match target.system {
             System::Users => prepare(pod, target, edit, replicated).await,
-            System::Ring => apps::check(&edit).map(|()| edit),
+            System::Ring => apps::check(&edit, &target.author, replicated).map(|()| edit),
             System::Replicator => documents::check(edit, &target.author, replicated),
             System::None | System::Pods => Ok(edit),
         });

@@ -7,26 +7,49 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use adea_ring::identity::SYSTEM_NAME;
 use rean_store::access::AppRules;
-use rean_store::{Db, DbKind, Edit, Scope, StoreError};
+use rean_store::{Author, Db, DbKind, Edit, Scope, StoreError};
 use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::hub::News;
 use crate::pod::Pod;
+use crate::ring::{app_w, config_doc, databases, divergence, instructions, status};
 use crate::workers::Stop;
 
 /// What the id of an app's settings starts with.
-const PREFIX: &str = "app:";
+pub const PREFIX: &str = "app:";
 /// A pass without an occasion: rules that could not be applied are tried again after this long.
 const PAUSE: Duration = Duration::from_secs(60);
+
+/// What the ids of documents of `_ring` begin with that the pods write themselves, and what is said to who tries; and
+/// whether an administrator may delete them.
+const OWN: [(&str, &str, bool); 4] = [
+    (databases::PREFIX, "Databases are made, deleted and set up by requests to themselves.", false),
+    (instructions::PREFIX, "Instructions are records of the pods.", false),
+    (status::PREFIX, "A pod's status is written by that pod alone.", true),
+    (divergence::PREFIX, "Reports of diverged documents are written by the pods.", true),
+];
 
 /// Checks an edit of `_ring` before it is stored.
 ///
 /// # Errors
-/// 400 naming the member that is wrong.
-pub fn check(edit: &Edit) -> Result<(), ApiError> {
-    if edit.deleted || !edit.id.starts_with(PREFIX) {
+/// 400 naming the member that is wrong; 403 for what only the pods write.
+pub fn check(edit: &Edit, author: &Author, replicated: bool) -> Result<(), ApiError> {
+    // What the pods pass on has been checked where it was written; refused here, it would be missing here.
+    if replicated && author.is_admin() && author.name() == Some(SYSTEM_NAME) {
+        return Ok(());
+    }
+    let own = OWN.iter().find(|(prefix, _, may_delete)| edit.id.starts_with(prefix) && !(*may_delete && edit.deleted));
+    if let Some((_, reason, _)) = own {
+        return Err(ApiError::forbidden(*reason));
+    }
+    if edit.deleted {
+        return Ok(());
+    }
+    config_doc::check(edit)?;
+    if !edit.id.starts_with(PREFIX) {
         return Ok(());
     }
     parse(&edit.body).map(|_| ()).map_err(|reason| ApiError::bad_request(format!("{}: {reason}", edit.id)))
@@ -34,6 +57,7 @@ pub fn check(edit: &Edit) -> Result<(), ApiError> {
 
 fn parse(body: &[u8]) -> Result<AppRules, String> {
     let value: Value = serde_json::from_slice(body).map_err(|_| "the document can't be read".to_owned())?;
+    app_w::parse(&value)?;
     AppRules::parse(&value).map_err(|error| error.to_string())
 }
 
@@ -125,7 +149,7 @@ fn place(pod: &Pod, app: &Db) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::check;
-    use rean_store::Edit;
+    use rean_store::{Author, Edit, Who};
 
     fn edit(id: &str, body: &'static str) -> Edit {
         Edit {
@@ -139,12 +163,35 @@ mod tests {
         }
     }
 
+    fn named(name: &str) -> Author {
+        Author::admin(Who { name: Some(name.to_owned()), roles: Vec::new() })
+    }
+
     #[test]
     fn settings_that_do_not_parse_are_refused_by_name() {
-        let error = check(&edit("app:notes", r#"{"rules":5}"#)).expect_err("refused");
-        assert_eq!(error.status, 400);
-        assert!(error.reason.contains("app:notes") && error.reason.contains("rules"));
-        assert!(check(&edit("app:notes", r#"{"create":["role:staff"]}"#)).is_ok());
-        assert!(check(&edit("config", r#"{"rules":5}"#)).is_ok());
+        let root = named("root");
+        for (body, member) in [(r#"{"rules":5}"#, "rules"), (r#"{"w":0}"#, "`w`"), (r#"{"w":"2"}"#, "`w`")] {
+            let error = check(&edit("app:notes", body), &root, false).expect_err("refused");
+            assert_eq!(error.status, 400);
+            assert!(error.reason.contains("app:notes") && error.reason.contains(member), "{}", error.reason);
+        }
+        assert!(check(&edit("app:notes", r#"{"create":["role:staff"],"w":2}"#), &root, false).is_ok());
+        assert!(check(&edit("zork", r#"{"rules":5}"#), &root, false).is_ok());
+        assert_eq!(check(&edit("config", r#"{"rules":5}"#), &root, false).expect_err("refused").status, 400);
+    }
+
+    #[test]
+    fn what_the_pods_write_is_theirs() {
+        for id in ["db:notes", "instruction:x", "pod:a", "divergence:notes:0"] {
+            for replicated in [false, true] {
+                assert_eq!(check(&edit(id, "{}"), &named("root"), replicated).expect_err(id).status, 403);
+            }
+            assert!(check(&edit(id, "{}"), &named("_pod"), true).is_ok());
+        }
+        let mut gone = edit("pod:a", "{}");
+        gone.deleted = true;
+        assert!(check(&gone, &named("root"), false).is_ok());
+        gone.id = "db:notes".to_owned();
+        assert!(check(&gone, &named("root"), false).is_err());
     }
 }

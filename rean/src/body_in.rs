@@ -37,6 +37,17 @@ impl BodyBudget {
         Self { bytes: Arc::new(Semaphore::new(bytes)) }
     }
 
+    /// A share for a body of which no more will be read than this.
+    ///
+    /// # Errors
+    /// 503 when there is none for a while.
+    pub async fn share(&self, bytes: usize) -> Result<BodyShare, ApiError> {
+        if bytes <= SMALL_BODY_BYTES {
+            return Ok(BodyShare { _permit: None });
+        }
+        Ok(BodyShare { _permit: Some(self.take(bytes).await?) })
+    }
+
     /// Waits for a share, and gives up after a while: two bodies may each wait for what the other has.
     async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let busy = || {
@@ -50,6 +61,11 @@ impl BodyBudget {
         let permit = Arc::clone(&self.bytes).acquire_many_owned(count);
         tokio::time::timeout(BUDGET_TIMEOUT, permit).await.map_err(|_| busy())?.map_err(|_| busy())
     }
+}
+
+/// A share of the memory, until it is dropped. Small bodies take none.
+pub struct BodyShare {
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A body in memory, with the share of the budget that it takes until it is dropped.

@@ -3,12 +3,12 @@
 //! ```json
 //! {"listen": "127.0.0.1:5986", "data_dir": "/data/rean", "engine": "fjall", "ring_secret": "64 hex digits", "limits": {}}
 //! ```
-//! `engine` and `limits` may be left out. A listen port of 0 takes a free one, which the `ready` line tells.
+//! `engine`, `limits`, `pod_id` and `ring_listen` may be left out. A listen port of 0 takes a free one, which the `ready` line tells.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use adea_ring::RingSecret;
+use adea_ring::{PodId, RingSecret};
 use rean_store::EngineKind;
 use serde::Deserialize;
 
@@ -25,6 +25,10 @@ pub struct Config {
     pub ring_secret: RingSecret,
     /// Bounds on requests.
     pub limits: Limits,
+    /// This pod's name in its ring.
+    pub pod_id: PodId,
+    /// Where the other pods reach this one, over TLS; without it the pod is alone.
+    pub ring_listen: Option<SocketAddr>,
 }
 
 /// Bounds on what a request may carry.
@@ -95,6 +99,15 @@ struct Raw {
     ring_secret: String,
     #[serde(default)]
     limits: Limits,
+    #[serde(default = "default_pod_id")]
+    pod_id: String,
+    #[serde(default)]
+    ring_listen: Option<SocketAddr>,
+}
+
+/// The name of a pod that nobody else needs to know.
+fn default_pod_id() -> String {
+    "pod".to_owned()
 }
 
 impl Config {
@@ -131,6 +144,8 @@ impl Config {
             ring_secret: RingSecret::from_hex(&raw.ring_secret)
                 .map_err(|_| value("ring_secret", "must be 64 hexadecimal digits"))?,
             limits,
+            pod_id: raw.pod_id.parse().map_err(|_| value("pod_id", "must be 1 to 64 of a-z, 0-9 and -"))?,
+            ring_listen: raw.ring_listen,
         })
     }
 }

@@ -6,16 +6,16 @@ use adea_ring::Identity;
 use http::header::LOCATION;
 use http::{HeaderValue, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use rean_store::{DbKind, PartInfo, Reader, Scope, StoreError};
+use rean_store::{DbKind, PartInfo, Reader, Scope};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::apps;
 use crate::body_in;
 use crate::error::ApiError;
 pub use crate::maintenance::{compact, ensure_full_commit, purge, revs_limit, security};
 use crate::pod::{Pod, SYSTEM_DATABASES};
 use crate::render;
+use crate::ring::databases as documents;
 use crate::route::{Request, Response};
 pub use crate::server_info::{active_tasks, membership, root, session, store, uuids, workers};
 pub use crate::stubs::{design_other, find, index, other, view};
@@ -42,16 +42,7 @@ pub async fn create(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<
     check_name(&name)?;
     let kind = if request.query.flag("access")? { DbKind::App } else { DbKind::Plain };
     let location = format!("/{}", utf8_percent_encode(&name, NON_ALPHANUMERIC_BUT_PLAIN));
-    let for_create = Arc::clone(pod);
-    blocking(move || -> Result<(), StoreError> {
-        let db = for_create.store.create_db(&name, kind)?;
-        if kind == DbKind::App {
-            // Rules that were written before their app hold from its first document.
-            apps::apply(&for_create, &db)?;
-        }
-        Ok(())
-    })
-    .await??;
+    documents::make(pod, &name, kind).await?;
     let mut response = ok(StatusCode::CREATED);
     if let Ok(location) = HeaderValue::try_from(location) {
         response.headers_mut().insert(LOCATION, location);
@@ -111,8 +102,7 @@ pub async fn delete(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<
         resolve(pod, who, &name)?;
         return Err(ApiError::forbidden("Partial and personal databases go with their app."));
     }
-    let store = pod.store.clone();
-    if blocking(move || store.delete_db(&name)).await?? { Ok(ok(StatusCode::OK)) } else { Err(ApiError::no_database()) }
+    if documents::remove(pod, &name).await? { Ok(ok(StatusCode::OK)) } else { Err(ApiError::no_database()) }
 }
 
 /// `GET /db`.

@@ -20,6 +20,7 @@ use crate::body_in::{self, Limited};
 use crate::error::ApiError;
 use crate::multipart::{Multipart, MultipartError, boundary_of};
 use crate::pod::Pod;
+use crate::ring::brought;
 use crate::target::{self, Target};
 
 /// Compressed bytes of an attachment that are unpacked at once.
@@ -323,6 +324,9 @@ async fn submit(
     let results = pod.write(&target.db, write).await?;
     for (_, notice) in notices.iter().filter(|(place, _)| results.get(*place).is_some_and(Result::is_ok)) {
         pod.design.tell(&target.db, notice);
+    }
+    if mode == Mode::Replicated {
+        brought::take_up(pod, target, &results).await;
     }
     Ok(results.into_iter().map(|result| result.map_err(ApiError::from)).collect())
 }

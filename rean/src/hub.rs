@@ -38,12 +38,23 @@ pub trait CommitHook: Send + Sync {
     fn committed(&self, db: &Db, changes: &[Arc<Change>]);
 }
 
+/// How far the store is, of all databases together.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Newest {
+    /// The newest change since the start, by its sequence; 0 before the first.
+    pub seq: u64,
+    /// Whether there will be no more.
+    pub ended: bool,
+}
+
 /// All listeners of a pod.
 pub struct Hub {
     channels: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
     listeners: Mutex<Listeners>,
     hook: OnceLock<Arc<dyn CommitHook>>,
     closed: AtomicBool,
+    /// For those who follow all databases at once.
+    newest: watch::Sender<Newest>,
     /// To the thread that wakes many listeners; `None` if it could not be started.
     waker: Option<mpsc::Sender<Arc<Channel>>>,
 }
@@ -96,6 +107,7 @@ impl Hub {
             listeners: Mutex::default(),
             hook: OnceLock::new(),
             closed: AtomicBool::new(false),
+            newest: watch::Sender::default(),
             waker: started.is_ok().then_some(waker),
         }
     }
@@ -103,6 +115,11 @@ impl Hub {
     /// Has this told of each commit. The first one given counts.
     pub fn set_hook(&self, hook: Arc<dyn CommitHook>) {
         let _ = self.hook.set(hook);
+    }
+
+    /// Follows the changes of all databases by their sequences.
+    pub fn follow(&self) -> watch::Receiver<Newest> {
+        self.newest.subscribe()
     }
 
     /// Listens to a database from now on.
@@ -146,6 +163,7 @@ impl Hub {
     /// Ends all live feeds, and those that would begin later: the server stops.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.newest.send_modify(|newest| newest.ended = true);
         let channels = std::mem::take(&mut *self.channels.lock());
         for channel in channels.values() {
             channel.end();
@@ -221,6 +239,10 @@ impl Observer for Hub {
     fn committed(&self, db: &Db, changes: &[Arc<Change>]) {
         if let Some(hook) = self.hook.get() {
             hook.committed(db, changes);
+        }
+        if let Some(last) = changes.last() {
+            // Databases of one commit come one after the other, and not in the order of their sequences.
+            self.newest.send_modify(|newest| newest.seq = newest.seq.max(last.seq));
         }
         let channel = self.channels.lock().get(db.name()).map(Arc::clone);
         let Some(channel) = channel.filter(|channel| &*channel.instance == db.instance()) else {

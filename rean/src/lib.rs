@@ -46,6 +46,7 @@ pub mod query;
 pub mod range;
 pub mod render;
 pub mod replicate;
+pub mod ring;
 pub mod route;
 pub mod security;
 pub mod server;

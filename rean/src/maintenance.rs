@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::body_in;
-use crate::databases::{blocking, json_line, ok};
+use crate::databases::{json_line, ok};
 use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::render;
+use crate::ring::databases as documents;
 use crate::route::{Request, Response};
 use crate::security;
 use crate::target::{System, Target, resolve};
@@ -51,10 +52,7 @@ pub async fn security(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
     if matches!(target.system, System::Ring | System::Pods | System::Replicator) {
         return Err(ApiError::forbidden("The rights to this database are fixed."));
     }
-    let db = target.db.clone();
-    blocking(move || db.set_security(stored.into())).await??;
-    // Whoever follows the database is asked again who they are.
-    pod.hub.end(&target.db);
+    documents::set_security(pod, &target.db, stored).await?;
     Ok(ok(StatusCode::OK))
 }
 
@@ -75,8 +73,7 @@ pub async fn revs_limit(pod: &Arc<Pod>, who: &Identity, request: Request) -> Res
         .ok()
         .filter(|limit| (1..=MAX_REVS_LIMIT).contains(limit))
         .ok_or_else(|| ApiError::bad_request(format!("`_revs_limit` must be from 1 to {MAX_REVS_LIMIT}")))?;
-    let db = target.db.clone();
-    blocking(move || db.set_revs_limit(limit)).await??;
+    documents::set_revs_limit(pod, &target.db, limit).await?;
     Ok(ok(StatusCode::OK))
 }
 
@@ -125,6 +122,7 @@ pub async fn purge(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<R
     let target = resolve(pod, who, request.db_name())?;
     target.require_server_admin()?;
     target.require_db_admin()?;
+    target.require_write()?;
     let text = body_in::read_json(pod, &request.headers, request.body).await?;
     let mut purged = serde_json::Map::new();
     for (id, revs) in purge_list(&text)? {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use adea_ring::RingSecret;
+use adea_ring::report::Origin;
+use adea_ring::tls::{Credentials, TlsError};
+use adea_ring::{RingSecret, Signer};
 use rean_store::{Db, DbKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written};
 use tokio::sync::oneshot;
 
@@ -14,6 +16,8 @@ use crate::design::Design;
 use crate::error::ApiError;
 use crate::hub::Hub;
 use crate::replicate::Replications;
+use crate::ring::wire::Wire;
+use crate::ring::{Doors, Ring};
 use crate::tasks::Tasks;
 
 /// The databases that a pod always has.
@@ -37,6 +41,8 @@ pub struct Pod {
     pub bodies: BodyBudget,
     /// Bounds on requests.
     pub limits: Limits,
+    /// The ring.
+    pub ring: Ring,
     /// Who this server is, for `GET /` and the ids of replications: the same for the whole life of the ring.
     pub uuid: String,
     /// When this process started.
@@ -57,6 +63,12 @@ pub enum BootError {
         /// What the store said.
         source: StoreError,
     },
+    /// The certificate for the links with other pods can't be made.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The store's history has no proper name.
+    #[error("the store is damaged: its history has no proper name")]
+    History,
 }
 
 impl Pod {
@@ -78,6 +90,11 @@ impl Pod {
             }
         }
         let accounts = Accounts::open(&store, &hub);
+        let origin = Origin::new(config.pod_id.clone(), store.history()).map_err(|_| BootError::History)?;
+        let ring = match config.ring_listen {
+            Some(_) => Ring::member(origin, doors(config, secret)?),
+            None => Ring::alone(origin),
+        };
         Ok(Arc::new(Self {
             store,
             hub,
@@ -85,6 +102,7 @@ impl Pod {
             replications: Replications::default(),
             accounts,
             design: Design::default(),
+            ring,
             bodies: BodyBudget::new(config.limits.max_bodies_bytes),
             limits: config.limits.clone(),
             uuid: hex::encode(&secret.key("uuid")[..16]),
@@ -120,6 +138,12 @@ impl Pod {
             None => Err(ApiError::internal("the store gave no result")),
         }
     }
+}
+
+fn doors(config: &Config, secret: &RingSecret) -> Result<Doors, TlsError> {
+    let credentials = Credentials::issue(secret, &config.pod_id)?;
+    let wire = Wire::new(&credentials, &Signer::new(secret));
+    Ok(Doors { credentials, wire })
 }
 
 /// The writer has ended before it answered: the server is stopping.

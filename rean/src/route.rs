@@ -5,14 +5,16 @@
 
 use std::sync::Arc;
 
-use adea_ring::Identity;
+use adea_ring::{Identity, PodId};
 use axum::body::Body;
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method, Uri};
 use percent_encoding::percent_decode_str;
 
 use crate::error::ApiError;
 use crate::pod::{Pod, SYSTEM_DATABASES};
 pub use crate::query::Query;
+use crate::ring::port::FromPeer;
+use crate::ring::{command, feed, links, standing};
 use crate::{all_docs, attachments, bulk, bulk_get, changes, databases, docs, local_docs};
 
 /// By this header the proxy names a request, in both logs and in the answer.
@@ -28,6 +30,10 @@ pub struct Request {
     pub method: Method,
     /// Whether the client sent HEAD: no body will be sent, so none need be made.
     pub head: bool,
+    /// The path and the parameters as they came.
+    pub uri: Uri,
+    /// The pod that sent it over a link; none for what came from this pod's own programs.
+    pub from_peer: Option<PodId>,
     /// The decoded segments of the path; the first is the database.
     pub segments: Vec<String>,
     /// The parameters.
@@ -44,13 +50,17 @@ impl Request {
     /// # Errors
     /// 400 when the path holds bad escapes or no UTF-8.
     pub fn from_http(request: http::Request<Body>) -> Result<Self, ApiError> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let head = parts.method == Method::HEAD;
+        let mut segments = split_path(parts.uri.path())?;
+        join_prefixed(&mut segments);
         Ok(Self {
             method: if head { Method::GET } else { parts.method },
             head,
-            segments: split_path(parts.uri.path())?,
+            segments,
+            from_peer: parts.extensions.remove().map(|FromPeer(pod)| pod),
             query: Query::parse(parts.uri.query())?,
+            uri: parts.uri,
             headers: parts.headers,
             body,
         })
@@ -107,8 +117,7 @@ fn only(request: &Request, allowed: &'static str) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// Whatever the resource says; 404 and 405 when there is none.
-pub async fn dispatch(pod: &Arc<Pod>, who: &Identity, mut request: Request) -> Result<Response, ApiError> {
-    join_prefixed(&mut request.segments);
+pub async fn dispatch(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let segments: Vec<&str> = request.segments.iter().map(String::as_str).collect();
     match segments.as_slice() {
         [] => {
@@ -150,7 +159,7 @@ fn join_prefixed(segments: &mut Vec<String>) {
 }
 
 /// The server's own resources; `_users` and its like are databases.
-fn is_server_resource(name: &str) -> bool {
+pub fn is_server_resource(name: &str) -> bool {
     matches!(
         name,
         "_all_dbs"
@@ -218,6 +227,22 @@ async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
         ("_pod", 2) if request.segments[1] == "store" => {
             only(&request, "GET,HEAD")?;
             databases::store(pod, who, request).await
+        }
+        ("_pod", 2) if request.segments[1] == "ring" => {
+            only(&request, "POST")?;
+            command::ring(pod, who, request).await
+        }
+        ("_pod", 2) if request.segments[1] == "feed" => {
+            only(&request, "POST")?;
+            feed::feed(pod, who, request).await
+        }
+        ("_pod", 2) if request.segments[1] == "standing" => {
+            only(&request, "GET,HEAD")?;
+            standing::standing(pod, who, request).await
+        }
+        ("_pod", 2) if request.segments[1] == "links" => {
+            only(&request, "GET,HEAD")?;
+            links::list(pod, who, request).await
         }
         // CouchDB's pages for people.
         ("_utils", _) => Err(no_resource(&name)),

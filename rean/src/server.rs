@@ -1,7 +1,8 @@
 //! Boot, serving and shutdown.
 //!
 //! HTTP/1.1 and HTTP/2 without TLS on loopback. The proxy sends all of its requests through a few HTTP/2 connections,
-//! so that an idle changes feed costs one stream and not a socket with its buffers.
+//! so that an idle changes feed costs one stream and not a socket with its buffers. The other pods of a ring have a port of
+//! their own ([`port`]).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -14,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use adea_ring::identity::{ROLES_HEADER, TOKEN_HEADER, USER_NAME_HEADER};
-use adea_ring::{Identity, Signer};
+use adea_ring::{Identity, PodId, Signer};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -22,23 +23,25 @@ use http::header::{CONNECTION, CONTENT_LENGTH, SERVER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::pod::{BootError, Pod};
-use crate::route::{self, REQUEST_ID_HEADER, Request, Response};
+use crate::ring::port::{self, FromPeer};
+use crate::ring::{command, writes};
+use crate::route::{REQUEST_ID_HEADER, Request, Response};
 use crate::tasks;
 
 /// Streams of one HTTP/2 connection: a stream is one listener of the proxy, which has up to tens of thousands.
 const MAX_STREAMS: u32 = 20_000;
 /// All headers of a request, in bytes: an identity with some hundred roles fits.
-const MAX_HEADERS_BYTES: u32 = 64 << 10;
+pub(crate) const MAX_HEADERS_BYTES: u32 = 64 << 10;
 /// Read buffer of an HTTP/1.1 connection, in bytes; its headers must fit.
 const MAX_BUFFER_BYTES: usize = 128 << 10;
 /// What one stream may send unread, in bytes: an upload runs at full speed on loopback with this.
@@ -80,26 +83,84 @@ pub enum RunError {
 /// Opens the store, serves until `shutdown` resolves, drains and closes. Prints one line `ready rean http://ADDRESS`.
 ///
 /// # Errors
-/// When the store can't be opened or the address can't be listened on.
+/// When the store can't be opened or an address can't be listened on.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let listen = config.listen;
+    let server = Server::start(config).await?;
+    let address = server.address;
+    println!("ready rean http://{address}");
+    tracing::info!(%address, ring = ?server.ring_address, "rean is ready");
+    server.serve(shutdown).await
+}
+
+/// A pod that has come up and listens. Connections wait until it serves.
+pub struct Server {
+    /// What its requests share.
+    pub pod: Arc<Pod>,
+    /// Where the pod's own programs reach it.
+    pub address: SocketAddr,
+    /// Where the other pods reach it, if there is a ring.
+    pub ring_address: Option<SocketAddr>,
+    signer: Signer,
+    listener: TcpListener,
+    peers: Option<TcpListener>,
+}
+
+impl Server {
+    /// Listens, opens the store and starts the workers.
+    ///
+    /// # Errors
+    /// When the store can't be opened or an address can't be listened on.
+    pub async fn start(config: Config) -> Result<Self, RunError> {
+        let (listener, address) = bind(config.listen).await?;
+        let (peers, ring_address) = match config.ring_listen {
+            Some(listen) => bind(listen).await.map(|(listener, address)| (Some(listener), Some(address)))?,
+            None => (None, None),
+        };
+        let signer = Signer::new(&config.ring_secret);
+        let pod = blocking("opening the store", move || Pod::boot(&config, &config.ring_secret)).await??;
+        tasks::start(&pod);
+        if !pod.ring.is_alone() {
+            let for_lease = Arc::clone(&pod);
+            pod.tasks.workers.start("lease", move |stop| command::keep_lease(Arc::clone(&for_lease), stop));
+        }
+        Ok(Self { pod, address, ring_address, signer, listener, peers })
+    }
+
+    /// Serves until `shutdown` resolves, drains and closes.
+    ///
+    /// # Errors
+    /// When closing the store is cut off.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self { pod, signer, listener, peers, .. } = self;
+        let (stop, stopped) = watch::channel(false);
+        let own = serve(&pod, &signer, listener, stopped.clone());
+        let others = async {
+            match peers {
+                Some(listener) => port::serve(&pod, &signer, listener, stopped).await,
+                None => GracefulShutdown::new(),
+            }
+        };
+        let ended = async {
+            shutdown.await;
+            stop.send_replace(true);
+        };
+        let (own, others, ()) = tokio::join!(own, others, ended);
+
+        tracing::info!("rean is stopping");
+        pod.hub.close();
+        let drained = async { tokio::join!(own.shutdown(), others.shutdown()) };
+        if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            tracing::warn!("some requests did not end in time");
+        }
+        pod.tasks.stop().await;
+        blocking("closing the store", move || pod.store.close()).await
+    }
+}
+
+async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {
     let listener = TcpListener::bind(listen).await.map_err(|source| RunError::Listen { listen, source })?;
     let address = listener.local_addr().unwrap_or(listen);
-    let signer = Signer::new(&config.ring_secret);
-    let pod = blocking("opening the store", move || Pod::boot(&config, &config.ring_secret)).await??;
-    tasks::start(&pod);
-    println!("ready rean http://{address}");
-    tracing::info!(%address, "rean is ready");
-
-    let graceful = serve(&pod, signer, listener, shutdown).await;
-
-    tracing::info!("rean is stopping");
-    pod.hub.close();
-    if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some requests did not end in time");
-    }
-    pod.tasks.stop().await;
-    blocking("closing the store", move || pod.store.close()).await
+    Ok((listener, address))
 }
 
 async fn blocking<T: Send + 'static>(
@@ -109,31 +170,25 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| RunError::Step { step })
 }
 
-/// Accepts connections until `shutdown` resolves; gives back the watch over those that are still open.
+/// Accepts connections until `stop`; gives back the watch over those that are still open.
 async fn serve(
     pod: &Arc<Pod>,
-    signer: Signer,
+    signer: &Signer,
     listener: TcpListener,
-    shutdown: impl Future<Output = ()>,
+    mut stop: watch::Receiver<bool>,
 ) -> GracefulShutdown {
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(pod.limits.max_connections));
     let builder = builder();
-    let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
-            () = &mut shutdown => return graceful,
+            _ = stop.wait_for(|stop| *stop) => return graceful,
             accepted = accept(&listener, &connections) => accepted,
         };
         let Some((stream, permit)) = accepted else {
             continue;
         };
-        let pod = Arc::clone(pod);
-        let signer = signer.clone();
-        let service = service_fn(move |request| {
-            // Boxed, so that an answer that streams for hours does not keep the largest handler's state.
-            Box::pin(answer(Arc::clone(&pod), signer.clone(), request))
-        });
+        let service = service(Arc::clone(pod), signer.clone(), None);
         let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
@@ -145,7 +200,24 @@ async fn serve(
     }
 }
 
-async fn accept(
+/// What answers the requests of one connection; `peer` is the pod at its other end.
+pub(crate) fn service(
+    pod: Arc<Pod>,
+    signer: Signer,
+    peer: Option<PodId>,
+) -> impl Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static> + Clone {
+    let peer = peer.map(FromPeer);
+    service_fn(move |mut request: http::Request<Incoming>| {
+        if let Some(peer) = &peer {
+            request.extensions_mut().insert(peer.clone());
+        }
+        // Boxed, so that an answer that streams for hours does not keep the largest handler's state.
+        Box::pin(answer(Arc::clone(&pod), signer.clone(), request))
+    })
+}
+
+/// Waits for a connection and a place for it.
+pub(crate) async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
 ) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
@@ -247,7 +319,7 @@ async fn handle(pod: &Arc<Pod>, signer: &Signer, request: http::Request<Body>) -
     }
     let who = identity(signer, request.headers())?;
     let request = Request::from_http(request)?;
-    route::dispatch(pod, &who, request).await
+    writes::take(pod, &who, request).await
 }
 
 /// Who the signed headers name; a request without valid ones did not come through the proxy.

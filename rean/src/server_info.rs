@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use adea_ring::Identity;
+use adea_ring::report::Role;
 use http::header::{CACHE_CONTROL, ETAG, PRAGMA};
 use http::{HeaderValue, StatusCode};
 use rean_store::{Db, DbKind};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use crate::databases::{NODE, blocking, json_line};
 use crate::error::ApiError;
 use crate::pod::Pod;
+use crate::ring::Ring;
 use crate::route::{Request, Response};
 use crate::target::require_server_admin;
 
@@ -21,7 +23,7 @@ const COUCHDB_VERSION: &str = "3.5.0";
 /// Ids that one `_uuids` gives; CouchDB's bound.
 const MAX_UUIDS: u64 = 1_000;
 
-/// `GET /`.
+/// `GET /`. For everyone: so a client with one URL finds the write master, and all pods in `_pods`.
 ///
 /// # Errors
 /// None.
@@ -32,8 +34,26 @@ pub async fn root(pod: &Arc<Pod>, _: &Identity, _: Request) -> Result<Response, 
         "uuid": pod.uuid,
         "features": ["access-ready"],
         "vendor": {"name": "Adea", "version": env!("CARGO_PKG_VERSION")},
+        "adea": describe_pod(&pod.ring),
     });
     Ok(json_line(StatusCode::OK, &answer))
+}
+
+/// Which pod this is, and which one takes the writes.
+fn describe_pod(ring: &Ring) -> Value {
+    let role = ring.role();
+    let name = match &role {
+        _ if ring.is_alone() => "alone",
+        Role::Waiting => "waiting",
+        Role::Follower(_) => "follower",
+        Role::Master(_) => "master",
+    };
+    let master = role.epoch().map(|epoch| {
+        let state = ring.state();
+        let url = state.as_ref().and_then(|state| state.get(epoch.pod())?.said.url.as_deref());
+        json!({"pod": epoch.pod(), "url": url})
+    });
+    json!({"pod": ring.me(), "role": name, "master": master, "pods": "/_pods"})
 }
 
 /// `GET /_uuids`.

@@ -75,6 +75,8 @@ enum Writing {
     No,
     /// A partial database: it follows its app.
     ReadOnly,
+    /// The pod writes it, and no request.
+    Own,
 }
 
 /// Finds the database and what this identity may do with it.
@@ -141,7 +143,8 @@ fn plain(db: Db, name: &str, identity: &Identity, who: Who) -> Target {
         System::Pods => (true, false),
         System::Users | System::Ring | System::Replicator => (false, false),
     };
-    let writer = admin || (member && system == System::None);
+    // What is known of the pods is written by the pod itself, not by requests.
+    let writer = system != System::Pods && (admin || (member && system == System::None));
     Target {
         scope: Scope::All,
         author: author(identity, who),
@@ -152,8 +155,12 @@ fn plain(db: Db, name: &str, identity: &Identity, who: Who) -> Target {
         system,
         rights: Rights {
             read: member,
-            write: if writer { Writing::Yes } else { Writing::No },
-            local: writer,
+            write: match system {
+                System::Pods => Writing::Own,
+                _ if writer => Writing::Yes,
+                _ => Writing::No,
+            },
+            local: writer || admin,
             db_admin,
             server_admin: admin,
             anonymous: identity.name.is_none(),
@@ -298,6 +305,7 @@ impl Target {
             Writing::ReadOnly => {
                 Err(ApiError::forbidden("This database is read-only: write to its app or to the personal database."))
             }
+            Writing::Own => Err(ApiError::forbidden("This database is read-only: the pod writes it.")),
             Writing::No if self.is_open_to_sign_up() || self.own_account_id().is_some() => Ok(()),
             Writing::No => Err(no_reader(self.rights.anonymous)),
         }

@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 
 use crate::pod::Pod;
 use crate::replicate::documents;
-use crate::workers::{Workers, now_s};
+use crate::ring::instructions::{Recorder, carry_out, prune};
+use crate::ring::links::{self, Links};
+use crate::ring::{config_doc, databases, divergence, pods, status};
+use crate::workers::{Stop, Workers, now_s};
 use crate::{apps, cleaner};
 
 /// Tasks that are shown at once. Each is a piece of background work, of which there are never many.
@@ -41,12 +44,31 @@ struct State {
 
 /// Starts the workers of a pod. Inside Tokio, once.
 pub fn start(pod: &Arc<Pod>) {
-    let for_apps = Arc::clone(pod);
-    pod.tasks.workers.start("apps", move |stop| apps::run(Arc::clone(&for_apps), stop));
-    let for_replications = Arc::clone(pod);
-    pod.tasks.workers.start("replications", move |stop| documents::run(Arc::clone(&for_replications), stop));
-    let for_sessions = Arc::clone(pod);
-    pod.tasks.workers.start("sessions", move |stop| cleaner::run(Arc::clone(&for_sessions), stop));
+    Links::install(pod);
+    Recorder::install(pod);
+    // The first that is told of the configuration is not to be what it isn't.
+    if let Err(error) = config_doc::pass(pod) {
+        tracing::error!(%error, "the ring's settings could not be read");
+    }
+    start_one(pod, "databases", databases::run);
+    start_one(pod, "links", links::run);
+    start_one(pod, "ring_settings", config_doc::run);
+    start_one(pod, "apps", apps::run);
+    start_one(pod, "replications", documents::run);
+    start_one(pod, "sessions", cleaner::run);
+    start_one(pod, "instructions", carry_out::run);
+    start_one(pod, "instructions_done", prune::run);
+    start_one(pod, "divergences", divergence::run);
+    start_one(pod, "status", status::run);
+    start_one(pod, "pods", pods::run);
+}
+
+fn start_one<W>(pod: &Arc<Pod>, name: &'static str, work: impl Fn(Arc<Pod>, Stop) -> W + Send + 'static)
+where
+    W: Future<Output = Result<(), String>> + Send + 'static,
+{
+    let pod = Arc::clone(pod);
+    pod.clone().tasks.workers.start(name, move |stop| work(Arc::clone(&pod), stop));
 }
 
 impl Tasks {

@@ -10,10 +10,11 @@ use crate::dev;
 /// Start a ring on this machine and keep it running until Ctrl-C
 #[derive(clap::Args)]
 pub struct Args {
-    /// How many pods
-    #[arg(long, default_value_t = 1)]
-    pub pods: u16,
-    /// The (first) public port
+    /// How many pods, 1 to 9 [default: as many as the data folder has, one in a new folder]. The first is in the data
+    /// folder itself, the others in its folders pod-2, pod-3 and so on
+    #[arg(long)]
+    pub pods: Option<u16>,
+    /// The public port of the first pod; the others' are 10 apart. The port above each is the ring's
     #[arg(long, default_value_t = 5984, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
     /// Where everything is kept; the next start uses it again
@@ -66,9 +67,11 @@ impl FromStr for Login {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.pods {
-        1 => {}
-        0 => bail!("a ring needs at least one pod"),
-        _ => bail!("only one pod for now: rings of more pods are not built yet (leave out --pods)"),
+        Some(0) => bail!("--pods: a ring needs at least one pod"),
+        Some(pods) if pods > dev::MAX_PODS => {
+            bail!("--pods: at most {} on one machine: each is three processes and a store", dev::MAX_PODS)
+        }
+        _ => {}
     }
     ::adea::logging::init("warn");
     super::block_on(dev::run(&args))

@@ -17,6 +17,9 @@ pub struct Args {
     /// Where to listen
     #[arg(long)]
     pub listen: SocketAddr,
+    /// Where the other pods of the ring reach this one; without it the pod is alone
+    #[arg(long)]
+    pub ring_listen: Option<SocketAddr>,
     /// The storage engine
     #[arg(long, default_value = "fjall")]
     pub engine: String,

@@ -12,8 +12,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-/// The agent gives its two programs 15 s each.
-const STOP_DEADLINE: Duration = Duration::from_secs(35);
+/// The agent has 10 s to leave the ring, and gives its two programs 15 s each.
+const STOP_DEADLINE: Duration = Duration::from_secs(45);
 
 /// Runs the agent, again and again, until `stop` resolves; then stops it and returns when it is gone.
 pub async fn keep(folder: Folder, config_file: PathBuf, mut stop: oneshot::Receiver<()>) {

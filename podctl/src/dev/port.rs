@@ -1,21 +1,27 @@
-//! Whether the public port is free, and who has it if not.
+//! Whether the ports that others need to know are free, and who has one if not.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::io;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
 use adea::folder::Folder;
-use adea::plan::Program;
 use adea::state::State;
 use anyhow::bail;
 use tokio::time::{Instant, sleep};
 
+use crate::dev::pods::{Pod, loopback};
+
 /// What is left of an earlier run ends within the agent's own deadline.
 const EARLIER_RUN_DEADLINE: Duration = Duration::from_secs(40);
 const POLL: Duration = Duration::from_millis(50);
-/// How Linux writes "listening" in /proc/net/tcp.
-const LISTENING: &str = "0A";
+/// What a port is listened on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    Udp,
+}
 
 /// A process that listens on a port.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,44 +30,78 @@ struct Holder {
     name: String,
 }
 
-/// Waits until the port is free, if what has it is an earlier run in the same folder that is just ending.
-pub async fn wait_until_free(port: u16, folder: &Folder) -> anyhow::Result<()> {
+/// Waits until all ports of the pods are free, if what has one is an earlier run in the same folder that is just ending.
+pub async fn wait_until_free(pods: &[Pod]) -> anyhow::Result<()> {
     let deadline = Instant::now() + EARLIER_RUN_DEADLINE;
     let mut told = false;
+    for pod in pods {
+        let of_the_ring = pod.ring_port.into_iter().flat_map(|port| [(port, Kind::Tcp), (port, Kind::Udp)]);
+        for (port, kind) in [(pod.port, Kind::Tcp)].into_iter().chain(of_the_ring) {
+            wait_for_one(port, kind, &pod.folder, deadline, &mut told).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn wait_for_one(
+    port: u16,
+    kind: Kind,
+    folder: &Folder,
+    deadline: Instant,
+    told: &mut bool,
+) -> anyhow::Result<()> {
     loop {
-        let taken = match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            Ok(_) => return Ok(()),
-            Err(err) => err,
-        };
-        let holder = holder_of(port);
-        let earlier = holder.as_ref().is_some_and(|holder| {
-            State::load(&folder.state_file()).is_some_and(|state| {
-                state.programs.get(&Program::Proxy).is_some_and(|proxy| proxy.pid == Some(holder.pid))
-            })
-        });
+        let Err(taken) = kind.try_port(port) else { return Ok(()) };
+        let holder = holder_of(port, kind);
+        let earlier = holder.as_ref().is_some_and(|holder| is_of(folder, holder.pid));
         if !earlier || Instant::now() > deadline {
             let by = match holder {
                 Some(Holder { pid, name }) => format!(" by process {pid} ({name})"),
                 None => String::new(),
             };
             bail!(
-                "port {port} is taken{by}: {taken}\nstop that first, or choose another port: --port {}",
+                "port {port}{} is taken{by}: {taken}\nstop that first, or choose another port: --port {}",
+                if kind == Kind::Udp { " (UDP)" } else { "" },
                 port.checked_add(1000).unwrap_or(8080)
             );
         }
-        if !told {
+        if !*told {
             eprintln!("waiting for an earlier run in this folder to end ...");
-            told = true;
+            *told = true;
         }
         sleep(POLL).await;
     }
 }
 
-fn holder_of(port: u16) -> Option<Holder> {
-    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+/// Whether a process is one of those that an earlier run in the folder has started.
+fn is_of(folder: &Folder, pid: u32) -> bool {
+    State::load(&folder.state_file())
+        .is_some_and(|state| state.adea_pid == pid || state.programs.values().any(|program| program.pid == Some(pid)))
+}
+
+impl Kind {
+    fn try_port(self, port: u16) -> io::Result<()> {
+        match self {
+            Self::Tcp => TcpListener::bind(loopback(port)).map(drop),
+            Self::Udp => UdpSocket::bind(loopback(port)).map(drop),
+        }
+    }
+
+    /// Linux's tables of its sockets, and how a socket that listens stands in them.
+    fn tables(self) -> ([&'static str; 2], &'static str) {
+        match self {
+            Self::Tcp => (["/proc/net/tcp", "/proc/net/tcp6"], "0A"),
+            Self::Udp => (["/proc/net/udp", "/proc/net/udp6"], "07"),
+        }
+    }
+}
+
+fn holder_of(port: u16, kind: Kind) -> Option<Holder> {
+    let (paths, listening) = kind.tables();
+    let inodes: Vec<String> = paths
         .iter()
         .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| listening_inodes(&table, port))
+        .flat_map(|table| listening_inodes(&table, port, listening))
         .collect();
     let sockets: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
     fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
@@ -81,16 +121,16 @@ fn holder_of(port: u16) -> Option<Holder> {
     })
 }
 
-/// The sockets that listen on the port, from Linux's table of them (proc(5)): second column the local address as
+/// The sockets that listen on the port, from one of Linux's tables of them (proc(5)): second column the local address as
 /// `ADDRESS:PORT` in hexadecimal, fourth the state, tenth the inode.
-fn listening_inodes(table: &str, port: u16) -> Vec<String> {
+fn listening_inodes(table: &str, port: u16, listening: &str) -> Vec<String> {
     let port = format!(":{port:04X}");
     table
         .lines()
         .skip(1)
         .filter_map(|line| {
             let columns: Vec<&str> = line.split_whitespace().collect();
-            let is_it = columns.get(1)?.ends_with(&port) && *columns.get(3)? == LISTENING;
+            let is_it = columns.get(1)?.ends_with(&port) && *columns.get(3)? == listening;
             is_it.then(|| columns.get(9).map(|inode| (*inode).to_owned()))?
         })
         .collect()
@@ -98,21 +138,29 @@ fn listening_inodes(table: &str, port: u16) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{holder_of, wait_until_free};
+    use super::{Kind, holder_of, wait_until_free};
+    use crate::dev::pods::Pod;
     use adea::folder::Folder;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, UdpSocket};
 
     #[tokio::test]
     async fn names_who_has_the_port() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        assert_eq!(holder_of(port).unwrap().pid, std::process::id());
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path()).unwrap();
-        let err = wait_until_free(port, &folder).await.unwrap_err().to_string();
-        assert!(err.contains(&std::process::id().to_string()), "{err}");
+        let pod = |port: u16, ring_port: Option<u16>| Pod { id: "p".into(), folder: folder.clone(), port, ring_port };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let ring_port = socket.local_addr().unwrap().port();
+        let me = std::process::id();
+        assert_eq!(holder_of(port, Kind::Tcp).unwrap().pid, me);
+        assert_eq!(holder_of(ring_port, Kind::Udp).unwrap().pid, me);
+        let err = wait_until_free(&[pod(port, None)]).await.unwrap_err().to_string();
+        assert!(err.contains(&me.to_string()), "{err}");
         assert!(err.contains("--port"), "{err}");
         drop(listener);
-        wait_until_free(port, &folder).await.unwrap();
+        wait_until_free(&[pod(port, None)]).await.unwrap();
+        let err = wait_until_free(&[pod(port, Some(ring_port))]).await.unwrap_err().to_string();
+        assert!(err.contains(&me.to_string()) && err.contains("UDP"), "{err}");
     }
 }

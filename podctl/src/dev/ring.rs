@@ -14,13 +14,14 @@ pub struct Ring {
     pub admin_password: String,
 }
 
-/// Reads the folder's ring file or makes one; a given administrator replaces the one there.
-pub fn prepare(folder: &Folder, args: &Args) -> anyhow::Result<Ring> {
+/// Reads the folder's ring file or makes one, under this name if it is given; a given administrator replaces the one
+/// there.
+pub fn prepare(folder: &Folder, args: &Args, name: Option<String>) -> anyhow::Result<Ring> {
     let path = folder.ring_file();
     let (file, password) = match (RingFile::load(&path)?, &args.admin) {
         (None, login) => {
             let login = login.clone().unwrap_or_else(made_up);
-            let mut file = RingFile::new(pod_id(), admin(&login)?);
+            let mut file = RingFile::new(name.unwrap_or_else(pod_id), admin(&login)?);
             file.dev = Some(DevSecrets {
                 admin_password: login.password.clone(),
                 example_password: (!args.no_example).then(password),
@@ -81,7 +82,7 @@ mod tests {
 
     fn args(admin: Option<&str>) -> Args {
         Args {
-            pods: 1,
+            pods: None,
             port: 5984,
             data: "x".into(),
             admin: admin.map(|text| text.parse().ok().unwrap()),
@@ -97,14 +98,14 @@ mod tests {
     fn the_second_start_finds_the_first_ones_ring() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path()).unwrap();
-        let first = prepare(&folder, &args(None)).unwrap();
+        let first = prepare(&folder, &args(None), None).unwrap();
         assert_eq!(first.admin_password.len(), 20);
-        let second = prepare(&folder, &args(None)).unwrap();
+        let second = prepare(&folder, &args(None), None).unwrap();
         assert_eq!(second.admin_password, first.admin_password);
         assert_eq!(second.file.pod_id, first.file.pod_id);
-        let third = prepare(&folder, &args(Some("ann:secret"))).unwrap();
+        let third = prepare(&folder, &args(Some("ann:secret")), None).unwrap();
         assert_eq!(third.file.admin.name, "ann");
-        let fourth = prepare(&folder, &args(None)).unwrap();
+        let fourth = prepare(&folder, &args(None), None).unwrap();
         assert_eq!(fourth.admin_password, "secret");
         let hash = PasswordHash::new(&fourth.file.admin.password_hash).unwrap();
         Argon2::default().verify_password(b"secret", &hash).unwrap();

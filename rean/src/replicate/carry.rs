@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -17,6 +18,7 @@ use super::fault::{Fault, words};
 use super::feed::Row;
 use super::job::Job;
 use super::peer::{Answer, Peer, Sent, doc_path, escaped};
+use super::progress::Progress;
 use super::split::Split;
 use super::upload;
 
@@ -42,10 +44,25 @@ pub struct Wanted {
     pub attached_bytes: u64,
 }
 
+/// Whose work it is: it is told what was done.
+pub trait Tally: Send + Sync {
+    /// Where that is counted.
+    fn progress(&self) -> &Mutex<Progress>;
+}
+
+impl Tally for Job {
+    fn progress(&self) -> &Mutex<Progress> {
+        &self.progress
+    }
+}
+
+/// The leaves of documents, by id.
+pub type Leaves = BTreeMap<String, Vec<String>>;
+
 /// Carries over.
 pub struct Carrier {
     /// Whose.
-    pub job: Arc<Job>,
+    pub job: Arc<dyn Tally>,
     /// From here.
     pub source: Arc<Peer>,
     /// To here.
@@ -117,7 +134,7 @@ struct Stub {
 
 impl Carrier {
     /// For one run; documents above `max_doc_bytes` are refused.
-    pub fn new(job: Arc<Job>, source: Arc<Peer>, target: Arc<Peer>, max_doc_bytes: usize) -> Self {
+    pub fn new(job: Arc<impl Tally + 'static>, source: Arc<Peer>, target: Arc<Peer>, max_doc_bytes: usize) -> Self {
         Self { job, source, target, max_doc_bytes, has_bulk_get: AtomicBool::new(true) }
     }
 
@@ -126,9 +143,35 @@ impl Carrier {
     /// # Errors
     /// When an end can't be asked. A document that the target refuses is counted and is no fault.
     pub async fn carry(&self, rows: Vec<Row>) -> Result<(), Fault> {
-        let missing = self.missing(rows).await?;
+        let mut leaves = Leaves::new();
+        for row in rows {
+            leaves.entry(row.id).or_default().extend(row.changes.into_iter().map(|leaf| leaf.rev));
+        }
+        let missing = self.missing(&leaves).await?;
+        self.bring(&missing).await
+    }
+
+    /// Carries these revisions over, or the leaves that they have become.
+    ///
+    /// # Errors
+    /// As [`Carrier::carry`].
+    pub async fn bring(&self, wanted: &[Wanted]) -> Result<(), Fault> {
         let mut load = Load::default();
-        let fetched = self.fetch_all(&missing, &mut load).await;
+        let fetched = self.fetch_all(wanted, &mut load).await;
+        self.finish(load, fetched).await
+    }
+
+    /// Carries all leaves of one document over, whether or not the target has them.
+    ///
+    /// # Errors
+    /// As [`Carrier::carry`].
+    pub async fn bring_document(&self, id: &str) -> Result<(), Fault> {
+        let mut load = Load::default();
+        let fetched = self.fetch_leaves(id, "all", Form::Stubs, &mut load).await;
+        self.finish(load, fetched).await
+    }
+
+    async fn finish(&self, mut load: Load, fetched: Result<(), Fault>) -> Result<(), Fault> {
         // Also after a fault, so that a source that often breaks off is read to its end some day.
         let written = self.write(&mut load).await;
         fetched.and(written)?;
@@ -150,14 +193,12 @@ impl Carrier {
     }
 
     /// What the target lacks of these.
-    async fn missing(&self, rows: Vec<Row>) -> Result<Vec<Wanted>, Fault> {
-        let mut asked: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        let mut checked = 0;
-        for row in rows {
-            checked += row.changes.len() as u64;
-            asked.entry(row.id).or_default().extend(row.changes.into_iter().map(|leaf| leaf.rev));
-        }
-        let text = serde_json::to_string(&asked).unwrap_or_default();
+    ///
+    /// # Errors
+    /// When the target can't be asked.
+    pub async fn missing(&self, leaves: &Leaves) -> Result<Vec<Wanted>, Fault> {
+        let checked: u64 = leaves.values().map(|revs| revs.len() as u64).sum();
+        let text = serde_json::to_string(leaves).unwrap_or_default();
         let answer = self.target.ask(Method::POST, "/_revs_diff", Some(Sent::json(text))).await?;
         if !answer.status.is_success() {
             return Err(self.target.fault("comparing revisions", &answer));
@@ -170,7 +211,7 @@ impl Carrier {
                 diff.missing.into_iter().map(move |rev| Wanted { id: id.clone(), rev, attached_bytes: 0 })
             })
             .collect();
-        let mut progress = self.job.progress.lock();
+        let mut progress = self.job.progress().lock();
         progress.stats.checked += checked;
         progress.stats.found += missing.len() as u64;
         Ok(missing)
@@ -201,7 +242,8 @@ impl Carrier {
         let body = serde_json::json!({ "docs": docs }).to_string();
         let response = self.source.send(Method::POST, below, Some(Sent::json(body))).await?;
         let status = response.status();
-        if matches!(status.as_u16(), 400 | 404 | 405 | 415 | 501) {
+        // A pod of the ring has it: where it says 404 the database is gone.
+        if matches!(status.as_u16(), 400 | 404 | 405 | 415 | 501) && !self.source.is_pod() {
             // What else may be wrong, the single requests will tell.
             self.has_bulk_get.store(false, Ordering::Relaxed);
             return Ok(false);
@@ -225,11 +267,16 @@ impl Carrier {
     async fn fetch_one(&self, id: &str, wanted: &[Wanted], form: Form, load: &mut Load) -> Result<(), Fault> {
         let revs: Vec<&str> = wanted.iter().map(|wanted| wanted.rev.as_str()).collect();
         let revs = escaped(&serde_json::to_string(&revs).unwrap_or_default());
+        self.fetch_leaves(id, &revs, form, load).await
+    }
+
+    /// Reads the leaves of one document that `open_revs` picks out.
+    async fn fetch_leaves(&self, id: &str, open_revs: &str, form: Form, load: &mut Load) -> Result<(), Fault> {
         let more = match form {
             Form::Stubs => "&latest=true",
             Form::Inline => "&attachments=true",
         };
-        let below = format!("{}?open_revs={revs}&revs=true{more}", doc_path(id));
+        let below = format!("{}?open_revs={open_revs}&revs=true{more}", doc_path(id));
         let response = self.source.send(Method::GET, &below, None).await?;
         let status = response.status();
         if !status.is_success() {
@@ -265,7 +312,7 @@ impl Carrier {
             }
             return Ok(());
         }
-        self.job.progress.lock().stats.read += 1;
+        self.job.progress().lock().stats.read += 1;
         load.bytes += doc.get().len();
         load.docs.push(row.slice_ref(doc.get().as_bytes()));
         Ok(())
@@ -276,7 +323,7 @@ impl Carrier {
         let word = error.and_then(|error| error.get("error")).and_then(Value::as_str).unwrap_or_default();
         match word {
             "forbidden" | "unauthorized" => {
-                self.job.progress.lock().stats.refused += 1;
+                self.job.progress().lock().stats.refused += 1;
                 Ok(())
             }
             "internal_server_error" | "internal_error" | "unknown_error" | "timeout" | "service_unavailable" => {
@@ -327,8 +374,9 @@ impl Carrier {
                     let (first, second) = docs.split_at(docs.len() / 2);
                     waiting.extend([second, first]);
                 } else {
-                    tracing::debug!(target = self.target.shown(), %status, "a replicated document was refused");
-                    self.job.progress.lock().stats.refused += 1;
+                    let id = docs.first().and_then(|doc| serde_json::from_slice::<Head>(doc).ok()).map(|head| head.id);
+                    self.refused(id.as_deref().unwrap_or_default(), &status.to_string());
+                    self.job.progress().lock().stats.refused += 1;
                 }
             } else {
                 return Err(self.target.fault("writing documents", &answer));
@@ -355,12 +403,23 @@ impl Carrier {
                 )));
             }
             refused += 1;
+            self.refused(row.get("id").and_then(Value::as_str).unwrap_or_default(), word);
         }
         let refused = refused.min(sent);
-        let mut progress = self.job.progress.lock();
+        let mut progress = self.job.progress().lock();
         progress.stats.refused += refused;
         progress.stats.written += sent - refused;
         Ok(())
+    }
+
+    /// Logs that the target has not taken a document. Between pods that should not be: they have the same rules.
+    pub fn refused(&self, id: &str, why: &str) {
+        let target = self.target.shown();
+        if self.source.is_pod() {
+            tracing::warn!(target, id, why, "a document that came over a link was refused");
+        } else {
+            tracing::debug!(target, id, why, "a replicated document was refused");
+        }
     }
 
     fn malformed(&self, what: &str) -> Fault {

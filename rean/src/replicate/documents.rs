@@ -60,26 +60,50 @@ pub fn check(mut edit: Edit, author: &Author, replicated: bool) -> Result<Edit, 
     Ok(edit)
 }
 
-/// Follows the database until it is told to stop, then ends all replications.
+/// Runs the replications of the documents while this pod takes the writes, until it is told to stop; then it ends them.
 ///
 /// # Errors
 /// When the store fails; the supervisor starts it again, and it begins anew: what runs is left as it is.
 pub async fn run(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
+    let mut roles = pod.ring.gate.roles();
+    while !stop.is_stopped() {
+        if pod.ring.is_master() {
+            let is_over = follow_all(&pod, &mut stop).await?;
+            pod.replications.stop().await;
+            if is_over {
+                return Ok(());
+            }
+            continue;
+        }
+        tokio::select! {
+            Ok(()) = roles.changed() => {}
+            () = stop.stopped() => {}
+        }
+    }
+    Ok(())
+}
+
+/// Follows the database until another pod takes the writes (`false`), or until the pod stops.
+async fn follow_all(pod: &Arc<Pod>, stop: &mut Stop) -> Result<bool, String> {
     let Some(db) = pod.store.db(DATABASE) else {
         return Err("there is no _replicator".to_owned());
     };
+    let mut roles = pod.ring.gate.roles();
     let mut news = pod.hub.subscribe(&db);
     let mut feed = db.feed(&Scope::All, Since::Start).map_err(|error: FeedError| error.to_string())?;
     let mut changes = Vec::new();
     loop {
         changes.clear();
         if news.take(&mut changes) == News::Ended || stop.is_stopped() {
-            break;
+            return Ok(true);
+        }
+        if !pod.ring.is_master() {
+            return Ok(false);
         }
         loop {
             let rows = feed.next_page(PAGE_ROWS).map_err(|error| error.to_string())?;
             for row in &rows {
-                follow(&pod, &db, row).await.map_err(|error| error.to_string())?;
+                follow(pod, &db, row).await.map_err(|error| error.to_string())?;
             }
             if feed.caught_up() {
                 break;
@@ -87,12 +111,11 @@ pub async fn run(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
         }
         tokio::select! {
             () = news.changed() => {}
+            Ok(()) = roles.changed() => {}
             () = tokio::time::sleep(PAUSE) => {}
-            () = stop.stopped() => break,
+            () = stop.stopped() => {}
         }
     }
-    pod.replications.stop().await;
-    Ok(())
 }
 
 /// Does what a changed document asks for.
@@ -181,6 +204,10 @@ pub async fn tell(pod: &Arc<Pod>, job: &Job, told: Told<'_>) {
 
 /// Writes what the pod knows into the document, unless that has been changed to ask for something else.
 async fn write_state(pod: &Arc<Pod>, origin: &Origin, members: &[(&str, Value)]) {
+    // Another pod has taken the job over.
+    let Some(_pass) = pod.ring.gate.enter() else {
+        return;
+    };
     let Some(db) = pod.store.db(DATABASE) else {
         return;
     };

@@ -15,6 +15,12 @@ impl Moment {
         Self(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
     }
 
+    /// So many seconds after the beginning of 1970.
+    pub fn of_unix_s(seconds: u64) -> Self {
+        // Counting its years must end: no machine's clock is right that is later than the year 9999.
+        Self(seconds.min(253_402_300_799))
+    }
+
     /// Seconds since 1970.
     pub fn unix_s(self) -> u64 {
         self.0

@@ -1,4 +1,5 @@
-//! One end of a replication, asked in CouchDB's HTTP API: a database of another server, or one of this server.
+//! One end of a replication, asked in CouchDB's HTTP API: a database of another server, of another pod of the ring, or one
+//! of this server.
 //!
 //! A database of this server is asked without a network: the request goes straight to the router, under the identity of
 //! who started the replication. So it takes the same path as any other request, with the same rights, asked for anew
@@ -67,6 +68,16 @@ pub struct Peer {
 enum Way {
     Near { pod: Arc<Pod>, who: Identity, path: String },
     Far(Box<FarEnd>),
+    Pod { road: Arc<dyn Road>, path: String },
+}
+
+/// An answer that is on its way, or why there will be none.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Response, String>> + Send + 'a>>;
+
+/// The way to another pod of the ring. It says who asks, and bounds how long a pod may be silent.
+pub trait Road: Send + Sync {
+    /// Asks for a path.
+    fn send(&self, request: http::Request<Body>) -> Answering<'_>;
 }
 
 struct FarEnd {
@@ -120,6 +131,22 @@ impl Peer {
         Self { way, shown: end.shown().to_owned() }
     }
 
+    /// A database of this server, as this identity sees it.
+    pub fn near(pod: &Arc<Pod>, who: &Identity, name: &str) -> Self {
+        let path = format!("/{}", escaped(name));
+        Self { way: Way::Near { pod: Arc::clone(pod), who: who.clone(), path }, shown: name.to_owned() }
+    }
+
+    /// A database of another pod of the ring.
+    pub fn pod(road: Arc<dyn Road>, pod: &str, name: &str) -> Self {
+        Self { way: Way::Pod { road, path: format!("/{}", escaped(name)) }, shown: format!("{pod}/{name}") }
+    }
+
+    /// Whether it is a database of another pod of the ring.
+    pub fn is_pod(&self) -> bool {
+        matches!(self.way, Way::Pod { .. })
+    }
+
     /// Its name for people.
     pub fn shown(&self) -> &str {
         &self.shown
@@ -145,6 +172,14 @@ impl Peer {
             Way::Near { pod, who, path } => {
                 let request = request.uri(format!("{path}{below}")).body(body).map_err(|_| self.bad_path())?;
                 tokio::time::timeout(timeout, ask_router(Arc::clone(pod), who.clone(), request)).await
+            }
+            Way::Pod { road, path } => {
+                let request = request.uri(format!("{path}{below}")).body(body).map_err(|_| self.bad_path())?;
+                match tokio::time::timeout(timeout, road.send(request)).await {
+                    Ok(Ok(answer)) => Ok(answer),
+                    Ok(Err(why)) => return Err(Fault::Passing(format!("{}: {why}", self.shown))),
+                    Err(late) => Err(late),
+                }
             }
             Way::Far(end) => {
                 let mut request = request.uri(format!("{}{below}", end.url)).body(body).map_err(|_| self.bad_path())?;

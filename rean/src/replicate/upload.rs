@@ -52,7 +52,7 @@ pub async fn carry(carrier: &Carrier, wanted: &Wanted) -> Result<(), Fault> {
         StatusCode::NOT_FOUND => return Ok(()),
         _ => return Err(carrier.source.fault("reading a document", &answer)),
     }
-    carrier.job.progress.lock().stats.read += 1;
+    carrier.job.progress().lock().stats.read += 1;
     let malformed = || Fault::Passing(format!("{}: a document has another form", carrier.source.shown()));
     let upload = Upload::of(&answer, &path, &wanted.rev).ok_or_else(malformed)?;
     let fault = Arc::new(Mutex::new(None));
@@ -66,22 +66,22 @@ pub async fn carry(carrier: &Carrier, wanted: &Wanted) -> Result<(), Fault> {
         return Err(fault);
     }
     if answer.status.is_success() {
-        carrier.job.progress.lock().stats.written += 1;
+        carrier.job.progress().lock().stats.written += 1;
         return Ok(());
     }
     match answer.status.as_u16() {
-        401 | 403 | 409 | 412 | 413 => refuse(carrier, &answer),
+        401 | 403 | 409 | 412 | 413 => refuse(carrier, wanted, &answer),
         429 | 502..=504 => return Err(carrier.target.fault("writing a document", &answer)),
         _ if wanted.attached_bytes <= MAX_INLINE_BYTES => return inline(carrier, wanted).await,
         status if status >= 500 => return Err(carrier.target.fault("writing a document", &answer)),
-        _ => refuse(carrier, &answer),
+        _ => refuse(carrier, wanted, &answer),
     }
     Ok(())
 }
 
-fn refuse(carrier: &Carrier, answer: &Answer) {
-    tracing::debug!(target = carrier.target.shown(), status = %answer.status, "a replicated document was refused");
-    carrier.job.progress.lock().stats.refused += 1;
+fn refuse(carrier: &Carrier, wanted: &Wanted, answer: &Answer) {
+    carrier.refused(&wanted.id, &answer.status.to_string());
+    carrier.job.progress().lock().stats.refused += 1;
 }
 
 /// For targets that take no multipart bodies.

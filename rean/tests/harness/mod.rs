@@ -57,6 +57,8 @@ impl World {
             engine: "fjall".parse().expect("an engine"),
             ring_secret: RingSecret::from_hex(&secret.to_hex()).expect("a secret"),
             limits: Limits::default(),
+            pod_id: "pod".parse().expect("a pod's id"),
+            ring_listen: None,
         };
         let pod = tokio::task::spawn_blocking(move || Pod::boot(&config, &secret))
             .await
