@@ -14,6 +14,7 @@ mod rean;
 mod simulation;
 #[cfg(test)]
 mod tests;
+pub mod turn;
 
 use std::collections::HashMap;
 use std::fs;
@@ -33,9 +34,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::backoff::Backoff;
 use crate::config::RingSection;
-use crate::ring::core::{Answer, Core, Inputs, Me, Outputs, Row};
+use crate::ring::core::Core;
 use crate::ring::kept::{Kept, KeptError};
 use crate::ring::rean::Teller;
+use crate::ring::turn::{Answer, Inputs, Me, Outputs, Row};
 
 /// How often rean is told, and asked, when nothing has changed.
 const TELL_PERIOD: Duration = Duration::from_millis(250);
@@ -423,7 +425,7 @@ impl Log {
         } else if outputs.lonely {
             Some("this pod is new and has not met any other of its ring: it waits for one of `ring.seeds`".to_owned())
         } else {
-            core::describe(&outputs.decision)
+            turn::describe(&outputs.decision)
         };
         let Some(text) = text else { return };
         let settles = matches!(outputs.decision, Decision::Wait(Waiting::ForOthers(Hold::Settling)));

@@ -13,6 +13,7 @@ mod listeners;
 mod partition;
 mod process;
 mod report;
+mod ring;
 
 use anyhow::{Context, bail};
 use http::Method;
@@ -20,18 +21,35 @@ use serde_json::Value;
 
 use crate::bench::process::Processes;
 use crate::bench::report::{Report, Timer};
+use crate::bench::ring::machine::Machine;
 use crate::command::bench::Args;
 use crate::http::{Conn, Peer};
 use crate::running::Running;
 
 /// The figures, in the order in which they are taken.
-pub const FIGURES: [&str; 10] =
-    ["bulk", "disk", "changes", "all_docs", "get_32", "put_32", "latency", "listeners", "partition", "repartition"];
+pub const FIGURES: [&str; 14] = [
+    "bulk",
+    "disk",
+    "changes",
+    "all_docs",
+    "get_32",
+    "put_32",
+    "latency",
+    "listeners",
+    "partition",
+    "repartition",
+    "ring_latency",
+    "ring_bytes",
+    "ring_catch_up",
+    "ring_fail_over",
+];
 
 /// What every figure needs.
 pub struct Bench {
     peer: Peer,
     processes: Processes,
+    /// The pods on this machine, where they are known.
+    machines: Vec<Machine>,
     /// Documents to insert.
     docs: u32,
     listeners: Vec<u32>,
@@ -78,6 +96,7 @@ impl Bench {
         Ok(Self {
             peer,
             processes: Processes::new(pids)?,
+            machines: machines(args, running.as_ref())?,
             docs: if args.quick { args.docs / 10 } else { args.docs },
             listeners: args.listeners.clone(),
             only: args.only.clone(),
@@ -103,6 +122,10 @@ impl Bench {
                 "listeners" => listeners::measure(self).await,
                 "partition" => partition::insert(self).await,
                 "repartition" => partition::change_rules(self).await,
+                "ring_latency" => ring::latency(self).await,
+                "ring_bytes" => ring::bytes(self).await,
+                "ring_catch_up" => ring::catch_up(self).await,
+                "ring_fail_over" => ring::fail_over(self).await,
                 other => bail!("no figure {other}"),
             };
             if let Err(err) = measured {
@@ -118,6 +141,12 @@ impl Bench {
 
     fn timer(&self) -> Timer<'_> {
         Timer::start(&self.processes)
+    }
+
+    /// A timer by the clock alone, for when processes come and go.
+    fn timer_of_living(&self) -> Timer<'static> {
+        static NONE: Processes = Processes::none();
+        Timer::start(&NONE)
     }
 
     /// The name of a database of this run.
@@ -147,4 +176,12 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// The pods of `--run-dir`.
+fn machines(args: &Args, running: Option<&Running>) -> anyhow::Result<Vec<Machine>> {
+    let (Some(root), Some(running)) = (&args.run_dir, running) else { return Ok(Vec::new()) };
+    let places = crate::dev::pods::places(root);
+    let loaded = places.iter().filter_map(|place| Machine::load(place, &running.name, &running.password).transpose());
+    loaded.collect()
 }

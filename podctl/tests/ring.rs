@@ -186,21 +186,26 @@ async fn keys_are_changed_with_nobody_lost_also_over_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_was_alone_gives_what_it_has_to_the_ring_and_can_do_without_it() {
     let dir = tempfile::tempdir().unwrap();
-    let port = free_ports(2);
+    let port = free_ports(3);
     let dev = Dev::start(dir.path(), port, &["--no-example"]);
     assert!(dev.ready["pods"].is_null());
     dev.until(Method::PUT, "/db", "", StatusCode::CREATED).await;
     dev.until(Method::PUT, "/db/old", "{}", StatusCode::CREATED).await;
+    let made = dev.until(Method::GET, "/_ring/db:db", "", StatusCode::OK).await;
     let (_, root) = dev.ask(Method::GET, "/", "").await.unwrap();
     assert_eq!(root["adea"]["role"], "alone");
     let first = root["adea"]["pod"].as_str().unwrap().to_owned();
     dev.stop().await;
 
-    let dev = Dev::start(dir.path(), port, &["--pods", "2"]);
+    let dev = Dev::start(dir.path(), port, &["--pods", "3"]);
     assert_eq!(dev.ready["pods"][0]["pod"], *first);
-    see(&dev, &[0, 1], "/db/old").await;
+    see(&dev, &[0, 1, 2], "/db/old").await;
+    // Nobody began a ring without it, in which the same database would have been made again.
+    let (code, out, err) = podctl(dir.path(), &["divergences", "--json"]);
+    assert!(code == Some(0), "{out}\n{err}");
+    assert_eq!(dev.until(Method::GET, "/_ring/db:db", "", StatusCode::OK).await["_rev"], made["_rev"]);
     put(&dev, 1, "/db/new").await;
-    see(&dev, &[0, 1], "/db/new").await;
+    see(&dev, &[0, 1, 2], "/db/new").await;
     dev.stop().await;
 
     let dev = Dev::start(dir.path(), port, &["--pods", "1"]);
@@ -211,6 +216,6 @@ async fn a_pod_that_was_alone_gives_what_it_has_to_the_ring_and_can_do_without_i
 
     // What it wrote alone is there when the other is back.
     let dev = Dev::start(dir.path(), port, &[]);
-    see(&dev, &[0, 1], "/db/newer").await;
+    see(&dev, &[0, 1, 2], "/db/newer").await;
     dev.stop().await;
 }

@@ -12,6 +12,9 @@ use adea_ring::{PodId, RingSecret};
 use rean_store::EngineKind;
 use serde::Deserialize;
 
+/// A shorter silence than this is none: a machine under load keeps a program waiting for as long.
+const MIN_SILENCE_MS: u64 = 100;
+
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -45,6 +48,9 @@ pub struct Limits {
     pub max_bodies_bytes: usize,
     /// Connections at once. The proxy keeps a few and sends all requests through them.
     pub max_connections: usize,
+    /// How long a write master of a ring goes on without a word from adea, in milliseconds, 100 or more. adea speaks four
+    /// times a second; if it is gone, so is this pod's voice in the ring, and the others choose another master.
+    pub max_silence_ms: u64,
 }
 
 impl Default for Limits {
@@ -55,6 +61,7 @@ impl Default for Limits {
             max_attachment_bytes: 1 << 30,
             max_bodies_bytes: 256 << 20,
             max_connections: 20_000,
+            max_silence_ms: 5_000,
         }
     }
 }
@@ -137,6 +144,9 @@ impl Config {
         if limits.max_connections == 0 {
             return Err(value("limits.max_connections", "must be at least 1"));
         }
+        if limits.max_silence_ms < MIN_SILENCE_MS {
+            return Err(value("limits.max_silence_ms", "must be at least 100"));
+        }
         Ok(Self {
             listen: raw.listen,
             data_dir: raw.data_dir,
@@ -171,6 +181,10 @@ mod tests {
         "ab".repeat(32)
     }
 
+    fn with(members: &str) -> String {
+        format!(r#"{{"listen":"127.0.0.1:0","data_dir":"/d","ring_secret":"{}",{members}}}"#, secret())
+    }
+
     #[test]
     fn the_shortest_file_is_enough_and_the_secret_is_not_printed() {
         let config = parse(&format!(r#"{{"listen":"127.0.0.1:0","data_dir":"/d","ring_secret":"{}"}}"#, secret()))
@@ -188,6 +202,8 @@ mod tests {
                 format!(r#"{{"listen":"127.0.0.1:1","data_dir":"/d","ring_secret":"{}","engine":"zork"}}"#, secret()),
                 "engine",
             ),
+            (with(r#""pod_id":"Not an id""#), "pod_id"),
+            (with(r#""limits":{"max_silence_ms":1}"#), "limits.max_silence_ms"),
         ] {
             match parse(&text) {
                 Err(ConfigError::Value { key: named, .. }) => assert_eq!(named, key),
@@ -195,5 +211,8 @@ mod tests {
             }
         }
         assert!(parse("{}").is_err());
+        assert!(parse(&with(r#""ring_listen":"5985""#)).is_err());
+        let config = parse(&with(r#""pod_id":"pod-1","ring_listen":"0.0.0.0:5985""#)).expect("a good file");
+        assert_eq!((config.pod_id.as_str(), config.ring_listen.map(|at| at.port())), ("pod-1", Some(5985)));
     }
 }

@@ -9,7 +9,8 @@
 //! one give the same answer; a feed, a list or an attachment is never wholly in memory; a write is acknowledged
 //! after its durable commit.
 //!
-//! What it is not: it knows no passwords in requests (the proxy authenticates) and is bound to loopback only.
+//! What it is not: it knows no passwords in requests (the proxy authenticates). It is bound to loopback, and in a ring to a
+//! port that only pods with a certificate of that ring get through ([`ring::port`]).
 
 pub mod account_doc;
 pub mod accounts;

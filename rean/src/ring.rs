@@ -4,6 +4,9 @@
 //! ([`links`]). A request that writes passes the gate: here on the write master, else it is forwarded ([`forward`]).
 //! Each link pulls a neighbour's merged feed ([`feed`] is the serving side) and notes what has arrived from whom
 //! ([`applied`]); that is what `?w=N`, reading one's own writes and being caught up are decided by.
+//! What the pods agree on are documents of `_ring`: which databases there are ([`databases`]), settings
+//! ([`config_doc`], [`app_w`]), which documents have left a partial database ([`instructions`]), how each pod is
+//! ([`status`]), what has diverged ([`divergence`]). Everyone may read which pods there are ([`pods`]).
 //!
 //! What always holds: two pods of a planned change of master never take writes at once; what this pod says to have
 //! applied is durable here; a pod that was started without a ring takes all writes itself.
@@ -22,8 +25,8 @@ use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::ring::applied::Knowledge;
 use crate::pod::Pod;
+use crate::ring::applied::Knowledge;
 use crate::ring::gate::Gate;
 use crate::ring::instructions::Number;
 use crate::ring::links::Links;
@@ -33,23 +36,23 @@ use crate::ring::wire::Wire;
 pub mod app_w;
 pub mod applied;
 pub mod brought;
+pub mod command;
 pub mod config_doc;
 pub mod databases;
 pub mod divergence;
 pub mod feed;
 pub mod follow;
-pub mod command;
 pub mod forward;
 pub mod gate;
-pub mod port;
 pub mod instructions;
 pub mod link;
 pub mod links;
 pub mod pods;
+pub mod port;
 pub mod records;
 pub mod ring_doc;
-pub mod standing;
 pub mod stamps;
+pub mod standing;
 pub mod status;
 pub mod wire;
 pub mod writes;

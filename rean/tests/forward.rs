@@ -17,6 +17,7 @@ use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rean::Limits;
 use rean::ring::wire::{Wire, WireError};
 use ring::{DEADLINE, TestRing, admin, id, until, user};
 use serde_json::{Value, json};
@@ -70,6 +71,7 @@ async fn a_write_at_a_follower_is_done_on_the_master_with_its_authors_rights() {
         (&ann, "PUT", "/other", 401),
         (&ann, "DELETE", "/notes", 401),
         (&admin(), "PUT", "/_ring/pod:pod-1", 403),
+        (&admin(), "PUT", "/_pods/pod:pod-1", 403),
     ] {
         let here = ring.send(0, who, method, path, Some(&json!({}))).await;
         let there = ring.send(1, who, method, path, Some(&json!({}))).await;
@@ -81,6 +83,25 @@ async fn a_write_at_a_follower_is_done_on_the_master_with_its_authors_rights() {
     // Each pod's own matters stay with it.
     ring.put(0, &admin(), "/notes/_local/x", json!({"of": "pod-1"})).await.expect(201);
     assert_eq!(ring.send(1, &admin(), "POST", "/_session", None).await.status, 405);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_writes_at_a_follower_reads_it_there() {
+    let ring = TestRing::with_master(2, 0).await;
+    ring.make_db(1, "notes", &[]).await;
+    let who = user("ann", &[]);
+    let count = AtomicUsize::new(0);
+    // A write that has come back in less than the time that a slow link is given is here.
+    until("a link in good time", || async {
+        let path = format!("/notes/{}", count.fetch_add(1, Ordering::Relaxed));
+        let began = Instant::now();
+        ring.put(1, &who, &path, json!({})).await.expect(201);
+        let in_time = began.elapsed() < Duration::from_millis(900);
+        let status = ring.get(1, &who, &path).await.status;
+        assert!(status == 200 || !in_time, "{status}");
+        in_time
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -391,6 +412,43 @@ async fn a_write_says_on_how_many_pods_it_is() {
     ring.pod(0).ring.app_w.write().insert("notes".to_owned(), 2);
     ring.put(0, &who, "/notes/d", json!({})).await.expect(202);
     ring.put(0, &who, "/notes/e?w=1", json!({})).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_of_which_nobody_speaks_takes_no_writes() {
+    let limits = Limits { max_silence_ms: 1_000, ..Limits::default() };
+    let ring = TestRing::start_with(2, limits).await;
+    ring.configure(json!({"write": {"wait_ms": 100}})).await;
+    let start = ring.elect(0).await;
+    let follower = ring.pod(1).ring.role();
+    until("it has given up", || async { !ring.pod(0).ring.is_master() }).await;
+    let answer = ring.send(0, &admin(), "PUT", "/notes", None).await;
+    assert_eq!((answer.status.as_u16(), answer.json()["error"].as_str()), (503, Some("no_master")));
+    assert_eq!((ring.pod(0).ring.role(), ring.pod(1).ring.role()), (Role::Waiting, follower));
+    // adea is back, and has not heard of another master meanwhile.
+    let facts = ring.tell(0, &ring.state(0, Role::Master(start.epoch.clone()))).await;
+    assert_eq!(facts.role, Role::Master(start.epoch.clone()));
+    assert_eq!(facts.caught_up_to, Some(start.epoch));
+    ring.send(0, &admin(), "PUT", "/notes", None).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_says_when_it_is_caught_up() {
+    let ring = TestRing::start(2).await;
+    let epoch = ring.next_epoch(0);
+    let facts = ring.tell(0, &ring.state(0, Role::Master(epoch.clone()))).await;
+    assert_eq!(facts.start.expect("a start").seq, ring.pod(0).store.seq());
+    // A master that began further on than anything that has come here.
+    let role = Role::Follower(epoch.clone());
+    let mut ahead = ring.state(1, role.clone());
+    ahead.members[0].said.start.as_mut().expect("a start").seq = u64::MAX;
+    assert_eq!(ring.tell(1, &ahead).await.caught_up_to, None);
+    until("what the master had has come", || async {
+        ring.tell(1, &ring.state(1, role.clone())).await.caught_up_to == Some(epoch.clone())
+    })
+    .await;
+    // It stays so, whatever the master says later.
+    assert_eq!(ring.tell(1, &ahead).await.caught_up_to, Some(epoch));
 }
 
 #[tokio::test(flavor = "multi_thread")]

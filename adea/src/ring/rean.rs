@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::ring::core::Answer;
+use crate::ring::turn::Answer;
 
 /// rean finishes the writes under way before it gives up being master, which it does within three seconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);

@@ -8,8 +8,9 @@ use adea_ring::PodId;
 use adea_ring::config::RingConfig;
 use adea_ring::report::{Applied, Dropped, EpochStart, Facts, Known, Origin, Role};
 
-use super::core::{Answer, Core, Inputs, Me, Row};
+use super::core::Core;
 use super::kept::Kept;
+use super::turn::{Answer, Inputs, Me, Row};
 
 const SCHEDULES: u64 = 30;
 /// How long a step is, in milliseconds.
@@ -240,7 +241,7 @@ impl World {
     /// Pulls what the master has, some time after it has begun.
     fn catch_up(&mut self, which: usize) {
         let masters = self.pods.iter().filter(|pod| pod.rean.is_open());
-        let Some(Role::Master(epoch)) = masters.map(|pod| pod.rean.facts.role.clone()).last() else { return };
+        let Some(Role::Master(epoch)) = masters.map(|pod| pod.rean.facts.role.clone()).next_back() else { return };
         let (prompt, facts) = (self.chance.percent(10), &mut self.pods[which].rean.facts);
         if prompt && facts.role == Role::Follower(epoch.clone()) && facts.caught_up_to.as_ref() < Some(&epoch) {
             facts.caught_up_to = Some(epoch);

@@ -5,8 +5,9 @@ use adea_ring::election::Decision;
 use adea_ring::report::{Applied, Dropped, EpochStart, Facts, Known, Origin, Role, Said};
 use adea_ring::{Member, PodId, Stamp};
 
-use super::core::{Answer, CHANGE_SILENT_MS, Core, Inputs, Me, Outputs, Row, SILENT_MS};
+use super::core::{CHANGE_SILENT_MS, Core, SILENT_MS};
 use super::kept::{Kept, Remembered};
+use super::turn::{Answer, Inputs, Me, Outputs, Row};
 
 const T0: u64 = 1_000_000;
 

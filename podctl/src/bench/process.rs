@@ -22,6 +22,11 @@ impl Processes {
         Ok(processes)
     }
 
+    /// Nobody's.
+    pub const fn none() -> Self {
+        Self { pids: Vec::new() }
+    }
+
     /// Their ids.
     pub fn pids(&self) -> &[u32] {
         &self.pids

@@ -211,7 +211,8 @@ pub async fn request(
 pub fn free_ports(pods: u16) -> u16 {
     let is_free =
         |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok();
-    let mine = (0..100u32).map(|step| 10_000 + (std::process::id() + step * 7) % 900 * 10);
+    // Tests run beside one another, each in a process of its own: each has its own fifty first.
+    let mine = (0..180u32).map(|step| 10_000 + (std::process::id() + step * 7) % 180 * 50);
     let mut mine = mine.map(|port| u16::try_from(port).unwrap());
     mine.find(|base| (0..pods).all(|pod| is_free(base + 10 * pod) && is_free(base + 10 * pod + 1))).unwrap()
 }

@@ -26,10 +26,6 @@ const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
 const CUT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long this pod pulls what the others have before it takes writes.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a master goes on without a word from adea. adea speaks four times a second; if it is gone, so is this pod's
-/// voice in the ring, and the others choose another master, which must not be the second one for longer than needed.
-const LEASE: Duration = Duration::from_secs(5);
-
 /// `POST /_pod/ring`, for this pod's adea alone.
 ///
 /// # Errors
@@ -89,13 +85,14 @@ pub async fn carry_out(pod: Arc<Pod>, state: RingState) -> Facts {
 /// # Errors
 /// None.
 pub async fn keep_lease(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
+    let lease = Duration::from_millis(pod.limits.max_silence_ms);
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LEASE / 4) => {}
+            () = tokio::time::sleep(lease / 4) => {}
             () = stop.stopped() => return Ok(()),
         }
         let heard = pod.ring.commands.lock().await;
-        if pod.ring.is_master() && heard.is_some_and(|when| when.elapsed() > LEASE) {
+        if pod.ring.is_master() && heard.is_some_and(|when| when.elapsed() > lease) {
             tracing::warn!("adea has gone silent: this pod takes no writes until it is back");
             step_down(&pod, Role::Waiting).await;
         }

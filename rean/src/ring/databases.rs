@@ -31,19 +31,17 @@ use crate::ring::ring_doc::{self, Leaf, ring_db};
 use crate::security;
 use crate::workers::Stop;
 
+use self::db_doc::{
+    DEFAULT_REVS_LIMIT, DbDoc, SECURITY_NEVER_SET, all_gone, gone_of, instance_of, live_instances, new_instance,
+    shorten,
+};
+
+pub mod db_doc;
+
 /// What the id of a database's document begins with.
 pub const PREFIX: &str = "db:";
-/// Deleted instances that a document remembers: a pod that was away while a name was used this often drops what it has
-/// all the same, since no document names its instance any more.
-const MAX_GONE: usize = 32;
-/// Hexadecimal digits of an instance.
-const INSTANCE_DIGITS: usize = 8;
 /// The longest name that is part of a note's name as it is; notes have shorter names than databases.
 const MAX_PLAIN_NOTE_BYTES: usize = 190;
-/// What the store has for a database whose number of kept revisions nobody has set.
-const DEFAULT_REVS_LIMIT: u64 = 1_000;
-/// What the store gives for a `_security` that was never set.
-const SECURITY_NEVER_SET: &[u8] = b"{}";
 /// Tries to change a document that others change at the same time.
 const TRIES: usize = 5;
 /// A look without being told, in case one was missed.
@@ -58,52 +56,6 @@ pub enum Ensured {
     NotYet,
     /// It was deleted: its rows are to be passed over.
     Gone,
-}
-
-/// A document that says that there is a database.
-struct DbDoc {
-    app: bool,
-    instance: String,
-    /// None: never set.
-    security: Option<Value>,
-    revs_limit: u64,
-    gone: Vec<String>,
-}
-
-impl DbDoc {
-    fn read(leaf: &Leaf) -> Option<Self> {
-        let instance = leaf.text("instance").filter(|text| is_instance(text))?.to_owned();
-        Some(Self {
-            app: leaf.body.get("app").and_then(Value::as_bool).unwrap_or(false),
-            instance,
-            security: leaf.body.get("security").filter(|value| value.is_object()).cloned(),
-            revs_limit: leaf.body.get("revs_limit").and_then(Value::as_u64).unwrap_or(DEFAULT_REVS_LIMIT),
-            gone: gone_of(leaf),
-        })
-    }
-
-    /// The document of a database that has none.
-    fn of(db: &Db, instance: String, gone: Vec<String>) -> Self {
-        let stored = db.security();
-        let security = (&stored[..] != SECURITY_NEVER_SET).then(|| serde_json::from_slice(&stored).ok()).flatten();
-        Self { app: db.kind() == DbKind::App, instance, security, revs_limit: db.revs_limit(), gone }
-    }
-
-    fn kind(&self) -> DbKind {
-        if self.app { DbKind::App } else { DbKind::Plain }
-    }
-
-    fn body(&self) -> Map<String, Value> {
-        let mut body = Map::new();
-        body.insert("app".to_owned(), self.app.into());
-        body.insert("instance".to_owned(), self.instance.clone().into());
-        body.insert("gone".to_owned(), self.gone.clone().into());
-        if let Some(security) = &self.security {
-            body.insert("security".to_owned(), security.clone());
-        }
-        body.insert("revs_limit".to_owned(), self.revs_limit.into());
-        body
-    }
 }
 
 /// The id of a database's document.
@@ -529,58 +481,9 @@ fn note(name: &str) -> String {
     format!("db/#{}", hex::encode(Sha256::digest(name)))
 }
 
-fn new_instance() -> String {
-    hex::encode(rand::random::<[u8; INSTANCE_DIGITS / 2]>())
-}
-
-fn is_instance(text: &str) -> bool {
-    text.len() == INSTANCE_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn instance_of(leaf: &Leaf) -> Option<&str> {
-    leaf.text("instance").filter(|text| is_instance(text))
-}
-
-fn live_instances(leaves: &[Leaf]) -> impl Iterator<Item = &str> {
-    leaves.iter().filter(|leaf| !leaf.deleted).filter_map(instance_of)
-}
-
-fn gone_of(leaf: &Leaf) -> Vec<String> {
-    let gone = leaf.body.get("gone").and_then(Value::as_array).into_iter().flatten();
-    gone.filter_map(Value::as_str).filter(|text| is_instance(text)).map(str::to_owned).collect()
-}
-
-/// What any leaf says to be gone, the newest last.
-fn all_gone(leaves: &[Leaf]) -> Vec<String> {
-    // The winner's come last: they are the newest of the longest history.
-    let mut gone: Vec<String> = leaves.iter().rev().flat_map(gone_of).collect();
-    shorten(&mut gone);
-    gone
-}
-
-/// Leaves the newest, each once.
-fn shorten(gone: &mut Vec<String>) {
-    let mut seen = BTreeSet::new();
-    gone.reverse();
-    gone.retain(|one| seen.insert(one.clone()));
-    gone.truncate(MAX_GONE);
-    gone.reverse();
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{MAX_GONE, note, shorten};
-
-    #[test]
-    fn the_newest_of_what_is_gone_are_remembered_once() {
-        let mut gone: Vec<String> = (0..40).map(|n| format!("{n:08x}")).collect();
-        gone.push("00000000".to_owned());
-        shorten(&mut gone);
-        assert_eq!(gone.len(), MAX_GONE);
-        assert_eq!(gone.last().map(String::as_str), Some("00000000"));
-        assert_eq!(gone.iter().filter(|one| *one == "00000000").count(), 1);
-        assert_eq!(gone[0], "00000009");
-    }
+    use super::note;
 
     #[test]
     fn notes_of_long_names_are_short() {

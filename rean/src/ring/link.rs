@@ -200,7 +200,8 @@ async fn pull(pod: &Arc<Pod>, link: &Arc<Link>) -> Result<Infallible, Fault> {
     link.enter("catching_up", None);
     let bringer = Arc::new(Bringer::new(pod, link, Arc::clone(&road) as Arc<dyn Road>));
     let (kept_at, kept) = (Instant::now(), place.clone());
-    let pull = Pull { pod, link, bringer, origin: first.origin, place, kept, kept_at, before: None, on_way: VecDeque::new() };
+    let pull =
+        Pull { pod, link, bringer, origin: first.origin, place, kept, kept_at, before: None, on_way: VecDeque::new() };
     pull.run(pages).await
 }
 

@@ -3,13 +3,13 @@
 //! An edit either stages everything that it needs (document, row, body, partial databases, counts) or, when
 //! it is refused, nothing.
 
+use crate::authors::{SOMEBODY, Wrote};
 use crate::db::{Db, DbKind};
 use crate::document::{access_member, with_access};
 use crate::edit::{Author, Edit, Mode, Write, Written};
 use crate::engine::Space;
 use crate::error::{StoreError, WriteError};
 use crate::feed::Change;
-use crate::partition::{Made, SOMEBODY};
 use crate::record::{
     AclNo, Attachment, DocRecord, Leaf, PartNo, Seq, SeqRow, decode, decode_body, encode, encode_body, key,
 };
@@ -107,8 +107,8 @@ impl Tx<'_> {
         }
         let by = self.written_by(db, &edit.id, &record.tree, &rev, author, mode)?;
         let diverged = mode == Mode::Replicated && live_leaves(tree) <= 1 && live_leaves(&record.tree) > 1;
-        let made = by.as_deref().map(|by| Made { rev: &rev, by });
-        self.store_doc(db, &edit.id, old.as_ref(), record, made)?;
+        let wrote = Wrote { rev: &rev, by: by.as_deref() };
+        self.store_doc(db, &edit.id, old.as_ref(), record, Some(wrote))?;
         Ok(Written { id: edit.id, rev, changed: true, diverged })
     }
 
@@ -266,15 +266,15 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Stages a document's record with its row, its partial databases and the counts. `made`: what a user,
-    /// not an administrator, has written.
+    /// Stages a document's record with its row, its partial databases and the counts. `wrote`: the revision
+    /// that it is for, if somebody wrote one.
     pub(crate) fn store_doc(
         &mut self,
         db: &Db,
         id: &str,
         old: Option<&DocRecord>,
         mut record: DocRecord,
-        made: Option<Made<'_>>,
+        wrote: Option<Wrote<'_>>,
     ) -> Result<(), StoreError> {
         let db_id = db.inner().id;
         let seq = record.seq;
@@ -283,7 +283,7 @@ impl Tx<'_> {
         }
         let part_rows = match db.kind() {
             DbKind::Plain => Vec::new(),
-            DbKind::App => self.place(db, id, old, &mut record, made)?,
+            DbKind::App => self.place(db, id, old, &mut record, wrote)?,
         };
         let leaves = leaves_of(&record);
         let deleted = leaves.first().is_none_or(|leaf| leaf.deleted);

@@ -14,6 +14,9 @@
 //! - A reader gets nothing of a document whose winner's readers do not name them, nor of a revision whose
 //!   readers did not, but for the tombstone that tells of its leaving.
 //! - A body is stored once; partial databases are indexes over bodies.
+//! - Stores with the same keys that have got the same revisions, in whatever order, and have the same rules have the
+//!   same leaves, winner and place of every document: what a store makes up is named the same everywhere (`chain`),
+//!   and a deletion says whose its document was.
 //! - A sequence is given once within a history ([`Store::history`]), and told to other pods only when it is durable.
 //! - While there is an instructor, a move between partial databases and its instruction are one commit (`moves`).
 //!
@@ -52,6 +55,7 @@ pub mod access;
 mod app;
 mod apply;
 mod attach;
+mod authors;
 mod blob;
 mod bookmark;
 mod chain;

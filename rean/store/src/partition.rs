@@ -7,6 +7,7 @@
 
 use crate::app::AppState;
 use crate::apply::{leaves_of, place_of};
+use crate::authors::Wrote;
 use crate::db::Db;
 use crate::document;
 use crate::engine::Space;
@@ -23,21 +24,6 @@ const REPARTITION_PAGE: usize = 200;
 /// make the store mark and succeed again and again. Beyond it a device that was told the end shows the document
 /// again at its next edit.
 const MAX_SUCCESSORS: usize = 16;
-/// Authors that are kept with a document: those of long ago have read it since.
-const MAX_AUTHORS: usize = 32;
-
-/// Stands for a user among the authors of a document whose revision came from another pod: that it was made on a
-/// device is seen by its name, on whose is not. No user has this name.
-pub(crate) const SOMEBODY: &str = "";
-
-/// A revision that a user, not an administrator, has written.
-#[derive(Clone, Copy)]
-pub(crate) struct Made<'a> {
-    pub rev: &'a Rev,
-    /// Their name, or [`SOMEBODY`].
-    pub by: &'a str,
-}
-
 /// A row that a commit has put into a partial database's feed.
 pub(crate) type NewPartRow = (PartNo, PartRow);
 
@@ -49,7 +35,7 @@ impl Tx<'_> {
         id: &str,
         old: Option<&DocRecord>,
         record: &mut DocRecord,
-        made: Option<Made<'_>>,
+        wrote: Option<Wrote<'_>>,
     ) -> Result<Vec<NewPartRow>, StoreError> {
         let from = old.and_then(|old| old.place);
         let to = place_of(db, id, &record.tree, old);
@@ -57,7 +43,7 @@ impl Tx<'_> {
         succeed(db, id, old, record, moves);
         let mut rows = Vec::new();
         if let Some(from) = from.filter(|_| moves)
-            && let Some(row) = self.leave(db, id, from, record, made)?
+            && let Some(row) = self.leave(db, id, from, record, wrote)?
         {
             record.tombs.push(from);
             self.note_move(db, id, from, to, record);
@@ -65,13 +51,13 @@ impl Tx<'_> {
             record.ended.extend(row.leaves.iter().filter(|leaf| !leaf.deleted).map(|leaf| (leaf.rev.clone(), seq)));
             rows.push((from, row));
         }
-        if let Some(made) = made {
-            rows.extend(self.end_apart(db, id, record, made, &[from, to])?);
+        if let Some(wrote) = wrote {
+            rows.extend(self.end_apart(db, id, record, wrote, &[from, to])?);
         }
         prune_ended(record);
         record.place = to;
         if let Some(to) = to {
-            let row = self.stay(db, id, to, record, made)?;
+            let row = self.stay(db, id, to, record, wrote)?;
             record.tombs.retain(|tomb| *tomb != to);
             rows.push((to, row));
         }
@@ -85,76 +71,21 @@ impl Tx<'_> {
         id: &str,
         part: PartNo,
         record: &mut DocRecord,
-        made: Option<Made<'_>>,
+        wrote: Option<Wrote<'_>>,
     ) -> Result<Option<PartRow>, StoreError> {
         let (db_id, seq) = (db.inner().id, record.seq);
-        let Some(mut was) = self.part_doc(db_id, part, id)? else { return Ok(None) };
-        if let Some(made) = made
-            && let Some(winner) = record.tree.winner()
-        {
+        let Some(was) = self.part_doc(db_id, part, id)? else { return Ok(None) };
+        let held = wrote.and_then(|wrote| wrote.held(&db.inner().app.read(), &record.tree));
+        let held = held.filter(|held| held.concerns(part, &was) && !was.gone.contains(&held.rev));
+        if let Some(held) = &held {
             // Who sent it out of their own sight has the revision that did so.
-            let rev = record.tree.nodes()[winner].rev.clone();
-            record.ended.push((rev.clone(), seq));
-            was.gone.push(rev);
-            add_author(&mut was.authors, made.by);
+            record.ended.push((held.rev.clone(), seq));
         }
-        if let Some(rev) = passed_over(&record.tree).filter(|rev| !was.gone.contains(rev)) {
-            was.gone.push(rev);
-            add_author(&mut was.authors, SOMEBODY);
-        }
-        self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
-        self.count(db, part, seq, &was, None);
-        let PartDoc { entered, leaves, gone, authors, .. } = was;
-        let row = PartRow { id: id.to_owned(), entered, tomb: true, leaves, gone, authors };
-        self.put_part_row(db_id, part, seq, &row);
+        let row = self.put_tomb(db, id, part, seq, was, |was| {
+            was.gone.extend(held.map(|held| held.rev));
+            wrote.into_iter().for_each(|wrote| wrote.add_authors(&record.tree, &mut was.authors));
+        });
         Ok(Some(row))
-    }
-
-    /// A revision that was written while the document stood, for its author, where another pod's edit has taken it
-    /// from since, and that does not win over that edit: its author holds it as live, and is told its end where they
-    /// were told that of the one which they edited. `moving`: what this commit changes in any case.
-    fn end_apart(
-        &mut self,
-        db: &Db,
-        id: &str,
-        record: &mut DocRecord,
-        made: Made<'_>,
-        moving: &[Option<PartNo>],
-    ) -> Result<Vec<NewPartRow>, StoreError> {
-        let (db_id, seq) = (db.inner().id, record.seq);
-        let Some(leaf) = record.tree.find(made.rev).filter(|leaf| record.tree.is_leaf(*leaf)) else {
-            return Ok(Vec::new());
-        };
-        if record.tree.nodes()[leaf].deleted || record.tree.winner() == Some(leaf) {
-            return Ok(Vec::new());
-        }
-        let below: Vec<Rev> = record.tree.path(leaf);
-        let nodes = record.tree.nodes();
-        let edited = record.tree.ancestors(leaf).find(|index| nodes[*index].acl != 0);
-        let theirs = {
-            let app = db.inner().app.read();
-            [Some(leaf), edited].map(|index| index.and_then(|index| app.part_of_acl(nodes[index].acl)))
-        };
-        let mut rows = Vec::new();
-        for part in record.tombs.iter().copied().filter(|part| !moving.contains(&Some(*part))) {
-            let Some(was) = self.part_doc(db_id, part, id)? else { continue };
-            let held = || was.leaves.iter().map(|leaf| &leaf.rev).chain(&was.gone);
-            if !theirs.contains(&Some(part)) && !held().any(|rev| below.contains(rev)) {
-                continue;
-            }
-            self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
-            self.count(db, part, seq, &was, None);
-            let PartDoc { entered, leaves, mut gone, mut authors, .. } = was;
-            gone.push(made.rev.clone());
-            add_author(&mut authors, made.by);
-            let row = PartRow { id: id.to_owned(), entered, tomb: true, leaves, gone, authors };
-            self.put_part_row(db_id, part, seq, &row);
-            rows.push((part, row));
-        }
-        if !rows.is_empty() {
-            record.ended.push((made.rev.clone(), seq));
-        }
-        Ok(rows)
     }
 
     /// Puts the document's row at the end of the feed, whether or not it was in it before.
@@ -164,7 +95,7 @@ impl Tx<'_> {
         id: &str,
         part: PartNo,
         record: &mut DocRecord,
-        made: Option<Made<'_>>,
+        wrote: Option<Wrote<'_>>,
     ) -> Result<PartRow, StoreError> {
         let (db_id, seq) = (db.inner().id, record.seq);
         let was = self.part_doc(db_id, part, id)?;
@@ -178,10 +109,7 @@ impl Tx<'_> {
         record.ended.extend(gone.iter().map(|rev| (rev.clone(), seq)));
         prune_ended(record);
         let mut authors = was.as_ref().map(|was| was.authors.clone()).unwrap_or_default();
-        made.into_iter().for_each(|made| add_author(&mut authors, made.by));
-        if passed_over(&record.tree).is_some() {
-            add_author(&mut authors, SOMEBODY);
-        }
+        wrote.into_iter().for_each(|wrote| wrote.add_authors(&record.tree, &mut authors));
         let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves, gone, authors };
         let nothing = PartDoc { seq, entered, tomb: true, leaves: Vec::new(), gone: Vec::new(), authors: Vec::new() };
         let before = was.filter(|was| !was.tomb).unwrap_or(nothing);
@@ -238,7 +166,11 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn put_part_row(&mut self, db_id: DbId, part: PartNo, seq: Seq, row: &PartRow) {
+    pub(crate) fn drop_part_row(&mut self, db_id: DbId, part: PartNo, seq: Seq) {
+        self.delete(Space::PartSeqs, key::part_seq(db_id, part, seq));
+    }
+
+    pub(crate) fn put_part_row(&mut self, db_id: DbId, part: PartNo, seq: Seq, row: &PartRow) {
         let PartRow { entered, tomb, leaves, gone, authors, .. } = row.clone();
         let doc = PartDoc { seq, entered, tomb, leaves, gone, authors };
         self.put(Space::PartDocs, key::part_doc(db_id, part, &row.id), encode(&doc));
@@ -251,7 +183,7 @@ impl Tx<'_> {
     }
 
     /// Keeps the partial database's counts.
-    fn count(&mut self, db: &Db, part: PartNo, seq: Seq, before: &PartDoc, after: Option<&PartRow>) {
+    pub(crate) fn count(&mut self, db: &Db, part: PartNo, seq: Seq, before: &PartDoc, after: Option<&PartRow>) {
         let gone = |leaves: &[Leaf]| leaves.first().is_none_or(|leaf| leaf.deleted);
         self.state(db);
         self.touch_part(db.inner().id, part);
@@ -398,22 +330,6 @@ fn succeed(db: &Db, id: &str, old: Option<&DocRecord>, record: &mut DocRecord, m
     // The body is not copied: both name the same one (see `unnamed`).
     let _ = record.tree.merge(&history, false, winner.body, winner.acl);
     prune_ended(record);
-}
-
-/// The revision below the winner, if only its name came here, as when another pod was several edits ahead. Whoever
-/// wrote it, or one below it, has it.
-fn passed_over(tree: &RevTree) -> Option<Rev> {
-    let parent = &tree.nodes()[tree.ancestors(tree.winner()?).next()?];
-    (parent.body.is_none() && parent.acl == 0).then(|| parent.rev.clone())
-}
-
-fn add_author(authors: &mut Vec<String>, author: &str) {
-    if !authors.iter().any(|known| known == author) {
-        authors.push(author.to_owned());
-        if authors.len() > MAX_AUTHORS {
-            authors.remove(0);
-        }
-    }
 }
 
 fn prune_ended(record: &mut DocRecord) {

@@ -102,11 +102,17 @@ pub struct TestRing {
     signer: Signer,
     client: Client<HttpConnector, Body>,
     epochs: AtomicU64,
+    limits: Limits,
 }
 
 impl TestRing {
     /// Pods `pod-1`, `pod-2` and so on, which have not been told anything.
     pub async fn start(count: usize) -> Self {
+        // Tests don't speak four times a second.
+        Self::start_with(count, Limits { max_silence_ms: 600_000, ..Limits::default() }).await
+    }
+
+    pub async fn start_with(count: usize, limits: Limits) -> Self {
         let secret = RingSecret::random();
         let place = |at: usize| Place {
             id: id(&format!("pod-{}", at + 1)),
@@ -119,6 +125,7 @@ impl TestRing {
             places: (0..count).map(place).collect(),
             client: Client::builder(TokioExecutor::new()).build_http(),
             epochs: AtomicU64::new(0),
+            limits,
             secret,
         };
         for at in 0..count {
@@ -143,7 +150,7 @@ impl TestRing {
             data_dir: place.folder.path().join("rean"),
             engine: "fjall".parse().expect("an engine"),
             ring_secret: self.secret.clone(),
-            limits: Limits::default(),
+            limits: self.limits.clone(),
             pod_id: place.id.clone(),
             ring_listen: Some(place.last.unwrap_or(free)),
         };

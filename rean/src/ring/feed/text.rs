@@ -222,10 +222,7 @@ mod tests {
         let revs = vec!["2-a".to_owned(), "2-b".to_owned()];
         assert_eq!(Line::parse(row), Ok(Line::Row(Row { seq: 12, db: "notes".to_owned(), id: "x".to_owned(), revs })));
         let applied = Applied::from([(origin("a@00000001"), 5)]);
-        for mark in [
-            Mark { seq: 5, newest: Some(9), applied: applied.clone() },
-            Mark { seq: 5, ..Mark::default() },
-        ] {
+        for mark in [Mark { seq: 5, newest: Some(9), applied: applied.clone() }, Mark { seq: 5, ..Mark::default() }] {
             let mut text = Vec::new();
             push_line(&mut text, &mark);
             assert_eq!(Line::parse(&text), Ok(Line::Mark(mark)));

@@ -143,3 +143,54 @@ impl Page {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{PageError, Pages};
+    use axum::body::Body;
+    use bytes::Bytes;
+    use futures_util::{StreamExt, stream};
+
+    /// A feed that says this, in pieces, and then goes on without a word.
+    fn pages(pieces: &[&'static str]) -> Pages {
+        let pieces: Vec<Result<Bytes, std::io::Error>> =
+            pieces.iter().map(|piece| Ok(Bytes::from_static(piece.as_bytes()))).collect();
+        Pages::new(Body::from_stream(stream::iter(pieces).chain(stream::pending())))
+    }
+
+    const FIRST: &str = "{\"origin\":\"b@0a1b2c3d\",\"newest\":9,\"since\":3}\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn marks_that_have_arrived_are_one_page() {
+        let mut pages = pages(&[
+            FIRST,
+            "{\"seq\":4,\"db\":\"a\",\"id\":\"x\",\"changes\":[{\"rev\":\"1-a\"}]}\n{\"mark\":4,\"newest\":9}\n",
+            "{\"seq\":5,\"db\":\"a\",\"id\":\"x\",\"changes\":[{\"rev\":\"2-b\"}]}\n",
+            "{\"mark\":5,\"applied\":{\"a@00000001\":7}}\n{\"seq\":6,\"db\":\"b\",\"id\":\"y\",\"cha",
+        ]);
+        assert_eq!(pages.first().await.expect("a first line").since, 3);
+        let page = pages.next().await.expect("a page");
+        assert_eq!((page.count, page.rows["a"].leaves["x"].len()), (2, 2));
+        let mark = page.mark.expect("a mark");
+        assert_eq!((mark.seq, mark.newest, mark.applied.len()), (5, None, 1));
+        assert!(matches!(pages.next().await, Err(PageError::Silent)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rows_of_a_database_that_was_made_anew_are_those_of_the_new_one() {
+        let mut pages = pages(&[
+            "{\"db\":\"a\",\"instance\":\"00000001\"}\n{\"seq\":4,\"db\":\"a\",\"id\":\"x\",\"changes\":[]}\n",
+            "{\"db\":\"a\",\"instance\":\"00000002\"}\n{\"seq\":5,\"db\":\"a\",\"id\":\"y\",\"changes\":[]}\n{\"mark\":5}\n",
+        ]);
+        let page = pages.next().await.expect("a page");
+        let rows = &page.rows["a"];
+        assert_eq!(rows.instance.as_deref(), Some("00000002"));
+        assert_eq!(rows.leaves.keys().collect::<Vec<_>>(), ["y"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_feed_is_a_fault() {
+        assert!(matches!(pages(&["{\"mark\":1}\n"]).first().await, Err(PageError::Form)));
+        assert!(matches!(pages(&["hello\n"]).next().await, Err(PageError::Form)));
+    }
+}

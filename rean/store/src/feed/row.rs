@@ -2,8 +2,8 @@
 
 use super::Change;
 use crate::app::{AppState, Reader};
+use crate::authors::SOMEBODY;
 use crate::db::Db;
-use crate::partition::SOMEBODY;
 use crate::record::{PartRow, Seq};
 use crate::rev::Rev;
 use crate::view::BodyRef;
