@@ -15,6 +15,10 @@
 //!
 //! In a split each side has a master. When it heals, the older epoch's master steps down, catches up, and what both
 //! accepted is merged as branches of documents: nothing here needs a majority, so that the last pod still takes writes.
+//!
+//! Epochs travel faster than the failure detector finds their pods alive, so that a pod that hears of a newer epoch waits
+//! for its master to be found, and for its view to settle anew. Otherwise both masters of a split would begin one epoch
+//! upon the other when it heals.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,12 +28,13 @@ use crate::member::{Member, PodId, View};
 /// The stamp of a change of master; it names the master.
 pub type Epoch = Stamp;
 
-/// For how long a pod must have been the one to be chosen before it begins, unless configured otherwise, in
-/// milliseconds: a few rounds of gossip, in which a view that was late changes its mind.
+/// For how long a pod must have been the one to be chosen before it begins, and before the master hands over to it,
+/// unless configured otherwise, in milliseconds: a few rounds of gossip, in which a view that was late changes its mind.
 pub const DEFAULT_SETTLE_MS: u64 = 300;
 
-/// For how long a pod that has just started waits for the pods that it remembers before it begins without them, unless
-/// configured otherwise, in milliseconds: a pod that has not found the ring yet must not begin an epoch of its own.
+/// For how long a pod that has just started waits for the pods that it remembers before it begins without them, and any
+/// pod for the master of an epoch that it has just heard of, unless configured otherwise, in milliseconds: a pod that has not
+/// found the ring yet, or not all of it, must not begin an epoch of its own.
 pub const DEFAULT_START_MS: u64 = 3_000;
 
 /// What the ring's configuration says of elections.
@@ -69,10 +74,26 @@ pub struct Mastership {
     role: Role,
     /// The newest epoch heard of.
     seen: Option<Epoch>,
-    /// Since when it has been the one to be chosen, in milliseconds of its stamps.
+    /// Since when it has been the one to be chosen, with no newer epoch heard of.
     candidate_since_ms: Option<u64>,
-    /// When it started, in milliseconds of its stamps; none before the first decision.
+    /// Who else has been the one to be chosen, and since when.
+    rival: Option<(PodId, u64)>,
+    /// Since when the newest epoch has been heard of while its pod was never found alive.
+    unfound_since_ms: Option<u64>,
+    /// When it started; none before the first decision.
     started_ms: Option<u64>,
+}
+
+/// When a decision is made, and how far what the pod sees can be trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// From [`observe`] of the same view; an epoch that begins now has it as its name.
+    pub stamp: Stamp,
+    /// Since some moment before the first decision, in milliseconds that nobody sets: stamps stand still while a clock
+    /// that was set back has not come as far again.
+    pub elapsed_ms: u64,
+    /// Whether this pod has not run for a while and not heard of any other since: what it sees is of before.
+    pub is_deaf: bool,
 }
 
 /// What a pod does now.
@@ -99,6 +120,8 @@ pub enum Cause {
     HandOver(PodId),
     /// It leaves, may no longer be master, or its clock is off, and no other is there to hand over to.
     Barred,
+    /// It has not run for a while, in which another may have begun.
+    Deaf,
 }
 
 /// Why there is no master.
@@ -117,8 +140,12 @@ pub enum Waiting {
 pub enum Hold {
     /// The pods that it remembers may be there, and not found yet.
     Starting,
+    /// This pod has not run for a while, and not heard of the others since.
+    Deaf,
     /// The master of an older epoch has not stepped down yet.
     Older(PodId),
+    /// That pod began the newest epoch, which was just heard of, and has not been found alive yet.
+    Unfound(PodId),
     /// The view has not been the same for long enough.
     Settling,
     /// An epoch is ahead of this pod's clock.
@@ -134,7 +161,14 @@ impl Default for Config {
 impl Mastership {
     /// A pod that starts; `seen` is the newest epoch that it had heard of, which it keeps on disk.
     pub fn starting(seen: Option<Epoch>) -> Self {
-        Self { role: Role::Waiting, seen, candidate_since_ms: None, started_ms: None }
+        Self {
+            role: Role::Waiting,
+            seen,
+            candidate_since_ms: None,
+            rival: None,
+            unfound_since_ms: None,
+            started_ms: None,
+        }
     }
 
     /// What the pod is.
@@ -176,19 +210,19 @@ pub fn observe(clock: &mut Clock, view: &View, physical_ms: u64) -> (Stamp, Vec<
 
 /// What `me` does, given what it sees. To be called at each change of the view and a few times a second.
 ///
-/// The view holds `me` as it is, and remembered pods that are not found (yet) as not alive. `now` comes from [`observe`]
-/// of the same view. Same values, same decision; where all pods see the same, they come to the same master.
-pub fn decide(me: &PodId, view: &View, config: &Config, previous: &Mastership, now: &Stamp) -> (Decision, Mastership) {
+/// The view holds `me` as it is, and remembered pods that are not found (yet) as not alive. Same values, same decision;
+/// where all pods see the same, they come to the same master.
+pub fn decide(
+    me: &PodId,
+    view: &View,
+    config: &Config,
+    previous: &Mastership,
+    now: &Moment,
+) -> (Decision, Mastership) {
     let sight = Sight { me, view, config, previous, now, off: view.clocks_off() };
-    let is_best = sight.best().is_some_and(|best| best.id == *me);
-    let mut next = Mastership {
-        role: previous.role.clone(),
-        seen: sight.newest().cloned(),
-        candidate_since_ms: is_best.then(|| previous.candidate_since_ms.unwrap_or(now.millis())),
-        started_ms: Some(previous.started_ms.unwrap_or(now.millis())),
-    };
+    let mut next = sight.noted();
     let decision = match previous.claim() {
-        Some(epoch) => sight.as_master(epoch),
+        Some(epoch) => sight.as_master(epoch, &next),
         None => sight.as_other(&next),
     };
     match &decision {
@@ -209,24 +243,72 @@ struct Sight<'a> {
     view: &'a View,
     config: &'a Config,
     previous: &'a Mastership,
-    now: &'a Stamp,
+    now: &'a Moment,
     /// The live pods whose clocks are off: they are not chosen, and their epochs don't count.
     off: Vec<&'a PodId>,
 }
 
 impl<'a> Sight<'a> {
+    /// What stands before the decision: the newest epoch, and since when things have been as they are.
+    fn noted(&self) -> Mastership {
+        let (previous, now_ms) = (self.previous, self.now.elapsed_ms);
+        let best = self.best().map(|best| &best.id);
+        let seen = self.newest().cloned();
+        let is_news = seen > previous.seen;
+        let candidate_since_ms = previous.candidate_since_ms.filter(|_| !is_news).unwrap_or(now_ms);
+        let rival_since_ms = |rival: &PodId| match &previous.rival {
+            Some((known, since_ms)) if known == rival && !is_news => *since_ms,
+            _ => now_ms,
+        };
+        let unfound_since_ms = if is_news { Some(now_ms) } else { previous.unfound_since_ms };
+        Mastership {
+            role: previous.role.clone(),
+            candidate_since_ms: best.filter(|best| *best == self.me).map(|_| candidate_since_ms),
+            rival: best.filter(|best| *best != self.me).map(|rival| (rival.clone(), rival_since_ms(rival))),
+            unfound_since_ms: unfound_since_ms.filter(|_| seen.as_ref().is_some_and(|seen| self.is_unfound(seen.pod()))),
+            seen,
+            started_ms: Some(previous.started_ms.unwrap_or(now_ms)),
+        }
+    }
+
+    /// Whether a pod may be there, though it is not known to be.
+    fn is_unfound(&self, pod: &PodId) -> bool {
+        pod != self.me && self.view.get(pod).is_none_or(|member| !member.alive && !member.left)
+    }
+
     /// A master's decision.
-    fn as_master(&self, epoch: &Epoch) -> Decision {
+    fn as_master(&self, epoch: &Epoch, next: &Mastership) -> Decision {
         if let Some(newest) = self.newest()
             && newest > epoch
         {
             return Decision::StepDown(Cause::Newer(newest.clone()));
         }
+        if self.now.is_deaf {
+            return Decision::StepDown(Cause::Deaf);
+        }
         match self.best() {
             Some(best) if best.id == *self.me => Decision::Stay,
+            // The other waits as long before it begins, so that a master who goes at once only leaves a gap.
+            Some(_) if self.may_be_master() && !self.is_settled(next.rival.as_ref().map(|rival| rival.1)) => {
+                Decision::Stay
+            }
             Some(best) => Decision::StepDown(Cause::HandOver(best.id.clone())),
             None => Decision::StepDown(Cause::Barred),
         }
+    }
+
+    /// Whether this pod could be master, if only others were not better.
+    fn may_be_master(&self) -> bool {
+        self.trusted().any(|member| member.id == *self.me) && !self.config.never.contains(self.me)
+    }
+
+    fn is_settled(&self, since_ms: Option<u64>) -> bool {
+        self.has_passed(since_ms, self.config.settle_ms)
+    }
+
+    /// Whether so many milliseconds have passed since then; not, if there was no such moment.
+    fn has_passed(&self, since_ms: Option<u64>, ms: u64) -> bool {
+        since_ms.is_some_and(|since_ms| self.now.elapsed_ms.saturating_sub(since_ms) >= ms)
     }
 
     /// The decision of a pod that is not master.
@@ -244,25 +326,32 @@ impl<'a> Sight<'a> {
             Some(best) if best.id != *self.me => Decision::Wait(Waiting::For(best.id.clone())),
             Some(_) => match self.hold(next) {
                 Some(hold) => Decision::Wait(Waiting::ForOthers(hold)),
-                None => Decision::Become(self.now.clone()),
+                None => Decision::Become(self.now.stamp.clone()),
             },
         }
     }
 
     /// What keeps the pod that is to be master from beginning.
     fn hold(&self, next: &Mastership) -> Option<Hold> {
-        let for_ms = |since_ms: Option<u64>| since_ms.map_or(0, |since_ms| self.now.millis().saturating_sub(since_ms));
         let missing = self.view.members().iter().any(|member| !member.alive && !member.left);
+        if self.now.is_deaf {
+            return Some(Hold::Deaf);
+        }
         if let Some(older) = self.claims().next() {
             return Some(Hold::Older(older.pod().clone()));
         }
-        if missing && for_ms(next.started_ms) < self.config.start_ms {
+        if missing && !self.has_passed(next.started_ms, self.config.start_ms) {
             return Some(Hold::Starting);
         }
-        if for_ms(next.candidate_since_ms) < self.config.settle_ms {
+        if let (Some(since_ms), Some(seen)) = (next.unfound_since_ms, &next.seen)
+            && !self.has_passed(Some(since_ms), self.config.start_ms)
+        {
+            return Some(Hold::Unfound(seen.pod().clone()));
+        }
+        if !self.is_settled(next.candidate_since_ms) {
             return Some(Hold::Settling);
         }
-        next.seen.as_ref().is_some_and(|seen| seen >= self.now).then_some(Hold::Clock)
+        next.seen.as_ref().is_some_and(|seen| *seen >= self.now.stamp).then_some(Hold::Clock)
     }
 
     /// Which pod should be master.
@@ -302,7 +391,7 @@ impl<'a> Sight<'a> {
     /// while its pod is there, with a clock that may be right. Else a wrong clock's epoch would outlive its pod, and keep
     /// all others from beginning one until their clocks have come that far.
     fn counts(&self, epoch: &Epoch) -> bool {
-        let is_near = epoch <= self.now || self.trusted().any(|member| member.id == *epoch.pod());
+        let is_near = *epoch <= self.now.stamp || self.trusted().any(|member| member.id == *epoch.pod());
         is_near && !self.off.contains(&epoch.pod())
     }
 }

@@ -7,13 +7,14 @@
 //! - an epoch is on disk before it is followed or begun, and the clock's bound before a stamp is given away;
 //! - this pod says that it is master exactly while its rean takes writes: from when rean has answered that it does
 //!   until rean has answered that the last write is done, or has been silent for too long;
-//! - a pod whose rean does not answer is no candidate, by its own reckoning and by that of all others.
+//! - a pod whose rean does not answer is no candidate, by its own reckoning and by that of all others;
+//! - a pod that has not run for a while is no master before it has heard of the others again, or found them gone.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use adea_ring::config::RingConfig;
-use adea_ring::election::{self, Decision, Epoch, Mastership};
+use adea_ring::election::{self, Decision, Epoch, Mastership, Moment};
 use adea_ring::peering;
 use adea_ring::report::{Applied, Dropped, Facts, Known, RingState, Role, Said};
 use adea_ring::{Clock, Member, PodId, Stamp, View};
@@ -33,6 +34,8 @@ const BECOME_PATIENCE_MS: u64 = 8_000;
 const PENALTY_MS: u64 = 10_000;
 /// Two turns further apart than this: the process was not running, and what it knows is old.
 const PAUSE_MS: u64 = 2_000;
+/// What comes for so long after a pause may have waited in the socket, and be as old as the pause.
+const BACKLOG_MS: u64 = 100;
 /// After a pause, rean has to have answered for so long before this pod calls itself caught up.
 const FRESH_MS: u64 = 1_000;
 /// For how long a master that leaves waits for another to have all of its writes.
@@ -52,6 +55,8 @@ pub struct Core {
     mastership: Mastership,
     /// The pods that were heard in this run.
     met: BTreeMap<PodId, Known>,
+    /// Whether gossip takes any of them for alive.
+    others_live: bool,
     refuses: Vec<PodId>,
     facts: Option<Facts>,
     /// The epoch in which this pod's rean takes writes.
@@ -72,10 +77,20 @@ pub struct Core {
     stepped_ms: Option<u64>,
     /// Whether this process has paused, and not been sure of what it has since.
     in_doubt: bool,
+    /// Since it has run again after a pause, and does not know yet what the others do.
+    deaf: Option<Deaf>,
     leaving: Option<Leaving>,
     said: Option<Known>,
     said_ms: u64,
     told: Option<Digest>,
+}
+
+/// A pod that has to hear of the others again.
+#[derive(Debug)]
+struct Deaf {
+    since_ms: u64,
+    /// Whether one has said something since.
+    has_heard: bool,
 }
 
 /// A pod on its way out.
@@ -112,6 +127,7 @@ impl Core {
             kept,
             config,
             met: BTreeMap::new(),
+            others_live: false,
             refuses: Vec::new(),
             facts: None,
             claim: None,
@@ -125,6 +141,7 @@ impl Core {
             unfit_until_ms: 0,
             stepped_ms: None,
             in_doubt: false,
+            deaf: None,
             leaving: None,
             said: None,
             said_ms: 0,
@@ -147,12 +164,14 @@ impl Core {
         let view = View::new([self.member(false)]);
         self.state(&view, &Known { member: self.member(false), said: Said::default() }, Dropped::default())
     }
+
     /// One turn.
     pub fn step(&mut self, inputs: Inputs) -> Outputs {
         let before = self.kept.clone();
         let now_ms = inputs.elapsed_ms;
         self.notice_pause(now_ms);
-        let doubled = self.take_heard(inputs.heard);
+        let doubled = self.take_heard(inputs.heard, now_ms);
+        self.judge_hearing(now_ms);
         match inputs.answer {
             Some(Answer::Facts(facts)) => self.take_facts(*facts, now_ms),
             Some(Answer::Down) => self.is_down = true,
@@ -166,7 +185,7 @@ impl Core {
         }
         self.judge_caught_up(now_ms);
         let (stamp, view) = self.look(fit, inputs.physical_ms);
-        let decision = self.decide(&view, &stamp);
+        let decision = self.decide(&view, &stamp, now_ms);
         self.want(now_ms);
         self.keep_bound(inputs.physical_ms);
         let say = self.row(fit, inputs.load, &stamp, now_ms);
@@ -194,17 +213,27 @@ impl Core {
             self.kept.caught_up_to = None;
             // Its rean had nobody to answer to.
             self.answered_ms = self.answered_ms.map(|_| now_ms);
+            self.deaf = Some(Deaf { since_ms: now_ms, has_heard: false });
         }
         self.stepped_ms = Some(now_ms);
     }
 
     /// Takes in what gossip knows; whether another process takes itself for this pod.
-    fn take_heard(&mut self, heard: Vec<Row>) -> bool {
+    fn take_heard(&mut self, heard: Vec<Row>, now_ms: u64) -> bool {
         let mut doubled = false;
+        // Gossip gives its own judgement some time after a pause, too, so that those who are gone count as alive at first.
+        self.others_live = false;
         for row in heard {
             if row.id == self.me.id {
                 doubled |= row.alive && row.generation > self.me.generation;
                 continue;
+            }
+            self.others_live |= row.alive;
+            if let Some(deaf) = &mut self.deaf {
+                let is_news = self.met.get(&row.id).is_none_or(|known| {
+                    (known.member.generation, known.member.version) < (row.generation, row.version)
+                });
+                deaf.has_heard |= is_news && row.alive && now_ms.saturating_sub(deaf.since_ms) >= BACKLOG_MS;
             }
             let known = row.known.filter(|known| known.member.id == row.id);
             let Some(mut known) = known.or_else(|| self.met.get(&row.id).cloned()) else {
@@ -226,6 +255,18 @@ impl Core {
             self.met.insert(row.id, known);
         }
         doubled
+    }
+
+    /// Ends a pause's deafness: when another pod has said something since, or gossip has found all of them dead. A pod
+    /// that can tell neither in the time that it has at a start goes by what it knows.
+    fn judge_hearing(&mut self, now_ms: u64) {
+        let Some(deaf) = &self.deaf else { return };
+        let (election, waited_ms) = (&self.config.election, now_ms.saturating_sub(deaf.since_ms));
+        let has_news = deaf.has_heard || !self.others_live;
+        let is_late = waited_ms >= election.start_ms;
+        if self.met.is_empty() || is_late || (has_news && waited_ms >= election.settle_ms.max(BACKLOG_MS)) {
+            self.deaf = None;
+        }
     }
 
     fn take_facts(&mut self, facts: Facts, now_ms: u64) {
@@ -313,7 +354,7 @@ impl Core {
         (stamp, view)
     }
 
-    fn decide(&mut self, view: &View, stamp: &Stamp) -> Decision {
+    fn decide(&mut self, view: &View, stamp: &Stamp, now_ms: u64) -> Decision {
         let mut config = self.config.election.clone();
         if !self.may_begin() {
             // A new pod that has not found its ring must not begin another.
@@ -323,7 +364,8 @@ impl Core {
             // Nobody's news can be late.
             config.settle_ms = 0;
         }
-        let (decision, next) = election::decide(&self.me.id, view, &config, &self.mastership, stamp);
+        let now = Moment { stamp: stamp.clone(), elapsed_ms: now_ms, is_deaf: self.deaf.is_some() };
+        let (decision, next) = election::decide(&self.me.id, view, &config, &self.mastership, &now);
         self.mastership = next;
         self.kept.seen = self.mastership.seen().cloned();
         if let Decision::Become(epoch) = &decision {

@@ -102,9 +102,12 @@ pub fn describe(decision: &Decision) -> Option<String> {
         Decision::StepDown(Cause::Newer(epoch)) => Some(format!("stepping down: {} began later", epoch.pod())),
         Decision::StepDown(Cause::HandOver(pod)) => Some(format!("stepping down: {pod} is to take the writes")),
         Decision::StepDown(Cause::Barred) => Some("stepping down: this pod can't take writes".to_owned()),
+        Decision::StepDown(Cause::Deaf) => Some("stepping down: this agent was paused, and another may have begun".to_owned()),
         Decision::Wait(Waiting::For(pod)) => Some(format!("no write master; {pod} is about to be")),
         Decision::Wait(Waiting::ForOthers(hold)) => Some(match hold {
             Hold::Starting => "no write master; waiting for the pods that were there before".to_owned(),
+            Hold::Deaf => "no write master known; this agent was paused, and waits to hear of the others".to_owned(),
+            Hold::Unfound(pod) => format!("no write master; waiting to find {pod}, which began later"),
             Hold::Older(pod) => format!("no write master; waiting for {pod} to step down"),
             Hold::Settling => "no write master; this pod is about to be".to_owned(),
             Hold::Clock => "no write master; an epoch is ahead of this pod's clock".to_owned(),

@@ -1,4 +1,4 @@
-// A pod of a test's own: `podctl dev` in a temporary folder, on a free port.
+// A pod of a test's own: `podctl dev` in a temporary folder, on a free port. Or one that something else has started.
 import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import http from 'node:http';
@@ -7,8 +7,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { until } from './wait.mjs';
 
-const PROGRAM = process.env.PODCTL || new URL('../../../target/release/podctl', import.meta.url).pathname;
-const ADMIN = { name: 'admin', password: 'chief of tests' };
+export const PROGRAM = process.env.PODCTL || new URL('../../../target/release/podctl', import.meta.url).pathname;
+export const ADMIN = { name: 'admin', password: 'chief of tests' };
 const READY_MS = 60_000;
 
 const freePort = () => new Promise((resolve, reject) => {
@@ -22,14 +22,23 @@ export class Pod {
     const pod = new Pod();
     pod.kept = !!data;
     pod.data = data ?? mkdtempSync(join(tmpdir(), 'adea-test-'));
-    pod.port = port ?? await freePort();
-    pod.base = `http://127.0.0.1:${pod.port}`;
+    pod.#reach('127.0.0.1', port ?? await freePort());
     pod.args = args;
-    pod.admin = ADMIN;
-    pod.agent = new http.Agent({ keepAlive: true, maxSockets: 64 });
-    pod.users = {};
     await pod.#launch();
     return pod;
+  }
+
+  /** A pod that something else starts and stops: it can only be asked. `users` may be those of another pod of its ring. */
+  static at({ host = '127.0.0.1', port, users, data }) {
+    const pod = new Pod();
+    pod.data = data;
+    pod.#reach(host, port, users);
+    return pod;
+  }
+
+  #reach(host, port, users = {}) {
+    Object.assign(this, { host, port, users, base: `http://${host}:${port}`, admin: ADMIN });
+    this.agent = new http.Agent({ keepAlive: true, maxSockets: 64 });
   }
 
   async #launch() {
@@ -88,7 +97,7 @@ export class Pod {
   /** A URL with a log-in: for PouchDB and nano. */
   url(db, user = 'admin') {
     const { name, password } = this.login(user);
-    return `http://${encodeURIComponent(name)}:${encodeURIComponent(password)}@127.0.0.1:${this.port}/${db}`;
+    return `http://${encodeURIComponent(name)}:${encodeURIComponent(password)}@${this.host}:${this.port}/${db}`;
   }
 
   login(user) {
@@ -115,7 +124,7 @@ export class Pod {
     if (data !== undefined && !named.includes('content-type')) all['content-type'] = 'application/json';
     if (data !== undefined || method === 'POST' || method === 'PUT') all['content-length'] = Buffer.byteLength(data ?? '');
     return new Promise((resolve, reject) => {
-      const request = http.request({ host: '127.0.0.1', port: this.port, method, path, headers: all, agent, timeout });
+      const request = http.request({ host: this.host, port: this.port, method, path, headers: all, agent, timeout });
       request.on('timeout', () => request.destroy(new Error(`${method} ${path}: no answer in ${timeout} ms`)));
       request.on('error', reject);
       request.on('response', (response) => {
@@ -146,7 +155,7 @@ export class Pod {
     const { name, password } = as ? this.login(as) : {};
     const headers = as ? { authorization: 'Basic ' + Buffer.from(`${name}:${password}`).toString('base64') } : {};
     const feed = { lines: [], ended: false };
-    const request = http.request({ host: '127.0.0.1', port: this.port, path, headers, agent: false });
+    const request = http.request({ host: this.host, port: this.port, path, headers, agent: false });
     feed.close = () => request.destroy();
     request.on('error', () => { feed.ended = true; });
     request.on('response', (response) => {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
-use super::{Config, Decision, Epoch, Mastership, decide, observe};
+use super::{Config, Decision, Epoch, Mastership, Moment, decide, observe};
 use crate::clock::{Clock, DEFAULT_MAX_DRIFT_MS, Stamp};
 use crate::member::{Member, PodId, View};
 

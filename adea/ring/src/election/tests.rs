@@ -1,4 +1,4 @@
-use super::{Cause, Config, Decision, Epoch, Hold, Mastership, Role, Waiting, decide, observe};
+use super::{Cause, Config, Decision, Epoch, Hold, Mastership, Moment, Role, Waiting, decide, observe};
 use crate::clock::{Clock, DEFAULT_MAX_DRIFT_MS, Stamp};
 use crate::member::{Member, PodId, View};
 
@@ -27,6 +27,11 @@ fn view(members: &[Member]) -> View {
     View::new(members.to_vec())
 }
 
+/// A hundred seconds after the start.
+fn now(stamp: Stamp) -> Moment {
+    Moment { stamp, elapsed_ms: 100_000, is_deaf: false }
+}
+
 /// A pod that has been the one to be chosen for as long as anyone could ask.
 fn settled() -> Mastership {
     Mastership { candidate_since_ms: Some(0), started_ms: Some(0), ..Mastership::starting(None) }
@@ -37,19 +42,19 @@ fn in_office(epoch: &Epoch) -> Mastership {
 }
 
 fn decided(me: &str, members: &[Member], previous: &Mastership) -> Decision {
-    decide(&pod(me), &view(members), &Config::default(), previous, &at(100, me)).0
+    decide(&pod(me), &view(members), &Config::default(), previous, &now(at(100, me))).0
 }
 
 #[test]
 fn the_highest_id_begins_and_the_others_follow() {
     let members = [member("a"), member("b")];
     assert_eq!(decided("a", &members, &settled()), Decision::Wait(Waiting::For(pod("b"))));
-    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &at(100, "b"));
+    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &now(at(100, "b")));
     assert_eq!(decision, Decision::Become(at(100, "b")));
     assert_eq!((next.claim(), next.seen()), (Some(&at(100, "b")), Some(&at(100, "b"))));
     let members = [member("a"), master("b", &at(100, "b"))];
     assert_eq!(decided("b", &members, &next), Decision::Stay);
-    let (decision, next) = decide(&pod("a"), &view(&members), &Config::default(), &settled(), &at(101, "a"));
+    let (decision, next) = decide(&pod("a"), &view(&members), &Config::default(), &settled(), &now(at(101, "a")));
     assert_eq!(decision, Decision::Follow(at(100, "b")));
     assert_eq!(next.role(), &Role::Follower { epoch: at(100, "b") });
     assert_eq!(decided("a", &members, &next), Decision::Stay);
@@ -61,7 +66,7 @@ fn a_preference_comes_before_the_id() {
     let chosen = |prefer: &[&str], never: &[&str]| {
         let ids = |names: &[&str]| names.iter().map(|name| pod(name)).collect();
         let config = Config { prefer: ids(prefer), never: ids(never), ..Config::default() };
-        match decide(&pod("x"), &view(&members), &config, &settled(), &at(100, "x")).0 {
+        match decide(&pod("x"), &view(&members), &config, &settled(), &now(at(100, "x"))).0 {
             Decision::Wait(Waiting::For(best)) => best.to_string(),
             other => format!("{other:?}"),
         }
@@ -122,7 +127,7 @@ fn one_that_leaves_or_may_not_steps_down() {
     assert_eq!(decided("b", &members, &in_office(&epoch)), Decision::StepDown(Cause::HandOver(pod("a"))));
     let config = Config { never: vec![pod("b")], ..Config::default() };
     let alone = view(&[master("b", &epoch)]);
-    let (decision, next) = decide(&pod("b"), &alone, &config, &in_office(&epoch), &at(100, "b"));
+    let (decision, next) = decide(&pod("b"), &alone, &config, &in_office(&epoch), &now(at(100, "b")));
     assert_eq!((decision, next.claim()), (Decision::StepDown(Cause::Barred), None));
 }
 
@@ -153,7 +158,7 @@ fn a_pod_with_a_wrong_clock_is_not_chosen_and_not_followed() {
     let (now, off) = observe(&mut clock, &view(&members), 100_000);
     assert_eq!(off.iter().map(|err| &err.pod).collect::<Vec<_>>(), [&pod("c")]);
     assert_eq!(now.millis(), 100_000);
-    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &now);
+    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &moment);
     assert_eq!(decision, Decision::Become(now.clone()));
     assert_eq!(next.claim(), Some(&now));
     let step_down = Decision::StepDown(Cause::HandOver(pod("b")));
@@ -170,6 +175,6 @@ fn of_two_pods_whose_clocks_differ_one_is_master() {
     assert_eq!(decided("b", &[master("a", &far), behind.clone()], &settled()), Decision::Follow(far.clone()));
     let gone = Member { alive: false, ..master("a", &far) };
     let followed = Mastership { role: Role::Follower { epoch: far.clone() }, seen: Some(far), ..settled() };
-    let (decision, next) = decide(&pod("b"), &view(&[gone, behind]), &Config::default(), &followed, &at(100, "b"));
+    let (decision, next) = decide(&pod("b"), &view(&[gone, behind]), &Config::default(), &followed, &now(at(100, "b")));
     assert_eq!((decision, next.seen()), (Decision::Become(at(100, "b")), Some(&at(100, "b"))), "it goes on without");
 }
