@@ -523,3 +523,30 @@ where
     });
     address
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_under_way_to_a_master_that_is_lost_is_given_up_at_once() {
+    let mut ring = TestRing::with_master(3, 0).await;
+    ring.make_db(1, "notes", &["ann"]).await;
+    ring.configure(json!({"write": {"wait_ms": 30_000}})).await;
+    ring.take_down(2).await;
+    // The master takes the third pod for alive, and waits for it.
+    let mut state = ring.state(0, ring.pod(0).ring.role());
+    state.members.iter_mut().for_each(|known| known.member.alive = true);
+    ring.tell(0, &state).await;
+    let began = Instant::now();
+    let who = user("ann", &[]);
+    let write = ring.put(1, &who, "/notes/a?w=3", json!({}));
+    let lose = async {
+        until("the write is done on the master", || async {
+            ring.get(0, &user("ann", &[]), "/notes/a").await.status == 200
+        })
+        .await;
+        let mut state = ring.state(1, Role::Waiting);
+        state.members.iter_mut().for_each(|known| known.member.alive = known.member.id == id("pod-2"));
+        ring.tell(1, &state).await;
+    };
+    let (answer, ()) = tokio::join!(write, lose);
+    assert_eq!(answer.expect(503)["error"], "unknown_outcome");
+    assert!(began.elapsed() < Duration::from_secs(15), "it was waited for");
+}

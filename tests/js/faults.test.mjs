@@ -214,6 +214,6 @@ async function reported(conflicts) {
     const missing = await unreported(pods[0], conflicts);
     if (missing.length) throw new Error(`${missing.length} are not: ${missing.slice(0, 5)}`);
     return true;
-  }, 'each conflict to be reported', 75_000);
+  }, 'each conflict to be reported', 10_000);
   log(`${conflicts.length} conflicts are reported, after ${Date.now() - start} ms`);
 }

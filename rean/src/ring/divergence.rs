@@ -97,9 +97,12 @@ fn is_own(id: &str) -> bool {
 /// When the store fails; the supervisor starts it again.
 pub async fn run(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
     let mut looked = tokio::time::Instant::now();
+    let mut roles = pod.ring.gate.roles();
     loop {
         tokio::select! {
             () = pod.ring.records.found.news.notified() => {}
+            // What this pod found as a follower, it reports when it becomes master.
+            Ok(()) = roles.changed() => {}
             () = tokio::time::sleep_until(looked + PAUSE) => {}
             () = stop.stopped() => return Ok(()),
         }

@@ -27,6 +27,9 @@ const SMALL_BODY_BYTES: u64 = 256 << 10;
 /// How long a write that the master has done is waited for here, so that its author reads it. An answer is not held up
 /// longer: the write is done.
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(1);
+/// How long an answer that is on its way is waited for when its master is master no more. In a planned change all writes
+/// have been answered before that; after a crash there is nothing to wait for.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// Headers that are about one connection and not about the request (RFC 9110, section 7.6.1). `Keep-Alive` and
 /// `Proxy-Connection` are older than their standard.
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -114,7 +117,13 @@ impl Parcel {
 pub async fn attempt(pod: &Arc<Pod>, parcel: &mut Parcel) -> Result<Result<Response, ApiError>, &'static str> {
     let Some(wire) = pod.ring.wire() else { return Err(NO_MASTER) };
     let Some((master, address)) = master(pod) else { return Err(NO_MASTER) };
-    match wire.send(&master, &address, parcel.outgoing()).await {
+    let sent = tokio::select! {
+        sent = wire.send(&master, &address, parcel.outgoing()) => sent,
+        () = is_lost(pod, &master) => {
+            return Ok(Err(unknown_outcome("The write master was lost while the write was under way")));
+        }
+    };
+    match sent {
         Ok(response) if is_refusal(&response) => match parcel.contents {
             Contents::Small { .. } => Err(NO_MASTER),
             // The refusal came before the master looked at the body, but a part of it is gone.
@@ -130,6 +139,24 @@ pub async fn attempt(pod: &Arc<Pod>, parcel: &mut Parcel) -> Result<Result<Respo
         }
         Err(error @ WireError::MaybeSent { .. }) => {
             Ok(Err(unknown_outcome("The connection to the write master broke").with_cause(error)))
+        }
+    }
+}
+
+/// Resolves when a pod is no longer the live master, and its last answers have had their time.
+async fn is_lost(pod: &Pod, master: &PodId) {
+    let (mut roles, mut states) = (pod.ring.gate.roles(), pod.ring.states());
+    loop {
+        let follows = matches!(&*roles.borrow_and_update(), Role::Follower(epoch) if epoch.pod() == master);
+        let state = states.borrow_and_update().clone();
+        let lives = state.and_then(|state| state.get(master).map(|known| known.member.alive)).unwrap_or(false);
+        if !follows || !lives {
+            return tokio::time::sleep(LAST_ANSWERS).await;
+        }
+        // The pod holds both senders.
+        tokio::select! {
+            _ = roles.changed() => {}
+            _ = states.changed() => {}
         }
     }
 }
