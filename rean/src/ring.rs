@@ -250,6 +250,25 @@ impl Ring {
         self.records.progress.carried_out()
     }
 
+    /// Whose writes others may be waited for to have: the write master's store, unless it is this one.
+    pub fn master_origin(&self) -> Option<Origin> {
+        let role = self.role();
+        let master = role.epoch()?.pod();
+        if master == self.me() {
+            return None;
+        }
+        let state = self.state()?;
+        let said = &state.get(master)?.said;
+        match &said.start {
+            Some(start) => Some(start.origin.clone()),
+            // It has just begun: of its stores the one with the newest sequence it says to have.
+            None => {
+                let own = said.applied.iter().filter(|(origin, _)| origin.pod == *master);
+                own.max_by_key(|(_, seq)| **seq).map(|(origin, _)| origin.clone())
+            }
+        }
+    }
+
     /// What this pod's store has, with its own sequence.
     pub fn applied(&self, own_seq: u64) -> Applied {
         self.knowledge.applied(own_seq)

@@ -153,15 +153,18 @@ impl Feed {
             }
             let before = self.since;
             let is_last = self.pod.store.seq() == self.since || self.page(&mut out).await?;
-            let applied = self.tellable();
             let is_due = told_at.is_none_or(|at| at.elapsed() >= HEARTBEAT);
-            if self.since > before || !applied.is_empty() || is_due {
+            if self.since > before || self.is_urgent() || is_due {
+                let applied = self.tellable();
                 let newest = (!is_last).then(|| self.pod.store.seq());
                 push_line(&mut out, &Mark { seq: self.since, newest, applied });
                 if self.send(&mut out).await.is_none() {
                     return Ok(());
                 }
                 told_at = Some(Instant::now());
+            } else {
+                // It goes with what comes next, as new as it is then.
+                self.vector = None;
             }
             if !is_last {
                 continue;
@@ -173,6 +176,13 @@ impl Feed {
                 () = tokio::time::sleep_until(due) => {}
             }
         }
+    }
+
+    /// Whether there is news of the write master's writes to tell: somebody may wait for them. That of pods that take
+    /// no writes can wait; every change makes some on every pod, and each would go over each link.
+    fn is_urgent(&self) -> bool {
+        let (Some((vector, from)), Some(of)) = (&self.vector, self.pod.ring.master_origin()) else { return false };
+        *from <= self.since && vector.get(&of).is_some_and(|seq| self.told.get(&of).is_none_or(|told| told < seq))
     }
 
     /// What is new of a vector that may be told by now.
