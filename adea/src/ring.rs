@@ -4,10 +4,12 @@
 //! [`core`] works out, several times a second, what to keep on disk ([`kept`]), what to tell rean and what to say to
 //! the others. Here is only the shell: sockets, files, clocks, and the order in which things are done.
 //!
-//! What always holds: nothing is told or said before what it rests on is on disk; gossip starts only after rean has
-//! answered for the first time, as rean keeps the keys and the settings of gossip.
+//! What always holds: nothing is told or said before what it rests on is on disk (that a master steps down rests on
+//! nothing); gossip starts only after rean has answered for the first time, as rean keeps the keys and the settings of
+//! gossip.
 
 pub mod core;
+mod hearing;
 pub mod kept;
 mod rean;
 #[cfg(test)]
@@ -34,7 +36,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::backoff::Backoff;
 use crate::config::RingSection;
-use crate::ring::core::Core;
+use crate::ring::core::{Core, PAUSE_MS};
 use crate::ring::kept::{Kept, KeptError};
 use crate::ring::rean::Teller;
 use crate::ring::turn::{Answer, Inputs, Me, Outputs, Row};
@@ -264,6 +266,12 @@ impl Loop<'_> {
             };
             let outputs = self.core.step(inputs);
             self.log.note(&outputs);
+            if let Some(tell) = step_back(&outputs)
+                && !asked
+            {
+                self.teller.tell(tell).await;
+                (asked, told) = (true, Some(Instant::now()));
+            }
             let (tell, say) = self.carry_out(&outputs).await;
             let facts = serde_json::to_value(&say).unwrap_or_default();
             if outputs.may_go {
@@ -273,7 +281,10 @@ impl Loop<'_> {
             }
             self.gossip.say(&facts).await?;
             news |= outputs.tell_now;
+            // The process was not running: the next turn notices, and this one may have come to what is no longer so.
+            let is_stale = turned.elapsed() > Duration::from_millis(PAUSE_MS);
             if let Some(tell) = tell
+                && !(is_stale && matches!(tell.role, Role::Master(_)))
                 && !asked
                 && (news || told.is_none_or(|told| told.elapsed() >= TELL_PERIOD))
             {
@@ -332,6 +343,16 @@ impl Loop<'_> {
             }
         }
     }
+}
+
+/// What a master that steps down is told at once. It rests on nothing that has to be on disk, and until it is heard there
+/// may be two masters; the stamp, which has to be, is left out.
+fn step_back(outputs: &Outputs) -> Option<RingState> {
+    let steps_down = matches!(outputs.decision, Decision::StepDown(_)) && outputs.tell.role == Role::Waiting;
+    let mut tell = steps_down.then(|| outputs.tell.clone())?;
+    let own = tell.members.iter_mut().filter(|known| known.member.id == tell.me);
+    own.for_each(|known| known.member.stamp = None);
+    Some(tell)
 }
 
 /// The keyring in force.

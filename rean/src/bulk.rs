@@ -52,7 +52,8 @@ pub async fn bulk_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resu
     let text = read_json(pod, &request.headers, request.body).await?;
     let (docs, mode) = aside(text.len(), move || parse(&text)).await??;
     let largest = pod.limits.max_document_bytes;
-    if let Some((id, _)) = docs.iter().find(|(_, doc)| doc.body.len() > largest) {
+    let is_too_large = |doc: &IncomingDoc| doc.body.len() > largest && !edit_in::is_taken(&target);
+    if let Some((id, _)) = docs.iter().find(|(_, doc)| is_too_large(doc)) {
         return Err(ApiError::document_too_large(id));
     }
     let id = request_id(&request.headers).to_owned();
@@ -104,7 +105,7 @@ async fn write(
         }
         let edit = target.require_write_doc(&id).and_then(|()| {
             let incoming = Incoming { doc, follows: HashMap::new() };
-            edit_in::edit(pod, &target.db, id.clone(), incoming, mode)
+            edit_in::edit(&target.db, id.clone(), incoming, mode)
         });
         let outcome = match edit {
             Ok(edit) => {

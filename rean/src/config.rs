@@ -61,7 +61,7 @@ impl Default for Limits {
             max_attachment_bytes: 1 << 30,
             max_bodies_bytes: 256 << 20,
             max_connections: 20_000,
-            max_silence_ms: 5_000,
+            max_silence_ms: 2_000,
         }
     }
 }

@@ -184,7 +184,7 @@ pub async fn put(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
     edit_in::require_creator(&target, &id)?;
     let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
     incoming.doc.rev = agree(incoming.doc.rev, given)?;
-    let edit = edit_in::edit(pod, &target.db, id, incoming, mode)?;
+    let edit = edit_in::edit(&target.db, id, incoming, mode)?;
     let status = if edit.deleted {
         // CouchDB says so, whatever its documentation.
         StatusCode::OK
@@ -210,7 +210,7 @@ pub async fn post(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
         return crate::local_docs::write(&target, &id, incoming.doc).await;
     }
     target.require_write_doc(&id)?;
-    let edit = edit_in::edit(pod, &target.db, id, incoming, mode)?;
+    let edit = edit_in::edit(&target.db, id, incoming, mode)?;
     let written = edit_in::write_one(pod, &target, edit, mode).await?;
     Ok(written_answer(&target, StatusCode::CREATED, &written))
 }

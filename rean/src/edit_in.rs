@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::sync::Arc;
 
+use adea_ring::Identity;
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +13,9 @@ use bytes::Bytes;
 use flate2::write::GzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use rean_store::document::{AttachmentSource, IncomingAttachment, IncomingDoc, parse_document};
+use rean_store::document::{
+    AttachmentSource, DocumentError, IncomingAttachment, IncomingDoc, MAX_ATTACHMENTS, parse_document,
+};
 use rean_store::{AttachmentEdit, AttachmentEditSource, BlobRef, Db, Edit, Mode, Scope, Write, Written};
 
 use crate::accounts;
@@ -20,11 +23,17 @@ use crate::body_in::{self, Limited};
 use crate::error::ApiError;
 use crate::multipart::{Multipart, MultipartError, boundary_of};
 use crate::pod::Pod;
-use crate::ring::brought;
-use crate::target::{self, Target};
+use crate::ring::{brought, config_doc};
+use crate::target::{self, System, Target};
 
 /// Compressed bytes of an attachment that are unpacked at once.
 const INFLATE_STEP_BYTES: usize = 4 << 10;
+/// The names of a document's attachments together, in bytes: enough for all that there may be, and little even where each
+/// byte is written as six.
+const MAX_NAMES_BYTES: usize = 1 << 20;
+/// The longest content type of an attachment, in bytes: RFC 6838 (section 4.2) has names of two times 127, and there may
+/// be parameters. With all attachments that a document may have they stay far below what one request may carry.
+const MAX_KIND_BYTES: usize = 1_024;
 /// Documents' texts above this size, in bytes, are parsed off the threads that serve requests.
 const PARSE_ASIDE_BYTES: usize = 256 << 10;
 
@@ -44,7 +53,7 @@ pub async fn read_document(pod: &Pod, target: &Target, headers: &HeaderMap, body
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let is_related = content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case("multipart/related"));
     if is_related {
-        return read_related(pod, &target.db, content_type, body).await;
+        return read_related(pod, target, content_type, body).await;
     }
     let text = body_in::read_any(pod, headers, body).await?;
     Ok(Incoming { doc: aside(text.len(), move || parse_document(&text)).await??, follows: HashMap::new() })
@@ -65,11 +74,16 @@ pub async fn aside<T: Send + 'static>(
     parsed.map_err(|error| ApiError::internal("the body could not be parsed").with_cause(error))
 }
 
-async fn read_related(pod: &Pod, db: &Db, content_type: &str, body: Body) -> Result<Incoming, ApiError> {
+async fn read_related(pod: &Pod, target: &Target, content_type: &str, body: Body) -> Result<Incoming, ApiError> {
     let boundary = boundary_of(content_type).map_err(multipart_error)?;
     let limits = &pod.limits;
-    // One bound for the document and all of its attachments together.
-    let max = limits.max_attachment_bytes + limits.max_body_bytes as u64;
+    // One bound for the document and all of its attachments together. What another pod has taken, it may have taken one
+    // attachment after the other.
+    let (max_document_bytes, attached) = match is_taken(target) {
+        true => (limits.max_body_bytes, limits.max_attachment_bytes.saturating_mul(MAX_ATTACHMENTS as u64)),
+        false => (limits.max_document_bytes, limits.max_attachment_bytes),
+    };
+    let max = attached.saturating_add(limits.max_body_bytes as u64);
     let mut parts = Multipart::new(Limited::new(body, max), &boundary);
     if parts.next_part().await.map_err(multipart_error)?.is_none() {
         return Err(ApiError::bad_request("The multipart body has no document"));
@@ -77,7 +91,7 @@ async fn read_related(pod: &Pod, db: &Db, content_type: &str, body: Body) -> Res
     let mut text = Vec::new();
     while let Some(chunk) = parts.chunk().await.map_err(multipart_error)? {
         // Attachments come in parts of their own here, so this is the document alone.
-        if text.len() + chunk.len() > limits.max_document_bytes {
+        if text.len() + chunk.len() > max_document_bytes {
             return Err(ApiError::body_too_large());
         }
         text.extend_from_slice(&chunk);
@@ -94,16 +108,23 @@ async fn read_related(pod: &Pod, db: &Db, content_type: &str, body: Body) -> Res
         if expected.is_empty() {
             return Err(ApiError::bad_request("The multipart body has more parts than attachments that follow"));
         }
-        // By name where the part says one, else in the order of `_attachments`.
-        let named = headers.filename().and_then(|name| expected.iter().position(|attachment| attachment.name == name));
+        // By name where the part says one, else in the order of `_attachments`. That order goes first where a name has
+        // characters that a part can't say: what is left of it may be the name of another attachment.
+        let named = headers.filename().filter(|name| !is_said(&expected[0].name, name));
+        let named = named.and_then(|name| expected.iter().position(|attachment| attachment.name == name));
         let attachment = expected.remove(named.unwrap_or(0));
-        let blob = store_part(pod, db, &mut parts, attachment).await?;
+        let blob = store_part(pod, &target.db, &mut parts, attachment).await?;
         follows.insert(attachment.name.clone(), blob);
     }
     if let Some(attachment) = expected.first() {
         return Err(ApiError::bad_request(format!("The attachment {:?} does not follow", attachment.name)));
     }
     Ok(Incoming { doc, follows })
+}
+
+/// Whether this is how our own writer says the name of an attachment.
+fn is_said(name: &str, said: &str) -> bool {
+    name.chars().map(|character| if character.is_control() { ' ' } else { character }).eq(said.chars())
 }
 
 async fn store_part(
@@ -202,15 +223,12 @@ fn multipart_error(error: MultipartError) -> ApiError {
     }
 }
 
-/// Makes the edit of a document: stores its inline attachments, checks its size.
+/// Makes the edit of a document: stores its inline attachments.
 ///
 /// # Errors
-/// 413 for a document above the limit, 400 for attachments that can't be decoded or don't follow.
-pub fn edit(pod: &Pod, db: &Db, id: String, incoming: Incoming, mode: Mode) -> Result<Edit, ApiError> {
+/// 400 for attachments that can't be decoded or don't follow.
+pub fn edit(db: &Db, id: String, incoming: Incoming, mode: Mode) -> Result<Edit, ApiError> {
     let Incoming { doc, mut follows } = incoming;
-    if doc.body.len() > pod.limits.max_document_bytes {
-        return Err(ApiError::document_too_large(&id));
-    }
     let mut attachments = Vec::new();
     for attachment in doc.attachments.unwrap_or_default() {
         let source = match attachment.source {
@@ -276,6 +294,32 @@ pub fn require_creator(target: &Target, id: &str) -> Result<(), ApiError> {
     })
 }
 
+/// Whether what is written was taken by a pod of the ring: its limits were asked there, and what one pod has taken the
+/// others must take, or they would show for good what it replaces.
+pub fn is_taken(target: &Target) -> bool {
+    target.who == Identity::system()
+}
+
+/// Refuses what other pods could not be told of in one piece: a document's text, and what is said of its attachments.
+fn check_size(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
+    if edit.body.len() > pod.limits.max_document_bytes {
+        return Err(ApiError::document_too_large(&edit.id));
+    }
+    if edit.attachments.len() > MAX_ATTACHMENTS {
+        return Err(
+            DocumentError::TooLarge(format!("A document has at most {MAX_ATTACHMENTS} attachments")).into()
+        );
+    }
+    if edit.attachments.iter().map(|one| one.name.len()).sum::<usize>() > MAX_NAMES_BYTES {
+        return Err(DocumentError::TooLarge("The names of the attachments are too long".to_owned()).into());
+    }
+    let is_long = |one: &AttachmentEdit| one.content_type.as_ref().is_some_and(|kind| kind.len() > MAX_KIND_BYTES);
+    match edit.attachments.iter().find(|one| is_long(one)) {
+        Some(one) => Err(ApiError::bad_request(format!("The content type of the attachment {:?} is too long", one.name))),
+        None => Ok(()),
+    }
+}
+
 /// Writes edits, through the hooks of the pod's own databases. One result an edit, in order.
 ///
 /// # Errors
@@ -291,12 +335,21 @@ pub async fn write_all(
     for edit in &edits {
         target.require_write_doc(&edit.id)?;
     }
-    if !accounts::has_hook(target) {
+    let fits = |edit: &Edit| match target.system {
+        _ if is_taken(target) => Ok(()),
+        System::Ring => check_size(pod, edit).and_then(|()| config_doc::check_electable(pod, edit)),
+        _ => check_size(pod, edit),
+    };
+    if !accounts::has_hook(target) && edits.iter().all(|edit| fits(edit).is_ok()) {
         return submit(pod, target, edits, mode).await;
     }
-    let checked = accounts::before_write(pod, target, edits, mode).await;
-    let mut results = Vec::with_capacity(checked.len());
-    let mut allowed = Vec::with_capacity(checked.len());
+    let (sizes, edits): (Vec<_>, Vec<_>) = edits.into_iter().map(|edit| (fits(&edit), edit)).unzip();
+    let checked = match accounts::has_hook(target) {
+        true => accounts::before_write(pod, target, edits, mode).await,
+        false => edits.into_iter().map(Ok).collect(),
+    };
+    let checked = sizes.into_iter().zip(checked).map(|(size, edit)| size.and(edit));
+    let (mut results, mut allowed) = (Vec::new(), Vec::new());
     for edit in checked {
         match edit {
             Ok(edit) => {

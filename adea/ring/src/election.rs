@@ -20,6 +20,8 @@
 //! for its master to be found, and for its view to settle anew. Otherwise both masters of a split would begin one epoch
 //! upon the other when it heals.
 
+use std::cmp::Reverse;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, DriftError, Stamp};
@@ -212,13 +214,7 @@ pub fn observe(clock: &mut Clock, view: &View, physical_ms: u64) -> (Stamp, Vec<
 ///
 /// The view holds `me` as it is, and remembered pods that are not found (yet) as not alive. Same values, same decision;
 /// where all pods see the same, they come to the same master.
-pub fn decide(
-    me: &PodId,
-    view: &View,
-    config: &Config,
-    previous: &Mastership,
-    now: &Moment,
-) -> (Decision, Mastership) {
+pub fn decide(me: &PodId, view: &View, config: &Config, previous: &Mastership, now: &Moment) -> (Decision, Mastership) {
     let sight = Sight { me, view, config, previous, now, off: view.clocks_off() };
     let mut next = sight.noted();
     let decision = match previous.claim() {
@@ -265,7 +261,8 @@ impl<'a> Sight<'a> {
             role: previous.role.clone(),
             candidate_since_ms: best.filter(|best| *best == self.me).map(|_| candidate_since_ms),
             rival: best.filter(|best| *best != self.me).map(|rival| (rival.clone(), rival_since_ms(rival))),
-            unfound_since_ms: unfound_since_ms.filter(|_| seen.as_ref().is_some_and(|seen| self.is_unfound(seen.pod()))),
+            unfound_since_ms: unfound_since_ms
+                .filter(|_| seen.as_ref().is_some_and(|seen| self.is_unfound(seen.pod()))),
             seen,
             started_ms: Some(previous.started_ms.unwrap_or(now_ms)),
         }
@@ -288,22 +285,25 @@ impl<'a> Sight<'a> {
         }
         match self.best() {
             Some(best) if best.id == *self.me => Decision::Stay,
-            // The other waits as long before it begins, so that a master who goes at once only leaves a gap.
-            Some(_) if self.may_be_master() && !self.is_settled(next.rival.as_ref().map(|rival| rival.1)) => {
-                Decision::Stay
-            }
+            Some(best) if self.may_be_master() && !self.is_time_to_go(best, next) => Decision::Stay,
             Some(best) => Decision::StepDown(Cause::HandOver(best.id.clone())),
             None => Decision::StepDown(Cause::Barred),
         }
     }
 
-    /// Whether this pod could be master, if only others were not better.
-    fn may_be_master(&self) -> bool {
-        self.trusted().any(|member| member.id == *self.me) && !self.config.never.contains(self.me)
+    /// Whether a master that could go on should hand over now. The other waits as long before it begins, so that one who
+    /// goes at once only leaves a gap. While a pod that comes before the other is catching up, it gets some time to, so
+    /// that not one after the other has its turn when many come back.
+    fn is_time_to_go(&self, best: &Member, next: &Mastership) -> bool {
+        let Config { settle_ms, start_ms, .. } = *self.config;
+        let is_last = !self.candidates().any(|member| self.rank(member) > self.rank(best));
+        let wait_ms = if is_last { settle_ms } else { settle_ms.max(start_ms) };
+        self.has_passed(next.rival.as_ref().map(|rival| rival.1), wait_ms)
     }
 
-    fn is_settled(&self, since_ms: Option<u64>) -> bool {
-        self.has_passed(since_ms, self.config.settle_ms)
+    /// Whether this pod could be master, if only others were not better.
+    fn may_be_master(&self) -> bool {
+        self.candidates().any(|member| member.id == *self.me)
     }
 
     /// Whether so many milliseconds have passed since then; not, if there was no such moment.
@@ -348,7 +348,7 @@ impl<'a> Sight<'a> {
         {
             return Some(Hold::Unfound(seen.pod().clone()));
         }
-        if !self.is_settled(next.candidate_since_ms) {
+        if !self.has_passed(next.candidate_since_ms, self.config.settle_ms) {
             return Some(Hold::Settling);
         }
         next.seen.as_ref().is_some_and(|seen| *seen >= self.now.stamp).then_some(Hold::Clock)
@@ -357,11 +357,18 @@ impl<'a> Sight<'a> {
     /// Which pod should be master.
     fn best(&self) -> Option<&'a Member> {
         let informed = self.trusted().map(|member| self.informed(member)).max()?;
-        let candidates = self.trusted().filter(|member| self.informed(member) == informed);
-        candidates.filter(|member| !self.config.never.contains(&member.id)).max_by_key(|member| {
-            let wanted = self.config.prefer.iter().position(|id| *id == member.id);
-            (wanted.map(std::cmp::Reverse).map_or((false, None), |place| (true, Some(place))), &member.id)
-        })
+        let informed = self.candidates().filter(|member| self.informed(member) == informed);
+        informed.max_by_key(|member| self.rank(member))
+    }
+
+    /// The pods that may be masters.
+    fn candidates(&self) -> impl Iterator<Item = &'a Member> {
+        self.trusted().filter(|member| !self.config.never.contains(&member.id))
+    }
+
+    /// A pod's place in the order of preference; greater is better.
+    fn rank<'b>(&self, member: &'b Member) -> (Option<Reverse<usize>>, &'b PodId) {
+        (self.config.prefer.iter().position(|id| *id == member.id).map(Reverse), &member.id)
     }
 
     /// The live pods whose clocks are right.

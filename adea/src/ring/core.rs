@@ -19,6 +19,7 @@ use adea_ring::peering;
 use adea_ring::report::{Applied, Dropped, Facts, Known, RingState, Role, Said};
 use adea_ring::{Clock, Member, PodId, Stamp, View};
 
+use crate::ring::hearing::Hearing;
 use crate::ring::kept::{Kept, Remembered};
 use crate::ring::turn::{Answer, Inputs, Me, Outputs, Row};
 
@@ -33,9 +34,7 @@ const BECOME_PATIENCE_MS: u64 = 8_000;
 /// For how long a pod is no candidate after that, so that another has its turn.
 const PENALTY_MS: u64 = 10_000;
 /// Two turns further apart than this: the process was not running, and what it knows is old.
-const PAUSE_MS: u64 = 2_000;
-/// What comes for so long after a pause may have waited in the socket, and be as old as the pause.
-const BACKLOG_MS: u64 = 100;
+pub const PAUSE_MS: u64 = 2_000;
 /// After a pause, rean has to have answered for so long before this pod calls itself caught up.
 const FRESH_MS: u64 = 1_000;
 /// For how long a master that leaves waits for another to have all of its writes.
@@ -55,8 +54,6 @@ pub struct Core {
     mastership: Mastership,
     /// The pods that were heard in this run.
     met: BTreeMap<PodId, Known>,
-    /// Whether gossip takes any of them for alive.
-    others_live: bool,
     refuses: Vec<PodId>,
     facts: Option<Facts>,
     /// The epoch in which this pod's rean takes writes.
@@ -77,20 +74,11 @@ pub struct Core {
     stepped_ms: Option<u64>,
     /// Whether this process has paused, and not been sure of what it has since.
     in_doubt: bool,
-    /// Since it has run again after a pause, and does not know yet what the others do.
-    deaf: Option<Deaf>,
+    hearing: Hearing,
     leaving: Option<Leaving>,
     said: Option<Known>,
     said_ms: u64,
     told: Option<Digest>,
-}
-
-/// A pod that has to hear of the others again.
-#[derive(Debug)]
-struct Deaf {
-    since_ms: u64,
-    /// Whether one has said something since.
-    has_heard: bool,
 }
 
 /// A pod on its way out.
@@ -127,7 +115,6 @@ impl Core {
             kept,
             config,
             met: BTreeMap::new(),
-            others_live: false,
             refuses: Vec::new(),
             facts: None,
             claim: None,
@@ -141,7 +128,7 @@ impl Core {
             unfit_until_ms: 0,
             stepped_ms: None,
             in_doubt: false,
-            deaf: None,
+            hearing: Hearing::default(),
             leaving: None,
             said: None,
             said_ms: 0,
@@ -171,7 +158,6 @@ impl Core {
         let now_ms = inputs.elapsed_ms;
         self.notice_pause(now_ms);
         let doubled = self.take_heard(inputs.heard, now_ms);
-        self.judge_hearing(now_ms);
         match inputs.answer {
             Some(Answer::Facts(facts)) => self.take_facts(*facts, now_ms),
             Some(Answer::Down) => self.is_down = true,
@@ -213,7 +199,7 @@ impl Core {
             self.kept.caught_up_to = None;
             // Its rean had nobody to answer to.
             self.answered_ms = self.answered_ms.map(|_| now_ms);
-            self.deaf = Some(Deaf { since_ms: now_ms, has_heard: false });
+            self.hearing.lose(now_ms);
         }
         self.stepped_ms = Some(now_ms);
     }
@@ -221,20 +207,15 @@ impl Core {
     /// Takes in what gossip knows; whether another process takes itself for this pod.
     fn take_heard(&mut self, heard: Vec<Row>, now_ms: u64) -> bool {
         let mut doubled = false;
-        // Gossip gives its own judgement some time after a pause, too, so that those who are gone count as alive at first.
-        self.others_live = false;
+        self.hearing.begin();
         for row in heard {
             if row.id == self.me.id {
                 doubled |= row.alive && row.generation > self.me.generation;
                 continue;
             }
-            self.others_live |= row.alive;
-            if let Some(deaf) = &mut self.deaf {
-                let is_news = self.met.get(&row.id).is_none_or(|known| {
-                    (known.member.generation, known.member.version) < (row.generation, row.version)
-                });
-                deaf.has_heard |= is_news && row.alive && now_ms.saturating_sub(deaf.since_ms) >= BACKLOG_MS;
-            }
+            let said = |known: &Known| (known.member.generation, known.member.version);
+            let is_news = self.met.get(&row.id).is_none_or(|known| said(known) < (row.generation, row.version));
+            self.hearing.note(row.alive, is_news, now_ms);
             let known = row.known.filter(|known| known.member.id == row.id);
             let Some(mut known) = known.or_else(|| self.met.get(&row.id).cloned()) else {
                 // It may be master: it counts as one that is missing until it has said what it is.
@@ -254,19 +235,11 @@ impl Core {
             self.kept.remember(Remembered { id: id.clone(), address: address.clone(), left: *left });
             self.met.insert(row.id, known);
         }
-        doubled
-    }
-
-    /// Ends a pause's deafness: when another pod has said something since, or gossip has found all of them dead. A pod
-    /// that can tell neither in the time that it has at a start goes by what it knows.
-    fn judge_hearing(&mut self, now_ms: u64) {
-        let Some(deaf) = &self.deaf else { return };
-        let (election, waited_ms) = (&self.config.election, now_ms.saturating_sub(deaf.since_ms));
-        let has_news = deaf.has_heard || !self.others_live;
-        let is_late = waited_ms >= election.start_ms;
-        if self.met.is_empty() || is_late || (has_news && waited_ms >= election.settle_ms.max(BACKLOG_MS)) {
-            self.deaf = None;
+        if self.met.is_empty() {
+            self.hearing.forget();
         }
+        self.hearing.judge(&self.config.election, now_ms);
+        doubled
     }
 
     fn take_facts(&mut self, facts: Facts, now_ms: u64) {
@@ -364,7 +337,7 @@ impl Core {
             // Nobody's news can be late.
             config.settle_ms = 0;
         }
-        let now = Moment { stamp: stamp.clone(), elapsed_ms: now_ms, is_deaf: self.deaf.is_some() };
+        let now = Moment { stamp: stamp.clone(), elapsed_ms: now_ms, is_deaf: self.hearing.is_deaf() };
         let (decision, next) = election::decide(&self.me.id, view, &config, &self.mastership, &now);
         self.mastership = next;
         self.kept.seen = self.mastership.seen().cloned();

@@ -284,9 +284,11 @@ fn a_master_says_so_until_its_last_write_is_done() {
     world.run(5);
     assert_eq!(world.claim(), epoch);
     world.others = vec![with(row("c"), |c| c.member.caught_up_to = epoch.clone())];
+    let took_ms = world.until(500, |outputs| matches!(outputs.decision, Decision::StepDown(_)));
+    assert!(took_ms >= 300, "{took_ms}: c is to be the one for a while first");
     world.rean = Rean::Silent;
-    let outputs = world.turn();
-    assert!(matches!(outputs.decision, Decision::StepDown(_)) && outputs.tell.role == Role::Waiting);
+    world.answer = None;
+    assert_eq!(world.last.as_ref().map(|last| &last.tell.role), Some(&Role::Waiting));
     // Its rean finishes writes: for longer than one may be silent otherwise.
     for _ in 0..(2 * SILENT_MS / 50) {
         assert_eq!(world.turn().say.member.claim, epoch);
@@ -301,7 +303,8 @@ fn a_master_says_so_until_its_last_write_is_done() {
     let mut world = World::ruling();
     let epoch = world.claim();
     world.others = vec![with(row("c"), |c| c.member.caught_up_to = epoch.clone())];
-    world.rean = Rean::Silent;
+    world.until(500, |outputs| matches!(outputs.decision, Decision::StepDown(_)));
+    (world.rean, world.answer) = (Rean::Silent, None);
     world.until(CHANGE_SILENT_MS + 200, |outputs| outputs.say.member.claim.is_none());
 }
 
@@ -379,6 +382,65 @@ fn after_a_pause_it_is_not_caught_up_until_that_is_reported_again() {
     world.facts.caught_up_to = None;
     world.run(3);
     assert_eq!((caught_up(&world), &world.disk.caught_up_to), (None, &None));
+}
+
+/// What a master of before a pause decides in the time after it, until it is the same for a second: others speak or not.
+fn after_a_pause(others: impl Fn(u64) -> Vec<Row>) -> Vec<(u64, Role)> {
+    let mut world = World::ruling();
+    let epoch = world.claim();
+    world.others = others(0);
+    world.run(20);
+    assert_eq!(world.claim(), epoch, "others are no reason");
+    let (mut roles, mut last) = (Vec::new(), None);
+    world.turn_of(6_000);
+    let woke_ms = world.now_ms;
+    while world.now_ms < woke_ms + 5_000 {
+        let role = world.last.as_ref().map(|last| last.tell.role.clone()).expect("a turn");
+        assert_ne!(Role::Master(epoch.clone().expect("it was master")), role, "what was before the pause is over");
+        if last.as_ref() != Some(&role) {
+            roles.push((world.now_ms - woke_ms, role.clone()));
+            last = Some(role);
+        }
+        world.others = others(world.now_ms + 50 - woke_ms);
+        world.turn();
+    }
+    roles
+}
+
+#[test]
+fn after_a_pause_a_master_waits_until_it_hears_the_others() {
+    let says = |row: Row, ms: u64| Row { version: row.version + ms / 500, ..row };
+    // Another has begun; what was said before the pause is read first.
+    let later = at(600, "a");
+    let replaced = after_a_pause(|ms| if ms < 150 { vec![row("a")] } else { vec![says(master("a", &later), 500)] });
+    assert_eq!(replaced, [(0, Role::Waiting), (150, Role::Follower(later))]);
+    // None has: all slept.
+    let woken = after_a_pause(|ms| vec![says(row("a"), ms)]);
+    let [(0, Role::Waiting), (500..=600, Role::Master(_))] = woken.as_slice() else { panic!("{woken:?}") };
+    // All others are gone, as gossip finds after some time of its own.
+    let left = after_a_pause(|ms| vec![if ms < 600 { row("a") } else { dead(&row("a")) }]);
+    let [(0, Role::Waiting), (600..=1_000, Role::Master(_))] = left.as_slice() else { panic!("{left:?}") };
+    // One that lives and has nothing to say does not stop it for ever.
+    let mute = after_a_pause(|_| vec![row("a")]);
+    let [(0, Role::Waiting), (3_000..=3_400, Role::Master(_))] = mute.as_slice() else { panic!("{mute:?}") };
+
+    // One that has never met another has nobody to wait for.
+    let mut world = World::ruling();
+    let epoch = world.claim();
+    for ms in [6_000, 50, 50, 50] {
+        world.turn_of(ms);
+        assert_eq!(world.claim(), epoch);
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_back_does_not_make_a_start_longer() {
+    let mut kept = remembering(&["c"]);
+    // A minute ahead of the machine's time.
+    kept.clock = Some(at(60, "b"));
+    let mut world = World::new(kept, true);
+    let took_ms = world.until(4_000, |outputs| matches!(outputs.decision, Decision::Become(_)));
+    assert!(took_ms >= 3_000 - 100, "{took_ms}");
 }
 
 #[test]

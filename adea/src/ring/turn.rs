@@ -102,7 +102,9 @@ pub fn describe(decision: &Decision) -> Option<String> {
         Decision::StepDown(Cause::Newer(epoch)) => Some(format!("stepping down: {} began later", epoch.pod())),
         Decision::StepDown(Cause::HandOver(pod)) => Some(format!("stepping down: {pod} is to take the writes")),
         Decision::StepDown(Cause::Barred) => Some("stepping down: this pod can't take writes".to_owned()),
-        Decision::StepDown(Cause::Deaf) => Some("stepping down: this agent was paused, and another may have begun".to_owned()),
+        Decision::StepDown(Cause::Deaf) => {
+            Some("stepping down: this agent was paused, and another may have begun".to_owned())
+        }
         Decision::Wait(Waiting::For(pod)) => Some(format!("no write master; {pod} is about to be")),
         Decision::Wait(Waiting::ForOthers(hold)) => Some(match hold {
             Hold::Starting => "no write master; waiting for the pods that were there before".to_owned(),

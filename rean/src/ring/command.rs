@@ -62,6 +62,8 @@ pub async fn ring(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
 pub async fn carry_out(pod: Arc<Pod>, state: RingState) -> Facts {
     let ring = &pod.ring;
     let mut heard = ring.commands.lock().await;
+    let renew = || ring.gate.lease_until(Instant::now() + Duration::from_millis(pod.limits.max_silence_ms));
+    renew();
     let wanted = state.role.clone();
     if let Some(wire) = ring.wire() {
         wire.keep(|id| state.get(id).is_some());
@@ -75,6 +77,8 @@ pub async fn carry_out(pod: Arc<Pod>, state: RingState) -> Facts {
             role => step_down(&pod, role).await,
         }
     }
+    // A change of role takes its time.
+    renew();
     note_caught_up(ring);
     *heard = Some(Instant::now());
     facts(&pod)

@@ -44,6 +44,25 @@ pub fn check(edit: &Edit) -> Result<(), ApiError> {
     }
 }
 
+/// Refuses settings under which no pod of this ring could become write master: as writes go there, they could not be
+/// changed any more.
+///
+/// # Errors
+/// 400 naming the member that is wrong.
+pub fn check_electable(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
+    if edit.id != CONFIG_ID || edit.deleted {
+        return Ok(());
+    }
+    let Some(state) = pod.ring.state() else { return Ok(()) };
+    let doc = serde_json::from_slice(&edit.body).map_err(|_| ApiError::invalid_json())?;
+    let config = RingConfig::parse(&doc).map_err(|error| ApiError::bad_request(format!("config: {error}")))?;
+    let mut members = state.members.iter().map(|known| &known.member).filter(|member| !member.left);
+    if members.all(|member| config.election.never.contains(&member.id)) {
+        return Err(ApiError::bad_request("config: `election.never` names all pods: none could take writes"));
+    }
+    Ok(())
+}
+
 /// Keeps the settings in force until it is told to stop.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use std::time::Duration;
 use adea_ring::report::Role;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Who may write now.
 pub struct Gate {
@@ -16,6 +17,8 @@ pub struct Gate {
     inside: watch::Sender<usize>,
     /// How often writes were cut off.
     cuts: watch::Sender<u64>,
+    /// Until when the pod may be master without a further word of adea.
+    lease_end: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,7 +64,13 @@ impl Gate {
             role: watch::Sender::default(),
             inside: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
+            lease_end: Mutex::new(None),
         }
+    }
+
+    /// Lets writes in until then, as long as it is open; without a word, for good.
+    pub fn lease_until(&self, end: Instant) {
+        *self.lease_end.lock() = Some(end);
     }
 
     /// Whether writes are let in.
@@ -72,7 +81,8 @@ impl Gate {
     /// Lets a write in, on the master.
     pub fn enter(&self) -> Option<Pass<'_>> {
         let state = self.state.lock();
-        if *state == State::Closed {
+        // The lease is looked at here too: a process that stood still must not go on as if it had not.
+        if *state == State::Closed || self.lease_end.lock().is_some_and(|end| Instant::now() > end) {
             return None;
         }
         // Counted under the lock, so that who shuts the gate sees it.

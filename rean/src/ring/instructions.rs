@@ -19,15 +19,18 @@ use std::sync::{Arc, Weak};
 
 use adea_ring::Stamp;
 use adea_ring::report::Role;
-use rean_store::{Instructor, Move, Scope, StoreError};
+use rean_store::{Db, Instructor, Move, Scope, Store, StoreError};
 use serde_json::json;
 
 use crate::pod::Pod;
-use crate::ring::ring_doc::{prefixed, ring_db};
+use crate::ring::ring_doc::{RING, prefixed};
+use crate::ring::stamps::Stamps;
 
 pub mod carry_out;
 pub mod progress;
 pub mod prune;
+#[cfg(test)]
+mod simulation;
 
 /// What the id of an instruction begins with.
 pub const PREFIX: &str = "instruction:";
@@ -112,8 +115,7 @@ impl Instructor for Recorder {
         let Some(pod) = self.pod.upgrade() else {
             return Vec::new();
         };
-        let given = pod.ring.records.chain.lock().give(&pod, moves);
-        match given {
+        match pod.ring.records.chain.lock().give_as(&pod, moves) {
             Ok(given) => given.into_iter().collect(),
             Err(error) => {
                 tracing::error!(%error, moves = moves.len(), "moves of documents could not be recorded");
@@ -125,14 +127,23 @@ impl Instructor for Recorder {
 
 impl Chain {
     /// The instruction of these moves; none while another pod gives them.
-    fn give(&mut self, pod: &Pod, moves: &[Move]) -> Result<Option<(String, Vec<u8>)>, StoreError> {
-        let Some(epoch) = self.epoch_now(pod)? else {
-            return Ok(None);
-        };
+    fn give_as(&mut self, pod: &Pod, moves: &[Move]) -> Result<Option<(String, Vec<u8>)>, StoreError> {
+        let epoch = self.epoch_now(pod)?;
+        epoch.map(|epoch| self.give(&pod.store, &pod.ring.records.stamps, epoch, moves)).transpose()
+    }
+
+    /// The instruction of these moves by the master of `epoch`: its id and its body.
+    fn give(
+        &mut self,
+        store: &Store,
+        stamps: &Stamps,
+        epoch: Stamp,
+        moves: &[Move],
+    ) -> Result<(String, Vec<u8>), StoreError> {
         if self.epoch.as_ref() != Some(&epoch) {
-            self.begin(pod, epoch.clone())?;
+            self.begin(store, stamps, epoch.clone())?;
         }
-        let ring = ring_db(pod)?;
+        let ring = ring_of(store)?;
         let mut next = Number { epoch, number: self.number + 1 };
         for _ in 0..NUMBER_TRIES {
             if ring.doc(&Scope::All, &next.doc_id())?.is_none() {
@@ -140,7 +151,7 @@ impl Chain {
             }
             next.number += 1;
         }
-        let stamp = pod.ring.records.stamps.now(&pod.store)?;
+        let stamp = stamps.now(store)?;
         let moves: Vec<_> = moves
             .iter()
             .map(|one| json!({"db": one.db, "id": one.id, "from": one.from, "to": one.to, "rev": one.rev.to_string()}))
@@ -150,7 +161,7 @@ impl Chain {
         let id = next.doc_id();
         self.number = next.number;
         self.last = Some(next);
-        Ok(Some((id, body)))
+        Ok((id, body))
     }
 
     fn epoch_now(&mut self, pod: &Pod) -> Result<Option<Stamp>, StoreError> {
@@ -169,11 +180,12 @@ impl Chain {
     }
 
     /// Goes on after the newest instruction that is here.
-    fn begin(&mut self, pod: &Pod, epoch: Stamp) -> Result<(), StoreError> {
-        pod.ring.records.stamps.observe(&pod.store, &epoch)?;
-        self.last = newest(pod, PREFIX)?;
+    fn begin(&mut self, store: &Store, stamps: &Stamps, epoch: Stamp) -> Result<(), StoreError> {
+        stamps.observe(store, &epoch)?;
+        let ring = ring_of(store)?;
+        self.last = newest(&ring, PREFIX)?;
         // After a restart in the middle of an epoch.
-        let own = newest(pod, &format!("{PREFIX}{epoch}."))?;
+        let own = newest(&ring, &format!("{PREFIX}{epoch}."))?;
         self.number = own.map_or(0, |own| own.number);
         self.epoch = Some(epoch);
         Ok(())
@@ -184,13 +196,18 @@ impl Chain {
 ///
 /// # Errors
 /// When the store fails.
-pub fn newest(pod: &Pod, prefix: &str) -> Result<Option<Number>, StoreError> {
+pub fn newest(ring: &Db, prefix: &str) -> Result<Option<Number>, StoreError> {
     let mut range = prefixed(prefix);
     // Downwards: from before the end to the start.
     std::mem::swap(&mut range.start, &mut range.end);
     (range.exclusive_start, range.exclusive_end, range.descending) = (true, false, true);
-    let rows = ring_db(pod)?.all_docs(&Scope::All, &range, 1)?;
+    let rows = ring.all_docs(&Scope::All, &range, 1)?;
     Ok(rows.first().and_then(|row| Number::of_doc(&row.id)))
+}
+
+/// The database that the instructions are in.
+fn ring_of(store: &Store) -> Result<Db, StoreError> {
+    store.db(RING).ok_or(StoreError::Closing)
 }
 
 #[cfg(test)]

@@ -28,33 +28,42 @@ fn view(members: &[Member]) -> View {
 }
 
 /// A hundred seconds after the start.
-fn now(stamp: Stamp) -> Moment {
+fn then(stamp: Stamp) -> Moment {
     Moment { stamp, elapsed_ms: 100_000, is_deaf: false }
 }
 
-/// A pod that has been the one to be chosen for as long as anyone could ask.
+/// A pod that has known of this epoch, and been the one to be chosen, for as long as anyone could ask.
+fn settled_in(seen: Option<&Epoch>) -> Mastership {
+    Mastership { candidate_since_ms: Some(0), started_ms: Some(0), ..Mastership::starting(seen.cloned()) }
+}
+
 fn settled() -> Mastership {
-    Mastership { candidate_since_ms: Some(0), started_ms: Some(0), ..Mastership::starting(None) }
+    settled_in(None)
 }
 
 fn in_office(epoch: &Epoch) -> Mastership {
-    Mastership { role: Role::Master { epoch: epoch.clone() }, seen: Some(epoch.clone()), ..settled() }
+    Mastership { role: Role::Master { epoch: epoch.clone() }, ..settled_in(Some(epoch)) }
+}
+
+/// A master that has had one to hand over to for as long as anyone could ask.
+fn with_rival(epoch: &Epoch, rival: &str) -> Mastership {
+    Mastership { rival: Some((pod(rival), 0)), ..in_office(epoch) }
 }
 
 fn decided(me: &str, members: &[Member], previous: &Mastership) -> Decision {
-    decide(&pod(me), &view(members), &Config::default(), previous, &now(at(100, me))).0
+    decide(&pod(me), &view(members), &Config::default(), previous, &then(at(100, me))).0
 }
 
 #[test]
 fn the_highest_id_begins_and_the_others_follow() {
     let members = [member("a"), member("b")];
     assert_eq!(decided("a", &members, &settled()), Decision::Wait(Waiting::For(pod("b"))));
-    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &now(at(100, "b")));
+    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &then(at(100, "b")));
     assert_eq!(decision, Decision::Become(at(100, "b")));
     assert_eq!((next.claim(), next.seen()), (Some(&at(100, "b")), Some(&at(100, "b"))));
     let members = [member("a"), master("b", &at(100, "b"))];
     assert_eq!(decided("b", &members, &next), Decision::Stay);
-    let (decision, next) = decide(&pod("a"), &view(&members), &Config::default(), &settled(), &now(at(101, "a")));
+    let (decision, next) = decide(&pod("a"), &view(&members), &Config::default(), &settled(), &then(at(101, "a")));
     assert_eq!(decision, Decision::Follow(at(100, "b")));
     assert_eq!(next.role(), &Role::Follower { epoch: at(100, "b") });
     assert_eq!(decided("a", &members, &next), Decision::Stay);
@@ -66,7 +75,7 @@ fn a_preference_comes_before_the_id() {
     let chosen = |prefer: &[&str], never: &[&str]| {
         let ids = |names: &[&str]| names.iter().map(|name| pod(name)).collect();
         let config = Config { prefer: ids(prefer), never: ids(never), ..Config::default() };
-        match decide(&pod("x"), &view(&members), &config, &settled(), &now(at(100, "x"))).0 {
+        match decide(&pod("x"), &view(&members), &config, &settled(), &then(at(100, "x"))).0 {
             Decision::Wait(Waiting::For(best)) => best.to_string(),
             other => format!("{other:?}"),
         }
@@ -90,7 +99,7 @@ fn a_former_master_catches_up_first() {
     assert_eq!(decided("c", &members, &returned), Decision::Wait(Waiting::For(pod("a"))));
     // But not when none is left that knows better.
     let members = [caught_up("a", &old), gone, caught_up("c", &old)];
-    assert_eq!(decided("c", &members, &returned), Decision::Become(at(100, "c")));
+    assert_eq!(decided("c", &members, &settled_in(Some(&new))), Decision::Become(at(100, "c")));
 }
 
 #[test]
@@ -99,7 +108,15 @@ fn a_planned_change_has_no_moment_with_two_masters() {
     let members = [master("b", &epoch), caught_up("c", &epoch)];
     let follower = Mastership { role: Role::Follower { epoch: epoch.clone() }, seen: Some(epoch.clone()), ..settled() };
     assert_eq!(decided("c", &members, &follower), Decision::Stay, "it begins when b has stepped down");
-    assert_eq!(decided("b", &members, &in_office(&epoch)), Decision::StepDown(Cause::HandOver(pod("c"))));
+    let (decision, next) =
+        decide(&pod("b"), &view(&members), &Config::default(), &in_office(&epoch), &then(at(100, "b")));
+    assert_eq!(decision, Decision::Stay, "it goes on until c would begin");
+    let since = |moment: Moment, ms: u64| Moment { elapsed_ms: moment.elapsed_ms + ms, ..moment };
+    let later =
+        |ms: u64| decide(&pod("b"), &view(&members), &Config::default(), &next, &since(then(at(100, "b")), ms)).0;
+    assert_eq!(later(299), Decision::Stay);
+    assert_eq!(later(300), Decision::StepDown(Cause::HandOver(pod("c"))));
+    assert_eq!(decided("b", &members, &with_rival(&epoch, "a")), Decision::Stay, "that was another");
     let members = [caught_up("b", &epoch), caught_up("c", &epoch)];
     assert_eq!(decided("c", &members, &follower), Decision::Become(at(100, "c")));
 }
@@ -127,7 +144,7 @@ fn one_that_leaves_or_may_not_steps_down() {
     assert_eq!(decided("b", &members, &in_office(&epoch)), Decision::StepDown(Cause::HandOver(pod("a"))));
     let config = Config { never: vec![pod("b")], ..Config::default() };
     let alone = view(&[master("b", &epoch)]);
-    let (decision, next) = decide(&pod("b"), &alone, &config, &in_office(&epoch), &now(at(100, "b")));
+    let (decision, next) = decide(&pod("b"), &alone, &config, &in_office(&epoch), &then(at(100, "b")));
     assert_eq!((decision, next.claim()), (Decision::StepDown(Cause::Barred), None));
 }
 
@@ -143,7 +160,7 @@ fn what_holds_a_candidate_back() {
     assert_eq!(held(&[member("c")], &fresh), Some(Hold::Settling));
     assert_eq!(held(&[member("c"), lost], &settled()), None);
     let ahead = [Member { epoch: Some(at(200, "b")), ..member("b") }, caught_up("c", &at(10, "c"))];
-    assert_eq!(held(&ahead, &settled()), Some(Hold::Clock));
+    assert_eq!(held(&ahead, &settled_in(Some(&at(200, "b")))), Some(Hold::Clock));
     let (old, new) = (at(10, "a"), at(20, "b"));
     let heard = Mastership { seen: Some(new.clone()), ..settled() };
     assert_eq!(held(&[master("a", &old), caught_up("c", &new)], &heard), Some(Hold::Older(pod("a"))));
@@ -158,7 +175,7 @@ fn a_pod_with_a_wrong_clock_is_not_chosen_and_not_followed() {
     let (now, off) = observe(&mut clock, &view(&members), 100_000);
     assert_eq!(off.iter().map(|err| &err.pod).collect::<Vec<_>>(), [&pod("c")]);
     assert_eq!(now.millis(), 100_000);
-    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &moment);
+    let (decision, next) = decide(&pod("b"), &view(&members), &Config::default(), &settled(), &then(now.clone()));
     assert_eq!(decision, Decision::Become(now.clone()));
     assert_eq!(next.claim(), Some(&now));
     let step_down = Decision::StepDown(Cause::HandOver(pod("b")));
@@ -175,6 +192,69 @@ fn of_two_pods_whose_clocks_differ_one_is_master() {
     assert_eq!(decided("b", &[master("a", &far), behind.clone()], &settled()), Decision::Follow(far.clone()));
     let gone = Member { alive: false, ..master("a", &far) };
     let followed = Mastership { role: Role::Follower { epoch: far.clone() }, seen: Some(far), ..settled() };
-    let (decision, next) = decide(&pod("b"), &view(&[gone, behind]), &Config::default(), &followed, &now(at(100, "b")));
+    let (decision, next) =
+        decide(&pod("b"), &view(&[gone, behind]), &Config::default(), &followed, &then(at(100, "b")));
     assert_eq!((decision, next.seen()), (Decision::Become(at(100, "b")), Some(&at(100, "b"))), "it goes on without");
+}
+
+#[test]
+fn an_epoch_that_was_just_heard_of_makes_its_pod_be_waited_for() {
+    let (old, new) = (at(10, "c"), at(20, "b"));
+    // Heard of, and not found alive yet.
+    let members = [Member { alive: false, ..master("b", &new) }, master("c", &old)];
+    let turn = |members: &[Member], previous: &Mastership, ms: u64| {
+        let moment = Moment { elapsed_ms: 100_000 + ms, ..then(at(100, "c")) };
+        decide(&pod("c"), &view(members), &Config::default(), previous, &moment)
+    };
+    let (decision, stepped) = turn(&members, &in_office(&old), 0);
+    assert_eq!(decision, Decision::StepDown(Cause::Newer(new.clone())));
+    let members = [members[0].clone(), caught_up("c", &old)];
+    let unfound = Decision::Wait(Waiting::ForOthers(Hold::Unfound(pod("b"))));
+    let (decision, waited) = turn(&members, &stepped, 2_999);
+    assert_eq!(decision, unfound);
+    assert!(matches!(turn(&members, &waited, 3_000).0, Decision::Become(_)), "it is not there");
+    // It is found, and followed.
+    let (decision, followed) = turn(&[master("b", &new), caught_up("c", &old)], &waited, 500);
+    assert_eq!(decision, Decision::Follow(new.clone()));
+    // It dies: its epoch is no news any more.
+    let (decision, left) = turn(&members, &followed, 5_000);
+    assert_eq!(decision, Decision::Wait(Waiting::ForOthers(Hold::Settling)));
+    assert!(matches!(turn(&members, &left, 5_300).0, Decision::Become(_)));
+    // One that has said that it goes is not waited for, but the view settles anew.
+    let gone = [Member { left: true, ..members[0].clone() }, caught_up("c", &old)];
+    let (decision, settling) = turn(&gone, &settled_in(Some(&old)), 0);
+    assert_eq!(decision, Decision::Wait(Waiting::ForOthers(Hold::Settling)));
+    assert!(matches!(turn(&gone, &settling, 300).0, Decision::Become(_)));
+}
+
+#[test]
+fn after_a_pause_nobody_is_master_by_what_was_known_before() {
+    let epoch = at(20, "b");
+    let deaf = |me: &str, members: &[Member], previous: &Mastership| {
+        let moment = Moment { is_deaf: true, ..then(at(100, me)) };
+        decide(&pod(me), &view(members), &Config::default(), previous, &moment)
+    };
+    let members = [caught_up("a", &epoch), master("b", &epoch)];
+    let (decision, next) = deaf("b", &members, &in_office(&epoch));
+    assert_eq!((decision, next.claim()), (Decision::StepDown(Cause::Deaf), None));
+    let members = [caught_up("a", &epoch), caught_up("b", &epoch)];
+    assert_eq!(deaf("b", &members, &next).0, Decision::Wait(Waiting::ForOthers(Hold::Deaf)));
+    assert!(matches!(decided("b", &members, &next), Decision::Become(_)), "once it hears");
+    // A follower sends its writes on: they go wrong, or are taken by the one who may.
+    let follower = Mastership { role: Role::Follower { epoch: epoch.clone() }, ..settled_in(Some(&epoch)) };
+    assert_eq!(deaf("a", &[member("a"), master("b", &epoch)], &follower).0, Decision::Stay);
+}
+
+#[test]
+fn a_clock_that_stands_still_keeps_nobody_waiting() {
+    let lost = Member { alive: false, ..member("b") };
+    let members = [member("c"), lost];
+    let turn = |previous: &Mastership, elapsed_ms: u64| {
+        let moment = Moment { elapsed_ms, ..then(at(100, "c")) };
+        decide(&pod("c"), &view(&members), &Config::default(), previous, &moment)
+    };
+    let (decision, next) = turn(&Mastership::starting(None), 5);
+    assert_eq!(decision, Decision::Wait(Waiting::ForOthers(Hold::Starting)));
+    assert!(matches!(turn(&next, 3_004).0, Decision::Wait(_)));
+    assert!(matches!(turn(&next, 3_005).0, Decision::Become(_)), "by the same stamp");
 }

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adea_ring::Stamp;
-use rean_store::{Db, DocRow, IdRange, Rev, Scope, StoreError};
+use rean_store::{Db, DocRow, IdRange, Rev, Scope, Store, StoreError};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Number, PREFIX};
+use super::progress::Progress;
+use super::{Number, PREFIX, ring_of};
 use crate::apps;
 use crate::pod::Pod;
 use crate::ring::follow::{Follow, Occasion};
-use crate::ring::ring_doc::{prefixed, ring_db};
+use crate::ring::ring_doc::prefixed;
 use crate::workers::Stop;
 
 /// Rows that are read at once.
@@ -60,7 +61,7 @@ struct Moved {
 
 /// Why an instruction is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Reason {
+pub(super) enum Reason {
     /// The one before it is not here.
     Gap { prev: String },
     /// A document is still where it was.
@@ -76,12 +77,13 @@ struct Open {
 
 /// What one pass has found.
 #[derive(Default)]
-struct Look {
-    live: BTreeSet<Stamp>,
-    open: BTreeMap<Stamp, (Number, Reason)>,
-    carried: usize,
+pub(super) struct Look {
+    pub(super) live: BTreeSet<Stamp>,
+    /// The first of each epoch that isn't carried out.
+    pub(super) open: BTreeMap<Stamp, (Number, Reason)>,
+    pub(super) carried: usize,
     /// There is more to look at.
-    more: bool,
+    pub(super) more: bool,
 }
 
 /// Looks until it is told to stop.
@@ -96,7 +98,7 @@ pub async fn run(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
         let pass_pod = Arc::clone(&pod);
         // A gap that was waited for long enough is passed over.
         let passed: BTreeSet<Number> = open.values().filter(|open| open.is_lost()).map(|o| o.number.clone()).collect();
-        let look = tokio::task::spawn_blocking(move || pass(&pass_pod, &passed))
+        let look = tokio::task::spawn_blocking(move || pass(&pass_pod.store, &pass_pod.ring.records.progress, &passed))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
@@ -194,9 +196,8 @@ async fn repair(pod: &Arc<Pod>, open: &BTreeMap<Stamp, Open>, repaired: &mut Opt
 }
 
 /// One look at all instructions that aren't carried out. Blocking.
-fn pass(pod: &Pod, passed: &BTreeSet<Number>) -> Result<Look, StoreError> {
-    let ring = ring_db(pod)?;
-    let progress = &pod.ring.records.progress;
+pub(super) fn pass(store: &Store, progress: &Progress, passed: &BTreeSet<Number>) -> Result<Look, StoreError> {
+    let ring = ring_of(store)?;
     let mut look = Look::default();
     let mut range = prefixed(PREFIX);
     let mut looked = 0;
@@ -220,7 +221,7 @@ fn pass(pod: &Pod, passed: &BTreeSet<Number>) -> Result<Look, StoreError> {
         for row in ring.all_docs(&Scope::All, &range, PAGE)? {
             let Some(number) = Number::of_doc(&row.id).filter(|one| one.epoch == number.epoch) else { break };
             looked += 1;
-            let reason = if passed.contains(&number) { None } else { check(pod, &ring, &row, &number)? };
+            let reason = if passed.contains(&number) { None } else { check(store, progress, &ring, &row, &number)? };
             if let Some(reason) = reason {
                 look.open.insert(number.epoch.clone(), (number, reason));
                 break;
@@ -242,19 +243,25 @@ fn end_of(epoch: &Stamp) -> String {
 }
 
 /// Why an instruction is not carried out; none if it is.
-fn check(pod: &Pod, ring: &Db, row: &DocRow, number: &Number) -> Result<Option<Reason>, StoreError> {
+fn check(
+    store: &Store,
+    progress: &Progress,
+    ring: &Db,
+    row: &DocRow,
+    number: &Number,
+) -> Result<Option<Reason>, StoreError> {
     let Some(instruction) = read(ring, row)? else {
         // Gone in between, or nothing that can be carried out.
         return Ok(None);
     };
     let prev = instruction.prev.as_deref().and_then(|prev| prev.parse::<Number>().ok());
     if let Some(prev) = prev
-        && !is_seen(pod, ring, &prev)?
+        && !is_seen(progress, ring, &prev)?
     {
         return Ok(Some(Reason::Gap { prev: prev.to_string() }));
     }
     for (at, moved) in instruction.moves.iter().enumerate() {
-        if is_carried_out(pod, moved)?
+        if is_carried_out(store, moved)?
             || instruction.moves[at + 1..].iter().any(|later| later.undoes(moved))
             || returned(ring, moved, number)?
         {
@@ -276,17 +283,16 @@ fn read(ring: &Db, row: &DocRow) -> Result<Option<Instruction>, StoreError> {
 }
 
 /// Whether an instruction has been here, or came before this pod did.
-fn is_seen(pod: &Pod, ring: &Db, prev: &Number) -> Result<bool, StoreError> {
-    let progress = &pod.ring.records.progress;
+fn is_seen(progress: &Progress, ring: &Db, prev: &Number) -> Result<bool, StoreError> {
     if progress.is_new() || progress.reached(&prev.epoch) >= prev.number {
         return Ok(true);
     }
     Ok(ring.doc(&Scope::All, &prev.doc_id())?.is_some())
 }
 
-fn is_carried_out(pod: &Pod, moved: &Moved) -> Result<bool, StoreError> {
+fn is_carried_out(store: &Store, moved: &Moved) -> Result<bool, StoreError> {
     // A database that is not here shows nobody anything.
-    let Some(db) = pod.store.db(&moved.db) else { return Ok(true) };
+    let Some(db) = store.db(&moved.db) else { return Ok(true) };
     let Ok(rev) = moved.rev.parse::<Rev>() else { return Ok(true) };
     match db.move_state(&moved.id, &moved.from, &rev) {
         Err(StoreError::Gone) => Ok(true),

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::progress::read_reached;
+use super::progress::{Progress, read_reached};
 use super::{Number, PREFIX, newest};
 use crate::databases::blocking;
 use crate::pod::Pod;
@@ -61,7 +61,7 @@ async fn pass(pod: &Arc<Pod>) -> Result<usize, String> {
     // A role is given up after this.
     let Some(_pass) = pod.ring.gate.enter() else { return Ok(0) };
     let for_look = Arc::clone(pod);
-    let found = blocking(move || prunable(&for_look)).await.map_err(|error| error.cause().to_owned())?;
+    let found = blocking(move || prunable_now(&for_look)).await.map_err(|error| error.cause().to_owned())?;
     let found = found.map_err(|error| error.to_string())?;
     let ring = ring_db(pod).map_err(|error| error.to_string())?;
     let count = found.len();
@@ -78,14 +78,30 @@ async fn pass(pod: &Arc<Pod>) -> Result<usize, String> {
     Ok(count)
 }
 
-/// What every known pod has carried out, or is older than instructions are kept; never the newest, which the next one
-/// is to name.
-fn prunable(pod: &Pod) -> Result<Vec<(String, Rev)>, StoreError> {
-    let Some(reached) = reached_by_all(pod)? else { return Ok(Vec::new()) };
-    let Some(newest) = newest(pod, PREFIX)? else { return Ok(Vec::new()) };
-    let ring = ring_db(pod)?;
+/// What may go now; nothing while the pods are not known.
+fn prunable_now(pod: &Pod) -> Result<Vec<(String, Rev)>, StoreError> {
+    let others = match pod.ring.state() {
+        _ if pod.ring.is_alone() => Vec::new(),
+        None => return Ok(Vec::new()),
+        Some(state) => {
+            let others = state.members.iter().filter(|known| !known.member.left && known.member.id != state.me);
+            others.map(|known| known.member.id.clone()).collect()
+        }
+    };
     let kept_ms = pod.ring.config().instructions.keep_hours.saturating_mul(HOUR_MS);
-    let oldest_ms = now_ms().saturating_sub(kept_ms);
+    prunable(&ring_db(pod)?, &pod.ring.records.progress, &others, now_ms().saturating_sub(kept_ms))
+}
+
+/// What this pod and all `others` have carried out, or was given before `oldest_ms` (since 1970); never the newest,
+/// which the next one is to name.
+pub(super) fn prunable(
+    ring: &Db,
+    progress: &Progress,
+    others: &[PodId],
+    oldest_ms: u64,
+) -> Result<Vec<(String, Rev)>, StoreError> {
+    let reached = reached_by_all(ring, progress, others)?;
+    let Some(newest) = newest(ring, PREFIX)? else { return Ok(Vec::new()) };
     let mut out = Vec::new();
     let mut range = IdRange { end: Some(newest.doc_id()), exclusive_end: true, ..prefixed(PREFIX) };
     while out.len() < MAX_PASS {
@@ -95,7 +111,7 @@ fn prunable(pod: &Pod) -> Result<Vec<(String, Rev)>, StoreError> {
         for row in rows {
             let Some(number) = Number::of_doc(&row.id) else { continue };
             let is_done = reached.get(&number.epoch).is_some_and(|reached| *reached >= number.number);
-            if !is_done && stamp_ms(&ring, row.body)? >= oldest_ms {
+            if !is_done && stamp_ms(ring, row.body)? >= oldest_ms {
                 // Nor is a later one of its epoch.
                 after = format!("{PREFIX}{}.~", number.epoch);
                 break;
@@ -116,19 +132,12 @@ fn stamp_ms(ring: &Db, body: Option<rean_store::BodyRef>) -> Result<u64, StoreEr
 }
 
 /// Up to which number of each epoch all pods have carried out the instructions, those that are away and have not left
-/// among them; none while the pods are not known.
-fn reached_by_all(pod: &Pod) -> Result<Option<BTreeMap<Stamp, u64>>, StoreError> {
-    let own = pod.ring.records.progress.by_epoch();
+/// among them.
+fn reached_by_all(ring: &Db, progress: &Progress, others: &[PodId]) -> Result<BTreeMap<Stamp, u64>, StoreError> {
+    let own = progress.by_epoch();
     let mut least = read_reached(own.as_object().into_iter().flatten());
-    if pod.ring.is_alone() {
-        return Ok(Some(least));
-    }
-    let Some(state) = pod.ring.state() else { return Ok(None) };
-    let ring = ring_db(pod)?;
-    let others = state.members.iter().filter(|known| !known.member.left && known.member.id != state.me);
-    let ids: Vec<&PodId> = others.map(|known| &known.member.id).collect();
-    for id in ids {
-        let said = ring_doc::live(&ring, &status::doc_id(id))?;
+    for id in others {
+        let said = ring_doc::live(ring, &status::doc_id(id))?;
         let theirs = said.as_ref().and_then(|said| said.body.get("carried_out_in")).and_then(Value::as_object);
         let theirs = read_reached(theirs.into_iter().flatten());
         least.retain(|epoch, _| theirs.contains_key(epoch));
@@ -136,7 +145,7 @@ fn reached_by_all(pod: &Pod) -> Result<Option<BTreeMap<Stamp, u64>>, StoreError>
             *number = theirs.get(epoch).copied().unwrap_or(0).min(*number);
         }
     }
-    Ok(Some(least))
+    Ok(least)
 }
 
 /// The tombstones of instructions, in the order in which they came.

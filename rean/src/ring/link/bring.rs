@@ -183,7 +183,8 @@ impl Bringer {
         let source = Arc::new(Peer::pod(Arc::clone(&self.road), self.link.peer.as_str(), name));
         // As the pod itself, and not through the gate: what comes over links is no new write.
         let target = Arc::new(Peer::near(&self.pod, &Identity::system(), name));
-        let max_doc_bytes = self.pod.limits.max_body_bytes;
+        // What can't be written is refused alone; what can't be read would stop the link.
+        let max_doc_bytes = self.pod.limits.max_body_bytes.saturating_mul(2);
         let carrier = Arc::new(Carrier::new(Arc::clone(&self.link), source, target, max_doc_bytes));
         carriers.insert(name.to_owned(), Arc::clone(&carrier));
         carrier
