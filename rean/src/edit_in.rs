@@ -306,16 +306,16 @@ fn check_size(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
         return Err(ApiError::document_too_large(&edit.id));
     }
     if edit.attachments.len() > MAX_ATTACHMENTS {
-        return Err(
-            DocumentError::TooLarge(format!("A document has at most {MAX_ATTACHMENTS} attachments")).into()
-        );
+        return Err(DocumentError::TooLarge(format!("A document has at most {MAX_ATTACHMENTS} attachments")).into());
     }
     if edit.attachments.iter().map(|one| one.name.len()).sum::<usize>() > MAX_NAMES_BYTES {
         return Err(DocumentError::TooLarge("The names of the attachments are too long".to_owned()).into());
     }
     let is_long = |one: &AttachmentEdit| one.content_type.as_ref().is_some_and(|kind| kind.len() > MAX_KIND_BYTES);
     match edit.attachments.iter().find(|one| is_long(one)) {
-        Some(one) => Err(ApiError::bad_request(format!("The content type of the attachment {:?} is too long", one.name))),
+        Some(one) => {
+            Err(ApiError::bad_request(format!("The content type of the attachment {:?} is too long", one.name)))
+        }
         None => Ok(()),
     }
 }

@@ -34,6 +34,8 @@ pub enum AttachmentForm {
 pub struct Options {
     /// `_revisions`.
     pub revs: bool,
+    /// All of it that is known (`revs=all`): other pods need more of it than `_revs_limit` shows to clients.
+    pub whole_history: bool,
     /// `_revs_info`.
     pub revs_info: bool,
     /// `_conflicts`.
@@ -60,8 +62,10 @@ impl Options {
             Some(_) => Some(parse_revs(&query.json::<Vec<String>>("atts_since")?.unwrap_or_default())?),
         };
         let inline = query.flag("attachments")? || atts_since.is_some();
+        let whole_history = query.get("revs") == Some("all");
         Ok(Self {
-            revs: query.flag("revs")?,
+            revs: whole_history || query.flag("revs")?,
+            whole_history,
             revs_info: query.flag("revs_info")? || meta,
             conflicts: query.flag("conflicts")? || meta,
             deleted_conflicts: query.flag("deleted_conflicts")? || meta,
@@ -190,14 +194,15 @@ pub fn push_document(
 fn push_meta(out: &mut Vec<u8>, doc: &DocView, rev: &RevView, options: &Options) {
     if options.revs {
         let _ = write!(out, ",\"_revisions\":{{\"start\":{},\"ids\":[", rev.rev.generation);
-        for (n, ancestor) in doc.history(rev).iter().enumerate() {
+        let shown = if options.whole_history { usize::MAX } else { doc.shown_revs() };
+        for (n, ancestor) in doc.history(rev).iter().take(shown).enumerate() {
             push_rev(out, if n == 0 { b"" } else { b"," }, &ancestor.hash);
         }
         out.extend_from_slice(b"]}");
     }
     if options.revs_info {
         out.extend_from_slice(b",\"_revs_info\":[");
-        for (n, (ancestor, status)) in doc.revs_info(rev).iter().enumerate() {
+        for (n, (ancestor, status)) in doc.revs_info(rev).iter().take(doc.shown_revs()).enumerate() {
             let before: &[u8] = if n == 0 { b"{\"rev\":" } else { b",{\"rev\":" };
             push_rev(out, before, ancestor);
             let _ = write!(out, ",\"status\":\"{status}\"}}");

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::pod::Pod;
 use crate::ring::applied::Knowledge;
+use crate::ring::forward::Uploads;
 use crate::ring::gate::Gate;
 use crate::ring::instructions::Number;
 use crate::ring::links::Links;
@@ -47,9 +48,11 @@ pub mod gate;
 pub mod instructions;
 pub mod link;
 pub mod links;
+pub mod places;
 pub mod pods;
 pub mod port;
 pub mod records;
+pub mod restored;
 pub mod ring_doc;
 pub mod stamps;
 pub mod standing;
@@ -93,6 +96,8 @@ pub struct Ring {
     pub app_w: RwLock<HashMap<String, usize>>,
     /// What the workers on the ring's documents share.
     pub records: Records,
+    /// Uploads that are on their way to the write master.
+    pub uploads: Uploads,
     doors: Option<Doors>,
     state: watch::Sender<Option<Arc<RingState>>>,
     config: watch::Sender<Arc<RingConfig>>,
@@ -133,6 +138,7 @@ impl Ring {
             alone,
             peer_port: PeerPort::default(),
             app_w: RwLock::default(),
+            uploads: Uploads::default(),
             doors,
             state: watch::Sender::new(None),
             config: watch::Sender::default(),

@@ -4,6 +4,9 @@
 #[path = "harness/ring.rs"]
 mod ring;
 
+use std::time::Duration;
+
+use adea_ring::report::Applied;
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -125,4 +128,85 @@ async fn settings_under_which_nobody_could_write_are_refused() {
     let refused = ring.put(1, &admin(), "/_ring/config", never(json!(["pod-1", "pod-2", "pod-3"]))).await.expect(400);
     assert!(refused["reason"].as_str().expect("a reason").contains("election.never"), "{refused}");
     ring.put(1, &admin(), "/_ring/config", never(json!(["pod-2"]))).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_an_old_copy_of_its_store_gives_no_sequence_again() {
+    let ring = two().await;
+    let origin = ring.pod(0).ring.origin.clone();
+    let has = ring.pod(0).store.seq() + 10_000;
+    // As if the other pod had more of it than it has itself.
+    let mut state = ring.state(0, ring.pod(0).ring.role());
+    for known in state.members.iter_mut().filter(|known| known.member.id.as_str() == "pod-2") {
+        known.said.applied = Applied::from([(origin.clone(), has)]);
+    }
+    let facts = ring.tell(0, &state).await;
+    assert!(facts.applied[&origin] >= has);
+    ring.put(0, &admin(), "/notes/later", json!({})).await.expect(201);
+    assert!(ring.pod(0).store.seq() > has);
+    same(&ring, "/notes/later").await;
+
+    // What can't be does nothing.
+    let now = ring.pod(0).store.seq();
+    for known in &mut state.members {
+        known.said.applied = Applied::from([(origin.clone(), u64::MAX)]);
+    }
+    ring.tell(0, &state).await;
+    assert!(ring.pod(0).store.seq() < now + 1_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_is_behind_makes_no_branch_where_few_revisions_are_kept() {
+    let mut ring = two().await;
+    ring.send(0, &admin(), "PUT", "/notes/_revs_limit", Some(&json!(2))).await.expect(200);
+    let (ann, bob) = (user("ann", &[]), user("bob", &[]));
+    let doc = |names: &[&str], rev: &Value| json!({"_rev": rev, "access": {"read": names, "write": ["user:ann"]}});
+    let mut first = doc(&["user:ann", "user:bob"], &Value::Null);
+    first.as_object_mut().expect("an object").remove("_rev");
+    let mut rev = ring.put(0, &ann, "/notes--me/often", first).await.expect(201)["rev"].clone();
+    same(&ring, "/notes/often").await;
+    ring.get(1, &bob, "/notes--me/often").await.expect(200);
+
+    ring.take_down(1).await;
+    for _ in 0..9 {
+        rev = ring.put(0, &ann, "/notes--me/often", doc(&["user:ann"], &rev)).await.expect(201)["rev"].clone();
+    }
+    ring.bring_up(1).await;
+    ring.tell_all().await;
+    ring.elect(0).await;
+    let path = "/notes/often?conflicts=true&deleted_conflicts=true&revs=true";
+    let doc = same(&ring, path).await;
+    assert!(doc.get("_conflicts").is_none() && doc.get("_deleted_conflicts").is_none(), "{doc}");
+    assert_eq!(doc["_revisions"]["ids"].as_array().expect("revisions").len(), 2);
+
+    // And what was replaced doesn't come back.
+    let rev = rev.as_str().expect("a revision");
+    ring.send(0, &ann, "DELETE", &format!("/notes--me/often?rev={rev}"), None).await.expect(200);
+    same(&ring, "/notes/often").await;
+    goes_on(&ring, "next").await;
+    for at in 0..2 {
+        ring.get(at, &admin(), "/notes/often").await.expect(404);
+        ring.get(at, &bob, "/notes--me/often").await.expect(404);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_show_nothing_keep_no_pod_out() {
+    let mut ring = two().await;
+    ring.take_down(1).await;
+    let master = ring.at(0).ring_address;
+    // All from one address that isn't the other pod's.
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.2:0".parse().expect("an address")).expect("an address of this machine");
+        silent.push(socket.connect(master).await.expect("a connection"));
+    }
+    // Before any of them is given up for its slowness, which takes 5 s.
+    let refused = until("most are refused", || async { ring.pod(0).ring.refused() >= 136 });
+    tokio::time::timeout(Duration::from_secs(4), refused).await.expect("in time");
+    ring.bring_up(1).await;
+    ring.elect(0).await;
+    ring.put(1, &admin(), "/notes/through", json!({})).await.expect(201);
+    drop(silent);
 }

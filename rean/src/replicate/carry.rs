@@ -235,12 +235,13 @@ impl Carrier {
     async fn fetch_bulk(&self, wanted: &[Wanted], form: Form, load: &mut Load) -> Result<bool, Fault> {
         let docs: Vec<Value> =
             wanted.iter().map(|wanted| serde_json::json!({"id": wanted.id, "rev": wanted.rev})).collect();
-        let below = match form {
-            Form::Stubs => "/_bulk_get?revs=true&latest=true",
-            Form::Inline => "/_bulk_get?revs=true&attachments=true",
+        let more = match form {
+            Form::Stubs => "&latest=true",
+            Form::Inline => "&attachments=true",
         };
+        let below = format!("/_bulk_get?{}{more}", self.revs());
         let body = serde_json::json!({ "docs": docs }).to_string();
-        let response = self.source.send(Method::POST, below, Some(Sent::json(body))).await?;
+        let response = self.source.send(Method::POST, &below, Some(Sent::json(body))).await?;
         let status = response.status();
         // A pod of the ring has it: where it says 404 the database is gone.
         if matches!(status.as_u16(), 400 | 404 | 405 | 415 | 501) && !self.source.is_pod() {
@@ -263,6 +264,11 @@ impl Carrier {
         Ok(true)
     }
 
+    /// Asks for histories: another pod gives them whole.
+    pub fn revs(&self) -> &'static str {
+        if self.source.is_pod() { "revs=all" } else { "revs=true" }
+    }
+
     /// Reads revisions of one document.
     async fn fetch_one(&self, id: &str, wanted: &[Wanted], form: Form, load: &mut Load) -> Result<(), Fault> {
         let revs: Vec<&str> = wanted.iter().map(|wanted| wanted.rev.as_str()).collect();
@@ -276,7 +282,7 @@ impl Carrier {
             Form::Stubs => "&latest=true",
             Form::Inline => "&attachments=true",
         };
-        let below = format!("{}?open_revs={open_revs}&revs=true{more}", doc_path(id));
+        let below = format!("{}?open_revs={open_revs}&{}{more}", doc_path(id), self.revs());
         let response = self.source.send(Method::GET, &below, None).await?;
         let status = response.status();
         if !status.is_success() {

@@ -44,7 +44,7 @@ enum Piece {
 /// When an end can't be asked. A document that the target refuses is counted.
 pub async fn carry(carrier: &Carrier, wanted: &Wanted) -> Result<(), Fault> {
     let path = doc_path(&wanted.id);
-    let below = format!("{path}?rev={}&revs=true", escaped(&wanted.rev));
+    let below = format!("{path}?rev={}&{}", escaped(&wanted.rev), carrier.revs());
     let answer = carrier.source.ask(Method::GET, &below, None).await?;
     match answer.status {
         StatusCode::OK => {}
@@ -86,7 +86,7 @@ fn refuse(carrier: &Carrier, wanted: &Wanted, answer: &Answer) {
 
 /// For targets that take no multipart bodies.
 async fn inline(carrier: &Carrier, wanted: &Wanted) -> Result<(), Fault> {
-    let below = format!("{}?rev={}&revs=true&attachments=true", doc_path(&wanted.id), escaped(&wanted.rev));
+    let below = format!("{}?rev={}&{}&attachments=true", doc_path(&wanted.id), escaped(&wanted.rev), carrier.revs());
     let answer = carrier.source.ask(Method::GET, &below, None).await?;
     if answer.status != StatusCode::OK {
         return Err(carrier.source.fault("reading a document", &answer));

@@ -16,7 +16,7 @@ use crate::body_in;
 use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::render;
-use crate::ring::Ring;
+use crate::ring::{Ring, restored};
 use crate::route::{Request, Response};
 use crate::workers::Stop;
 
@@ -69,6 +69,7 @@ pub async fn carry_out(pod: Arc<Pod>, state: RingState) -> Facts {
         wire.keep(|id| state.get(id).is_some());
     }
     ring.knowledge.keep(|id| state.get(id).is_some());
+    restored::go_on_behind_others(&pod, &state).await;
     // The state first: who follows must know where its master is.
     ring.set_state(state);
     if ring.role() != wanted {

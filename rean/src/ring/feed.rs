@@ -27,6 +27,7 @@ use crate::ring::feed::lines::Lines;
 use crate::ring::feed::text::{Ack, Mark, news, push_first, push_instance, push_line, push_row};
 use crate::ring::is_local_db;
 use crate::ring::link::bring::{RULES_DB, RULES_PREFIX};
+use crate::ring::restored;
 use crate::ring::standing::require_peer;
 use crate::route::{Request, Response};
 
@@ -75,12 +76,18 @@ pub async fn feed(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     let peer = require_peer(who, &request)?;
     let since = request.query.u64("since")?.unwrap_or(0);
     let history = request.query.get("history").unwrap_or_default().to_owned();
+    // Of a history whose end was lost the neighbour gets all once more, and this pod gives no sequence of it again.
+    let is_lost = history == pod.store.history() && since > pod.store.seq();
+    if is_lost {
+        restored::go_on_behind(pod, since).await;
+    }
+    let since = if is_lost { 0 } else { since };
     Ok(serve(pod, &peer, since, &history, request.body))
 }
 
 /// Answers a neighbour with the feed after `since` of the history that it names, and hears what it acknowledges.
 fn serve(pod: &Arc<Pod>, peer: &PodId, since: u64, history: &str, body: Body) -> Response {
-    // Of another history, or of one whose end was lost, nothing is known here.
+    // Of another history nothing is known here.
     let known = history == pod.store.history() && since <= pod.store.seq();
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let mut place = pod.ring.links.feeds.begin(peer);

@@ -6,24 +6,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use adea_ring::PodId;
 use adea_ring::report::{Origin, Role};
+use adea_ring::{Identity, PodId};
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::body_in::BodyShare;
 use crate::error::ApiError;
 use crate::pod::Pod;
+use crate::ring::places::{Places, Taken};
 use crate::ring::wire::WireError;
 use crate::ring::writes::{APPLIED_HEADER, NOT_MASTER_HEADER, unknown_outcome};
 use crate::route::{Request, Response};
 
 /// Bodies up to this size, in bytes, are read before they are sent: nearly all but attachments.
 const SMALL_BODY_BYTES: u64 = 256 << 10;
+/// Bodies that are streamed at once: half of the streams that one connection may have. The others are for small ones,
+/// which nobody can hold up by sending slowly.
+const MAX_UPLOADS: usize = 2_048;
+/// Of these, those of one user: more than a browser sends.
+const MAX_UPLOADS_EACH: usize = 64;
 /// How long a write that the master has done is waited for here, so that its author reads it. An answer is not held up
 /// longer: the write is done.
 const ARRIVAL_PATIENCE: Duration = Duration::from_secs(1);
@@ -53,6 +60,38 @@ pub struct Parcel {
     /// All but its body.
     request: Request,
     contents: Contents,
+    /// Until it is answered.
+    _upload: Option<Upload>,
+}
+
+/// Uploads that are streamed to the write master, each as slowly as its client wants.
+pub struct Uploads {
+    all: Arc<Semaphore>,
+    each: Places<Option<String>>,
+}
+
+/// One of them.
+struct Upload {
+    _place: OwnedSemaphorePermit,
+    _share: Taken<Option<String>>,
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(MAX_UPLOADS)), each: Places::default() }
+    }
+}
+
+impl Uploads {
+    fn begin(&self, who: &Identity) -> Result<Upload, ApiError> {
+        let most = if who.is_admin() { MAX_UPLOADS } else { MAX_UPLOADS_EACH };
+        let share = self.each.take(who.name.clone(), most);
+        let place = Arc::clone(&self.all).try_acquire_owned().ok();
+        match (share, place) {
+            (Some(_share), Some(_place)) => Ok(Upload { _place, _share }),
+            _ => Err(too_many_uploads()),
+        }
+    }
 }
 
 enum Contents {
@@ -68,8 +107,8 @@ impl Parcel {
     /// Takes a request over, with its body if that is small.
     ///
     /// # Errors
-    /// 400 when the body breaks off, 503 when there is no memory for it.
-    pub async fn new(pod: &Pod, mut request: Request) -> Result<Self, ApiError> {
+    /// 400 when the body breaks off, 503 when there is no memory for it, or there are too many large ones.
+    pub async fn new(pod: &Pod, who: &Identity, mut request: Request) -> Result<Self, ApiError> {
         let body = std::mem::replace(&mut request.body, Body::empty());
         let contents = match body.size_hint().upper().filter(|most| *most <= SMALL_BODY_BYTES) {
             // A body never has more than it has said: hyper cuts it off.
@@ -80,7 +119,9 @@ impl Parcel {
             }
             None => Contents::Stream(body),
         };
-        Ok(Self { request, contents })
+        let is_upload = matches!(contents, Contents::Stream(_));
+        let _upload = if is_upload { Some(pod.ring.uploads.begin(who)?) } else { None };
+        Ok(Self { request, contents, _upload })
     }
 
     /// The request as it came, to be done here.
@@ -118,7 +159,7 @@ pub async fn attempt(pod: &Arc<Pod>, parcel: &mut Parcel) -> Result<Result<Respo
     let Some(wire) = pod.ring.wire() else { return Err(NO_MASTER) };
     let Some((master, address)) = master(pod) else { return Err(NO_MASTER) };
     let sent = tokio::select! {
-        sent = wire.send(&master, &address, parcel.outgoing()) => sent,
+        sent = wire.send_write(&master, &address, parcel.outgoing()) => sent,
         () = is_lost(pod, &master) => {
             return Ok(Err(unknown_outcome("The write master was lost while the write was under way")));
         }
@@ -210,6 +251,12 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
+fn too_many_uploads() -> ApiError {
+    let reason = "too many large requests at once; try again";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", reason)
+        .with_header(http::header::RETRY_AFTER, http::HeaderValue::from(1))
+}
+
 fn broken_off() -> ApiError {
     ApiError::bad_request("The request's body broke off.")
 }
@@ -222,7 +269,8 @@ fn unavailable() -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_applied, strip};
+    use super::{MAX_UPLOADS, MAX_UPLOADS_EACH, Uploads, parse_applied, strip};
+    use adea_ring::Identity;
     use http::{HeaderMap, HeaderValue};
 
     #[test]
@@ -252,5 +300,21 @@ mod tests {
         for bad in ["", "pod-a@0a1b2c3d", "pod-a 17", "pod-a@0a1b2c3d x"] {
             assert!(parse_applied(bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn one_user_takes_no_more_than_their_share_of_the_uploads() {
+        let uploads = Uploads::default();
+        let who = |name: &str| Identity { name: Some(name.to_owned()), roles: Vec::new() };
+        let ann: Vec<_> = (0..MAX_UPLOADS_EACH).map(|_| uploads.begin(&who("ann")).ok()).collect();
+        assert!(ann.iter().all(Option::is_some));
+        assert_eq!(uploads.begin(&who("ann")).err().map(|error| error.status.as_u16()), Some(503));
+        assert!(uploads.begin(&who("bob")).is_ok());
+        drop(ann);
+        assert!(uploads.begin(&who("ann")).is_ok());
+        let root = Identity { name: Some("root".to_owned()), roles: vec!["_admin".to_owned()] };
+        let all: Vec<_> = (0..MAX_UPLOADS).map(|_| uploads.begin(&root).ok()).collect();
+        assert!(all.iter().all(Option::is_some));
+        assert!(uploads.begin(&who("ann")).is_err());
     }
 }

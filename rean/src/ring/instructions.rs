@@ -4,10 +4,13 @@
 //! The write master's store asks for one with each commit that moves documents ([`Recorder`]), and writes it in that
 //! commit, as `_ring/instruction:EPOCH.NUMBER`:
 //! ```json
-//! {"prev": "EPOCH.NUMBER", "stamp": "...", "moves": [{"db": "notes", "id": "x", "from": "...", "to": null, "rev": "3-a"}]}
+//! {"prev": "EPOCH.NUMBER", "stamp": "...", "dbs": {"notes": {"instance": "0a1b2c3d", "rules": "2-b"}},
+//!  "moves": [{"db": "notes", "id": "x", "from": "...", "to": null, "rev": "3-a"}]}
 //! ```
 //! Numbers count from 1 in each epoch and have ten digits, so that ids sort in the order of their making. `prev` names
-//! the one before, whatever its epoch, so that a gap shows. Every pod finds out which it has carried out ([`carry_out`])
+//! the one before, whatever its epoch, so that a gap shows. `rules` is the revision of the app's rules (`app:NAME`) that
+//! the master had: a pod has carried a move out when it has that and the document's revision, or later ones, and has
+//! placed the document by them. Every pod finds out which it has carried out ([`carry_out`])
 //! and says so in its status; the master prunes what all have carried out ([`prune`]).
 //!
 //! What always holds: within an epoch, a pod says that it has carried out a number only when it has carried out all
@@ -20,9 +23,11 @@ use std::sync::{Arc, Weak};
 use adea_ring::Stamp;
 use adea_ring::report::Role;
 use rean_store::{Db, Instructor, Move, Scope, Store, StoreError};
-use serde_json::json;
+use serde_json::{Map, json};
 
+use crate::apps;
 use crate::pod::Pod;
+use crate::ring::databases;
 use crate::ring::ring_doc::{RING, prefixed};
 use crate::ring::stamps::Stamps;
 
@@ -128,17 +133,19 @@ impl Instructor for Recorder {
 impl Chain {
     /// The instruction of these moves; none while another pod gives them.
     fn give_as(&mut self, pod: &Pod, moves: &[Move]) -> Result<Option<(String, Vec<u8>)>, StoreError> {
-        let epoch = self.epoch_now(pod)?;
-        epoch.map(|epoch| self.give(&pod.store, &pod.ring.records.stamps, epoch, moves)).transpose()
+        let Some(epoch) = self.epoch_now(pod)? else { return Ok(None) };
+        let instance = |db: &str| databases::instance_here(pod, db);
+        self.give(&pod.store, &pod.ring.records.stamps, epoch, moves, &instance).map(Some)
     }
 
-    /// The instruction of these moves by the master of `epoch`: its id and its body.
+    /// The instruction of these moves by the master of `epoch`: its id and its body. `instance`: of a database.
     fn give(
         &mut self,
         store: &Store,
         stamps: &Stamps,
         epoch: Stamp,
         moves: &[Move],
+        instance: &dyn Fn(&str) -> Result<Option<String>, StoreError>,
     ) -> Result<(String, Vec<u8>), StoreError> {
         if self.epoch.as_ref() != Some(&epoch) {
             self.begin(store, stamps, epoch.clone())?;
@@ -152,12 +159,21 @@ impl Chain {
             next.number += 1;
         }
         let stamp = stamps.now(store)?;
-        let moves: Vec<_> = moves
-            .iter()
-            .map(|one| json!({"db": one.db, "id": one.id, "from": one.from, "to": one.to, "rev": one.rev.to_string()}))
-            .collect();
+        let mut dbs = Map::new();
+        for one in moves {
+            if !dbs.contains_key(&one.db) {
+                let rules = ring.doc(&Scope::All, &format!("{}{}", apps::PREFIX, one.db))?;
+                let rules = rules.map(|rules| rules.winner().rev.to_string());
+                dbs.insert(one.db.clone(), json!({"instance": instance(&one.db)?, "rules": rules}));
+            }
+        }
+        let describe = |one: &Move| {
+            let rev = one.rev.to_string();
+            json!({"db": one.db, "id": one.id, "from": one.from, "to": one.to, "rev": rev})
+        };
+        let moves: Vec<_> = moves.iter().map(describe).collect();
         let prev = self.last.as_ref().map(Number::to_string);
-        let body = json!({"prev": prev, "stamp": stamp, "moves": moves}).to_string().into_bytes();
+        let body = json!({"prev": prev, "stamp": stamp, "dbs": dbs, "moves": moves}).to_string().into_bytes();
         let id = next.doc_id();
         self.number = next.number;
         self.last = Some(next);

@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::pod::Pod;
+use crate::ring::places::Places;
 use crate::ring::wire::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::server::{self, MAX_HEADERS_BYTES};
 
@@ -25,7 +26,11 @@ use crate::server::{self, MAX_HEADERS_BYTES};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes at once: callers that show nothing hold a place for the timeout at most.
 const MAX_HANDSHAKES: usize = 1_024;
-/// Connections at once: two from each of 2,000 pods, which is the largest ring that is thought of.
+/// Handshakes at once with one address: the pods of a large machine that all come back, and not so many that somebody
+/// who shows nothing keeps the others out.
+const MAX_HANDSHAKES_EACH: usize = 64;
+/// Connections at once: one with writes from each of 2,000 pods, which is the largest ring that is thought of, and two
+/// from each neighbour.
 const MAX_CONNECTIONS: usize = 4_096;
 /// Streams of one connection: writes that one pod forwards at once.
 const MAX_STREAMS: u32 = 4_096;
@@ -49,17 +54,23 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(credentials.server_config());
     let (handshakes, connections) = (Semaphore::new(MAX_HANDSHAKES), Semaphore::new(MAX_CONNECTIONS));
     let (handshakes, connections) = (Arc::new(handshakes), Arc::new(connections));
+    let callers = Places::default();
     loop {
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return graceful,
             accepted = server::accept(&listener, &handshakes) => accepted,
         };
         let Some((stream, handshake)) = accepted else { continue };
+        let Some(caller) = stream.peer_addr().ok().and_then(|caller| callers.take(caller.ip(), MAX_HANDSHAKES_EACH))
+        else {
+            pod.ring.peer_port.refused.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
         let (pod, signer, acceptor) = (Arc::clone(pod), signer.clone(), acceptor.clone());
         let (watcher, connections) = (graceful.watcher(), Arc::clone(&connections));
         tokio::spawn(async move {
             let Some((stream, peer)) = shake_hands(&pod, &acceptor, stream).await else { return };
-            drop(handshake);
+            drop((handshake, caller));
             // A ring that is larger than that gets no further connection, not a slower one.
             let Ok(_place) = connections.try_acquire_owned() else {
                 tracing::warn!(%peer, "too many connections of other pods");

@@ -67,6 +67,7 @@ pub struct Wire {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Requests,
+    Writes,
     Feeds,
 }
 
@@ -121,6 +122,20 @@ impl Wire {
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, WireError> {
         self.exchange(pod, Kind::Requests, address, request).await
+    }
+
+    /// As [`Wire::send`], for what a client writes: however many clients send slowly, what the links ask for has its own
+    /// connection.
+    ///
+    /// # Errors
+    /// As [`Wire::send`].
+    pub async fn send_write(
+        &self,
+        pod: &PodId,
+        address: &str,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, WireError> {
+        self.exchange(pod, Kind::Writes, address, request).await
     }
 
     /// As [`Wire::send`], for an exchange that stays open.

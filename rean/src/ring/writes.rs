@@ -75,7 +75,7 @@ pub async fn take(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
         // It was sent to the master once: another such step could go round in circles.
         return Err(not_master());
     }
-    let mut parcel = Parcel::new(pod, request).await?;
+    let mut parcel = Parcel::new(pod, who, request).await?;
     let deadline = tokio::time::Instant::now() + forward::patience(pod);
     loop {
         // Before the look at who is master, so that no change is missed.

@@ -24,6 +24,11 @@ pub type Done = Box<dyn FnOnce(Result<Vec<Result<Written, WriteError>>, StoreErr
 /// Live leaves that a document can have. In normal operation it has one; pods that merge after a split go beyond.
 const MAX_LEAVES: usize = 200;
 
+/// Names of revisions that a branch keeps, whatever `_revs_limit` says of what clients are shown: the default of that.
+/// A pod that is more edits behind than there are names can't tell that what it has was replaced: it would keep that as
+/// a branch, give it to the others, and show it again once the document is deleted.
+const LEAST_NAMES: usize = 1_000;
+
 impl Db {
     /// Hands edits to the writer. `done` is called on the writer thread: it must not block.
     pub fn submit(&self, write: Write, done: Done) {
@@ -247,7 +252,8 @@ impl Tx<'_> {
 
     fn stem(&mut self, db: &Db, record: &mut DocRecord) -> Result<(), StoreError> {
         let limit = usize::try_from(db.revs_limit()).unwrap_or(usize::MAX);
-        let dropped = record.tree.stem(limit);
+        let mut dropped = record.tree.stem(limit.max(LEAST_NAMES));
+        dropped.extend(record.tree.forget_bodies_behind(limit));
         for body in unnamed(dropped, &record.tree) {
             self.drop_body(db, body)?;
         }

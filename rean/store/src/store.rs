@@ -174,6 +174,22 @@ impl Store {
         self.inner.progress.seq()
     }
 
+    /// Gives no sequence up to this one any more: others know them as those of writes that are lost here, as after an
+    /// old copy of the store was put back. Blocks until that is durable.
+    ///
+    /// # Errors
+    /// The engine failed, or the store is being closed.
+    pub fn skip_to(&self, seq: Seq) -> Result<(), StoreError> {
+        self.inner.call(move |tx| {
+            if tx.clock.seq < seq {
+                tx.clock.seq = seq;
+                // So that there is something to commit: the commit writes the clock itself.
+                tx.put(Space::Meta, key::CLOCK.to_vec(), Vec::new());
+            }
+            Ok(())
+        })
+    }
+
     pub(crate) fn inner(&self) -> &Arc<StoreInner> {
         &self.inner
     }

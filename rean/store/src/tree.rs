@@ -174,6 +174,13 @@ impl RevTree {
     /// Forgets ancestors that are `limit` or more steps behind every leaf (`_revs_limit`; at least 1, so a
     /// leaf is never lost). Returns the numbers of the bodies that nothing names any more.
     pub fn stem(&mut self, limit: usize) -> Vec<u64> {
+        let distance = self.distances();
+        let limit = limit.max(1);
+        self.retain(|i| distance[i] < limit)
+    }
+
+    /// How many steps each revision is behind the nearest leaf.
+    fn distances(&self) -> Vec<usize> {
         let mut distance = vec![usize::MAX; self.nodes.len()];
         for i in (0..self.nodes.len()).rev() {
             if distance[i] == usize::MAX {
@@ -183,8 +190,15 @@ impl RevTree {
                 distance[parent] = distance[parent].min(distance[i] + 1);
             }
         }
-        let limit = limit.max(1);
-        self.retain(|i| distance[i] < limit)
+        distance
+    }
+
+    /// Forgets the bodies of ancestors that are `limit` or more steps behind every leaf, and keeps their names. Returns
+    /// the numbers of the bodies.
+    pub fn forget_bodies_behind(&mut self, limit: usize) -> Vec<u64> {
+        let distance = self.distances();
+        let behind = self.nodes.iter_mut().zip(distance).filter(|(_, distance)| *distance >= limit.max(1));
+        behind.filter_map(|(node, _)| node.body.take()).collect()
     }
 
     /// Forgets the leaf at `i` and those ancestors that no other leaf has (`_purge`). Returns the numbers of

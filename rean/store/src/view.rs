@@ -225,6 +225,11 @@ impl DocView {
         history
     }
 
+    /// How many revisions of a history clients are shown, at most: `_revs_limit`.
+    pub fn shown_revs(&self) -> usize {
+        usize::try_from(self.db.revs_limit()).unwrap_or(usize::MAX)
+    }
+
     /// What `_revs_info` lists: each revision of the history with `available`, `missing` or `deleted`.
     pub fn revs_info(&self, rev: &RevView) -> Vec<(Rev, &'static str)> {
         let app = self.db.inner().app.read();
