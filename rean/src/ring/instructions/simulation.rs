@@ -160,10 +160,8 @@ impl Ring {
             }
             88..92 => self.away(),
             92..96 => self.elect(pod),
-            _ => {
-                // Placing in the middle of which others write and look is placing by pages: one is enough here.
-                self.pods[pod].rule();
-            }
+            // Rules that came with a crash, or are in force already.
+            _ => self.pods[pod].rule(),
         }
         if crashes {
             // Whoever was master of the newest epoch may be told again that it is.
