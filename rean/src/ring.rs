@@ -12,20 +12,17 @@
 //! applied is durable here; a pod that was started without a ring takes all writes itself.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use adea_ring::election::Epoch;
 use adea_ring::report::{Applied, EpochStart, Origin, RingState, Role};
 use adea_ring::tls::Credentials;
 use adea_ring::{PodId, RingConfig};
-use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::pod::Pod;
 use crate::ring::applied::Knowledge;
 use crate::ring::forward::Uploads;
 use crate::ring::gate::Gate;
@@ -59,9 +56,6 @@ pub mod standing;
 pub mod status;
 pub mod wire;
 pub mod writes;
-
-/// What is done before this pod takes writes: it pulls what the others have.
-pub type Barrier = Box<dyn Fn(Arc<Pod>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// How a pod of a ring reaches the others, and lets them in.
 pub struct Doors {
@@ -102,13 +96,12 @@ pub struct Ring {
     state: watch::Sender<Option<Arc<RingState>>>,
     config: watch::Sender<Arc<RingConfig>>,
     keyring: RwLock<Option<Value>>,
-    barrier: OnceLock<Barrier>,
     /// Where this pod began as master, while it is that.
     start: Mutex<Option<EpochStart>>,
     /// The newest epoch that it was caught up with.
     caught_up: Mutex<Option<Epoch>>,
-    /// When adea spoke last. Held while the role changes: one command at a time.
-    commands: tokio::sync::Mutex<Option<tokio::time::Instant>>,
+    /// Held while a command is carried out: one at a time.
+    commands: tokio::sync::Mutex<()>,
 }
 
 /// Whether a database is each pod's own: what is in it goes to no other pod.
@@ -143,7 +136,6 @@ impl Ring {
             state: watch::Sender::new(None),
             config: watch::Sender::default(),
             keyring: RwLock::default(),
-            barrier: OnceLock::new(),
             start: Mutex::default(),
             caught_up: Mutex::default(),
             commands: tokio::sync::Mutex::default(),
@@ -224,21 +216,6 @@ impl Ring {
     /// On how many pods a write into this database is to be, unless the request says otherwise.
     pub fn default_w(&self, db_name: &str) -> usize {
         self.app_w.read().get(db_name).copied().unwrap_or_else(|| self.config().write.w)
-    }
-
-    /// Says how to pull what the others have before this pod takes writes. Only the first time counts.
-    pub fn set_barrier(&self, barrier: Barrier) {
-        // A second one would be a second set of links, of which there is one.
-        let _ = self.barrier.set(barrier);
-    }
-
-    /// Pulls what the others have, for as long as `patience`.
-    pub async fn before_mastership(&self, pod: &Arc<Pod>, patience: Duration) {
-        if let Some(barrier) = self.barrier.get()
-            && tokio::time::timeout(patience, barrier(Arc::clone(pod))).await.is_err()
-        {
-            tracing::warn!("not all neighbours could be asked for what they have");
-        }
     }
 
     /// Where this pod began as master, while it is that.

@@ -16,7 +16,7 @@ use crate::body_in;
 use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::render;
-use crate::ring::{Ring, restored};
+use crate::ring::{Ring, links, restored};
 use crate::route::{Request, Response};
 use crate::workers::Stop;
 
@@ -26,6 +26,7 @@ const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
 const CUT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long this pod pulls what the others have before it takes writes.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// `POST /_pod/ring`, for this pod's adea alone.
 ///
 /// # Errors
@@ -61,7 +62,7 @@ pub async fn ring(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
 /// Carries out one command, after those that came before it.
 pub async fn carry_out(pod: Arc<Pod>, state: RingState) -> Facts {
     let ring = &pod.ring;
-    let mut heard = ring.commands.lock().await;
+    let _alone = ring.commands.lock().await;
     let renew = || ring.gate.lease_until(Instant::now() + Duration::from_millis(pod.limits.max_silence_ms));
     renew();
     let wanted = state.role.clone();
@@ -81,7 +82,6 @@ pub async fn carry_out(pod: Arc<Pod>, state: RingState) -> Facts {
     // A change of role takes its time.
     renew();
     note_caught_up(ring);
-    *heard = Some(Instant::now());
     facts(&pod)
 }
 
@@ -96,8 +96,8 @@ pub async fn keep_lease(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
             () = tokio::time::sleep(lease / 4) => {}
             () = stop.stopped() => return Ok(()),
         }
-        let heard = pod.ring.commands.lock().await;
-        if pod.ring.is_master() && heard.is_some_and(|when| when.elapsed() > lease) {
+        let _alone = pod.ring.commands.lock().await;
+        if pod.ring.is_master() && pod.ring.gate.is_lease_over() {
             tracing::warn!("adea has gone silent: this pod takes no writes until it is back");
             step_down(&pod, Role::Waiting).await;
         }
@@ -106,8 +106,8 @@ pub async fn keep_lease(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
 
 async fn become_master(pod: &Arc<Pod>, epoch: Epoch) {
     let ring = &pod.ring;
-    if !ring.is_master() {
-        ring.before_mastership(pod, BARRIER_PATIENCE).await;
+    if !ring.is_master() && tokio::time::timeout(BARRIER_PATIENCE, links::barrier(pod)).await.is_err() {
+        tracing::warn!("not all neighbours could be asked for what they have");
     }
     let start = EpochStart { epoch: epoch.clone(), origin: ring.origin.clone(), seq: pod.store.seq() };
     tracing::info!(%epoch, seq = start.seq, "this pod takes the writes");

@@ -78,11 +78,16 @@ impl Gate {
         *self.state.lock() == State::Open
     }
 
+    /// Whether adea has been silent for too long; a pod that waits for no word of it never finds that.
+    pub fn is_lease_over(&self) -> bool {
+        self.lease_end.lock().is_some_and(|end| Instant::now() > end)
+    }
+
     /// Lets a write in, on the master.
     pub fn enter(&self) -> Option<Pass<'_>> {
         let state = self.state.lock();
         // The lease is looked at here too: a process that stood still must not go on as if it had not.
-        if *state == State::Closed || self.lease_end.lock().is_some_and(|end| Instant::now() > end) {
+        if *state == State::Closed || self.is_lease_over() {
             return None;
         }
         // Counted under the lock, so that who shuts the gate sees it.

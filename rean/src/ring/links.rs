@@ -76,7 +76,6 @@ impl Links {
             // What is not known to be here is only compared once more.
             tracing::warn!(%error, "what had arrived from other pods can't be read");
         }
-        pod.ring.set_barrier(Box::new(|pod| Box::pin(barrier(pod))));
         let (for_describe, for_repair) = (Arc::downgrade(pod), Arc::downgrade(pod));
         let describe = move || for_describe.upgrade().map_or(Value::Null, |pod| pod.ring.links.describe().into());
         let repair = move || {
@@ -285,10 +284,10 @@ fn has_live_neighbour(state: &RingState) -> bool {
 }
 
 /// Pulls all that the live neighbours have at this moment. To be bounded by the caller: a neighbour may hang.
-pub async fn barrier(pod: Arc<Pod>) {
+pub async fn barrier(pod: &Arc<Pod>) {
     let Some(state) = pod.ring.state() else { return };
     let live = state.neighbours.iter().filter_map(|peer| state.get(peer)).filter(|known| known.member.is_live());
-    join_all(live.map(|known| catch_up(&pod, &known.member.id, &known.member.address))).await;
+    join_all(live.map(|known| catch_up(pod, &known.member.id, &known.member.address))).await;
 }
 
 async fn catch_up(pod: &Arc<Pod>, peer: &PodId, address: &str) {
