@@ -6,6 +6,8 @@ use std::time::Instant;
 use adea_ring::report::Origin;
 use adea_ring::tls::{Credentials, TlsError};
 use adea_ring::{RingSecret, Signer};
+use rean_index::{IndexError, Indexes};
+use rean_script::{ScriptLimits, Scripts};
 use rean_store::{Db, DbKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written};
 use tokio::sync::oneshot;
 
@@ -37,6 +39,10 @@ pub struct Pod {
     pub accounts: Accounts,
     /// Design documents whose functions are not run.
     pub design: Design,
+    /// Runs the functions of design documents.
+    pub scripts: Scripts,
+    /// Views and Mango indexes.
+    pub indexes: Indexes,
     /// The memory that request bodies share.
     pub bodies: BodyBudget,
     /// Bounds on requests.
@@ -55,6 +61,9 @@ pub enum BootError {
     /// The store can't be opened.
     #[error("the store could not be opened: {0}")]
     Open(#[from] OpenError),
+    /// The indexes can't be opened.
+    #[error("the indexes could not be opened: {0}")]
+    Indexes(#[from] IndexError),
     /// A system database can't be made.
     #[error("the system database {name} could not be made: {source}")]
     System {
@@ -89,6 +98,7 @@ impl Pod {
                 store.create_db(name, DbKind::Plain).map_err(|source| BootError::System { name, source })?;
             }
         }
+        let indexes = open_indexes(config)?;
         let accounts = Accounts::open(&store, &hub);
         let origin = Origin::new(config.pod_id.clone(), store.history()).map_err(|_| BootError::History)?;
         let ring = match config.ring_listen {
@@ -102,6 +112,8 @@ impl Pod {
             replications: Replications::default(),
             accounts,
             design: Design::default(),
+            scripts: Scripts::new(ScriptLimits::default()),
+            indexes,
             ring,
             bodies: BodyBudget::new(config.limits.max_bodies_bytes),
             limits: config.limits.clone(),
@@ -138,6 +150,12 @@ impl Pod {
             None => Err(ApiError::internal("the store gave no result")),
         }
     }
+}
+
+/// Indexes have an engine and a journal of their own: they wait for no flush, and can always be made again.
+fn open_indexes(config: &Config) -> Result<Indexes, IndexError> {
+    let engine = rean_store::engine::open(config.engine, &config.data_dir.join("indexes"))?;
+    Indexes::open(engine)
 }
 
 fn doors(config: &Config, secret: &RingSecret) -> Result<Doors, TlsError> {
