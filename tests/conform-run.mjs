@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Pod } from './js/lib/pod.mjs';
 
-const GROUPS = ['server', 'documents', 'revs', 'bulk', 'changes', 'attachments', 'bad-input', 'pouch', 'replicate'];
+const GROUPS = ['server', 'documents', 'revs', 'bulk', 'changes', 'attachments', 'views', 'find', 'design', 'security', 'bad-input', 'pouch', 'replicate'];
 const here = (path) => new URL(path, import.meta.url).pathname;
 
 /** The exceptions: check -> reason. */
@@ -21,7 +21,7 @@ function exceptions() {
 
 const args = process.argv.slice(2);
 const dir = mkdtempSync(join(tmpdir(), 'adea-conform-'));
-const pod = await Pod.start();
+const pod = await Pod.start({ args: ['--couch-cookie'] });
 let report;
 try {
   const json = join(dir, 'report.json');

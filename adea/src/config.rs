@@ -4,7 +4,7 @@
 //! {
 //!   "pod_id": "pod-1f0c", "ring_file": "/data/ring.json", "data_dir": "/data",
 //!   "rean": {"listen": "127.0.0.1:0", "engine": "fjall"},
-//!   "proxy": {"listen": "127.0.0.1:5984", "access_log": false},
+//!   "proxy": {"listen": "127.0.0.1:5984", "access_log": false, "couch_cookie": false},
 //!   "ring": {"listen": "10.0.0.1:5985", "advertise": "pod-1.example.org:5985", "seeds": ["10.0.0.2:5985"],
 //!            "url": "http://pod-1.example.org:5984"},
 //!   "log": "info", "log_to": "files"
@@ -79,6 +79,9 @@ pub struct ProxyConfig {
     /// Whether to log a line for each request.
     #[serde(default)]
     pub access_log: bool,
+    /// Whether a log-in gives CouchDB's cookie; `_node/_local/_config` can switch it too.
+    #[serde(default)]
+    pub couch_cookie: bool,
 }
 
 /// The pod's place in its ring.
@@ -267,6 +270,9 @@ impl Config {
         if self.proxy.access_log {
             proxy.args.push("--access-log".to_owned());
         }
+        if self.proxy.couch_cookie {
+            proxy.args.push("--couch-cookie".to_owned());
+        }
         Ok(Desired::from([(Program::Rean, rean), (Program::Proxy, proxy)]))
     }
 }
@@ -363,7 +369,7 @@ mod tests {
     #[test]
     fn the_proxy_is_told_where_rean_is() {
         let dir = tempfile::tempdir().unwrap();
-        let config = parse("{}", r#"{"listen":"0.0.0.0:5984","access_log":true}"#).unwrap();
+        let config = parse("{}", r#"{"listen":"0.0.0.0:5984","access_log":true,"couch_cookie":true}"#).unwrap();
         let desired = config.desired(&Folder::new(dir.path()).unwrap()).unwrap();
         let rean = &desired[&Program::Rean];
         let proxy = &desired[&Program::Proxy];
@@ -371,6 +377,7 @@ mod tests {
         assert!(rean.addr.port() < 32768);
         assert!(proxy.args.contains(&rean.addr.to_string()));
         assert!(proxy.args.contains(&"--access-log".to_owned()));
+        assert!(proxy.args.contains(&"--couch-cookie".to_owned()));
         assert_eq!(proxy.addr.to_string(), "127.0.0.1:5984");
     }
 }

@@ -12,6 +12,7 @@ mod latency;
 mod listeners;
 mod partition;
 mod process;
+mod queries;
 mod report;
 mod ring;
 
@@ -27,13 +28,18 @@ use crate::http::{Conn, Peer};
 use crate::running::Running;
 
 /// The figures, in the order in which they are taken.
-pub const FIGURES: [&str; 14] = [
+pub const FIGURES: [&str; 19] = [
     "bulk",
     "disk",
     "changes",
     "all_docs",
     "get_32",
     "put_32",
+    "filter",
+    "find",
+    "view",
+    "validate",
+    "feeds",
     "latency",
     "listeners",
     "partition",
@@ -106,7 +112,7 @@ impl Bench {
     }
 
     async fn measure(&self) -> anyhow::Result<()> {
-        let bulk_needed = ["bulk", "disk", "changes", "all_docs", "get_32"];
+        let bulk_needed = ["bulk", "disk", "changes", "all_docs", "get_32", "filter", "find", "view"];
         if bulk_needed.iter().any(|figure| self.wants(figure)) {
             documents::bulk(self).await.context("bulk")?;
         }
@@ -118,6 +124,11 @@ impl Bench {
                 "all_docs" => documents::all_docs(self).await,
                 "get_32" => documents::get(self).await,
                 "put_32" => documents::put(self).await,
+                "filter" => queries::filter(self).await,
+                "find" => queries::find(self).await,
+                "view" => queries::view(self).await,
+                "validate" => queries::validate(self).await,
+                "feeds" => queries::feeds(self).await,
                 "latency" => latency::measure(self).await,
                 "listeners" => listeners::measure(self).await,
                 "partition" => partition::insert(self).await,

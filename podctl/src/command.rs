@@ -1,10 +1,12 @@
 //! The commands, one file each: what they take, and where the work is done.
 
 pub mod adea;
+pub mod backup;
 pub mod bench;
 pub mod check;
 pub mod dev;
 pub mod divergences;
+pub mod import;
 pub mod proxy;
 pub mod rean;
 pub mod revocations;

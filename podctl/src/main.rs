@@ -2,10 +2,12 @@
 //!
 //! One file a command under [`command`]; what the larger ones are made of is in the folders of their names.
 
+mod backup;
 mod bench;
 mod command;
 mod dev;
 mod http;
+mod import;
 mod programs;
 mod ring;
 mod running;
@@ -36,6 +38,10 @@ enum Command {
     Revocations(command::revocations::Args),
     Divergences(command::divergences::Args),
     Bench(command::bench::Args),
+    Import(command::import::Args),
+    Export(command::import::ExportArgs),
+    Backup(command::backup::Args),
+    Restore(command::backup::RestoreArgs),
     Check(command::check::Args),
     Sim(command::sim::Args),
     Adea(command::adea::Args),
@@ -50,6 +56,10 @@ fn main() -> ExitCode {
         Command::Revocations(args) => command::revocations::run(args),
         Command::Divergences(args) => command::divergences::run(args),
         Command::Bench(args) => command::bench::run(args),
+        Command::Import(args) => command::import::run(args),
+        Command::Export(args) => command::import::export(args),
+        Command::Backup(args) => command::backup::run(args),
+        Command::Restore(args) => command::backup::restore(args),
         Command::Check(args) => command::check::run(args),
         Command::Sim(args) => command::sim::run(args),
         Command::Adea(args) => command::adea::run(args),

@@ -32,6 +32,7 @@ pub async fn proxy(args: &command::proxy::Args, stop: impl Future<Output = ()>) 
     let (file, ring_secret) = ring(&args.ring_file)?;
     let mut config = proxy::Config::new(args.listen, args.upstream, ring_secret);
     config.admin = Some(proxy::Admin { name: file.admin.name, hash: file.admin.password_hash });
+    config.cookie = args.couch_cookie;
     if args.access_log {
         config.access_log = proxy::AccessLogTarget::Log;
     }

@@ -20,6 +20,7 @@ use crate::feeds::FeedTicket;
 use crate::gzip::GzipBody;
 use crate::metrics::Metrics;
 use crate::tally::Tally;
+use crate::tunnel::Tunnel;
 use crate::upstream::{PoolLease, StreamLease};
 
 /// How much of a refused body is read and thrown away, in bytes, so that a client that sends first and listens later
@@ -225,6 +226,8 @@ enum Kind {
     Plain(UpstreamBody),
     Gzip(Box<GzipBody>),
     Feed(FeedBody),
+    /// Not a body, but what comes in its place; `None` once it was taken.
+    Tunnel(Option<Box<Tunnel>>),
 }
 
 /// rean's answer, and the connection that it comes from.
@@ -359,6 +362,31 @@ impl Body {
         matches!(self.kind, Kind::Feed(_))
     }
 
+    /// What comes after a `101`.
+    pub fn tunnel(tunnel: Tunnel) -> Self {
+        Self::of(Kind::Tunnel(Some(Box::new(tunnel))))
+    }
+
+    /// Whether a tunnel is to be taken from this.
+    pub fn is_tunnel(&self) -> bool {
+        matches!(self.kind, Kind::Tunnel(Some(_)))
+    }
+
+    /// Takes the tunnel, if this is one.
+    pub fn take_tunnel(&mut self) -> Option<Tunnel> {
+        match &mut self.kind {
+            Kind::Tunnel(tunnel) => tunnel.take().map(|tunnel| *tunnel),
+            _ => None,
+        }
+    }
+
+    /// Counts bytes that went out in a tunnel.
+    pub fn sent(&mut self, bytes: u64) {
+        if let Some(tally) = &mut self.tally {
+            tally.sent(bytes);
+        }
+    }
+
     /// Has the request written down when the body has ended.
     pub fn tallied(&mut self, tally: Box<Tally>) {
         self.tally = Some(tally);
@@ -381,6 +409,7 @@ impl http_body::Body for Body {
             Kind::Plain(body) => body.poll(context),
             Kind::Gzip(body) => body.poll(context),
             Kind::Feed(feed) => poll_feed(feed, context),
+            Kind::Tunnel(_) => Poll::Ready(None),
         });
         if let Some(tally) = &mut this.tally {
             match &frame {
@@ -397,6 +426,7 @@ impl http_body::Body for Body {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Plain(body) => body.is_end_stream(),
             Kind::Gzip(_) | Kind::Feed(_) => false,
+            Kind::Tunnel(_) => true,
         }
     }
 
@@ -405,6 +435,7 @@ impl http_body::Body for Body {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Kind::Plain(body) => body.size_hint(),
             Kind::Gzip(_) | Kind::Feed(_) => SizeHint::default(),
+            Kind::Tunnel(_) => SizeHint::with_exact(0),
         }
     }
 }

@@ -17,6 +17,18 @@ pub fn iso8601(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
+/// `Sat, 31 Jan 2026 12:00:00 GMT` for milliseconds since 1970 (RFC 9110, 5.6.7).
+pub fn http_date(ms: u64) -> String {
+    // 1 January 1970 was a Thursday.
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (days, seconds) = (ms / 86_400_000, ms % 86_400_000 / 1000);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let (name, month) = (DAYS[(days % 7) as usize], MONTHS[(month - 1) as usize]);
+    format!("{name}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
+}
+
 /// Year, month and day of the `days`th day after 1 January 1970, in the Gregorian calendar.
 /// Counted in years that begin in March, so that the leap day is a year's last.
 fn civil(days: u64) -> (u64, u64, u64) {
@@ -34,7 +46,13 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::iso8601;
+    use super::{http_date, iso8601};
+
+    #[test]
+    fn dates_of_headers() {
+        assert_eq!(http_date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(http_date(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
 
     #[test]
     fn known_moments() {

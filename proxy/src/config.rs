@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use adea_ring::RingSecret;
 use argon2::password_hash::phc::PasswordHash;
+use http::HeaderValue;
 use serde_json::{Map, Value};
 
 use crate::rules::{Access, Rules};
@@ -32,6 +33,8 @@ pub struct Config {
     pub cors: Cors,
     /// How long a session lasts.
     pub session_lifetime: Duration,
+    /// Whether a log-in gives CouchDB's cookie.
+    pub cookie: bool,
     /// Whether 401 answers carry `WWW-Authenticate` (see `stack`).
     pub www_authenticate: bool,
     /// Whether `/_metrics` answers without a log-in.
@@ -121,12 +124,18 @@ pub struct Cors {
     pub origins: Vec<String>,
     /// How long a browser may remember a preflight's answer, in seconds.
     pub max_age_s: u64,
+    /// Whether their requests may have credentials.
+    pub credentials: bool,
+    /// The methods that they may use; `None`: all.
+    pub methods: Option<HeaderValue>,
+    /// The headers that they may send; `None`: those that they ask for.
+    pub headers: Option<HeaderValue>,
 }
 
 impl Default for Cors {
     fn default() -> Self {
         // Chrome keeps no answer longer than two hours.
-        Self { origins: vec!["*".to_owned()], max_age_s: 7200 }
+        Self { origins: vec!["*".to_owned()], max_age_s: 7200, credentials: true, methods: None, headers: None }
     }
 }
 
@@ -165,6 +174,7 @@ impl Config {
             limits: Limits::default(),
             cors: Cors::default(),
             session_lifetime: Duration::from_secs(24 * 3600),
+            cookie: false,
             www_authenticate: false,
             open_metrics: false,
             access_log: AccessLogTarget::Off,
@@ -204,6 +214,7 @@ impl Config {
             // A session of a year is a password; one under a minute ends before it is used.
             let lifetime = session.number("lifetime_s", 60..=366 * 86_400)?;
             config.session_lifetime = lifetime.map_or(config.session_lifetime, Duration::from_secs);
+            config.cookie = session.boolean("cookie")?.unwrap_or(false);
             session.finish()?;
         }
         config.www_authenticate = root.boolean("www_authenticate")?.unwrap_or(false);
@@ -405,7 +416,7 @@ mod tests {
         let config = parse(
             r#","admin":{"name":"a","hash":"$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDEyMzQ1Ng"},
             "limits":{"max_connections":5,"idle_timeout_ms":70},"cors":{"origins":["https://a"],"max_age_s":1},
-            "session":{"lifetime_s":60},"www_authenticate":true,"open_metrics":true,"access_log":"/x",
+            "session":{"lifetime_s":60,"cookie":true},"www_authenticate":true,"open_metrics":true,"access_log":"/x",
             "databases":{"notes":"closed"}"#,
         )
         .expect("valid");
@@ -414,6 +425,7 @@ mod tests {
         assert_eq!(config.limits.idle_timeout, Duration::from_millis(70));
         assert_eq!(config.cors.origins, ["https://a"]);
         assert_eq!(config.session_lifetime, Duration::from_secs(60));
+        assert!(config.cookie);
         assert_eq!(config.access_log, AccessLogTarget::File("/x".into()));
         let shown = format!("{config:?}");
         assert!(!shown.contains("argon2id") && !shown.contains("5a5a"), "{shown}");

@@ -23,6 +23,7 @@ use crate::config::Limits;
 use crate::open_feed::{self, OpenFeed};
 use crate::raw_target::RawTargets;
 use crate::stack::Stack;
+use crate::tunnel;
 
 /// Requests that one HTTP/2 connection may have open at once: a browser's tabs share one.
 const MAX_STREAMS: u32 = 256;
@@ -102,6 +103,15 @@ impl Connections {
             };
             let parts = Pin::into_inner(connection).into_parts();
             socket = parts.io.into_inner();
+            if let Some(tunnel) = feed.response.body_mut().take_tunnel() {
+                // Who speaks before the answer is no WebSocket client (RFC 6455, 4.1).
+                if parts.read_buf.is_empty() && !socket.targets.has_over() {
+                    socket.targets = RawTargets::off();
+                    drop((parts.read_buf, parts.service));
+                    Box::pin(tunnel::carry(socket, feed.response, tunnel, phase)).await;
+                }
+                return;
+            }
             // Bytes of a further request would be lost; its client asks again on another connection.
             feed.close |= !parts.read_buf.is_empty() || socket.targets.has_over() || *phase.borrow() != Phase::Serving;
             drop((parts.read_buf, parts.service));
@@ -206,7 +216,7 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
         Box::pin(async move {
             let response = stack.handle(peer, request).await;
             match slot {
-                Some(slot) if response.body().is_feed() => {
+                Some(slot) if response.body().is_feed() || response.body().is_tunnel() => {
                     *slot.lock() = Some(OpenFeed { response, close });
                     // The connection is taken apart now, and this with it.
                     std::future::pending().await

@@ -50,6 +50,12 @@ pub enum Refusal {
     /// Something about the request is malformed.
     #[error("{0}")]
     BadRequest(&'static str),
+    /// A page of an origin that may not connect.
+    #[error("Pages of this origin may not connect.")]
+    Origin,
+    /// The configuration lets nobody in without a log-in.
+    #[error("Authentication required.")]
+    LogInFirst,
     /// Only for server administrators.
     #[error("You are not a server admin.")]
     AdminOnly,
@@ -67,12 +73,12 @@ pub enum Refusal {
 impl Refusal {
     fn parts(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::BadCredentials | Self::AdminOnly => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::BadCredentials | Self::LogInFirst | Self::AdminOnly => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::Throttled { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
             Self::Busy | Self::UpstreamDown | Self::UpstreamBroke | Self::Closed => {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable")
             }
-            Self::WriteOnly => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::WriteOnly | Self::Origin => (StatusCode::FORBIDDEN, "forbidden"),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "timeout"),
             Self::UriTooLong => (StatusCode::URI_TOO_LONG, "uri_too_long"),

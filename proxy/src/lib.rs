@@ -32,9 +32,12 @@ mod raw_target;
 mod rules;
 mod server;
 mod session;
+mod settings;
 mod stack;
 mod tally;
+mod tunnel;
 mod upstream;
+mod web;
 
 use std::future::Future;
 

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use adea_ring::node_config::NODE_CONFIG_ID;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
@@ -53,6 +54,14 @@ impl Rules {
     }
 }
 
+impl Rules {
+    /// The databases that may not be read, parted by commas: for feeds, whose databases no path names.
+    pub fn unreadable(&self) -> String {
+        let names: Vec<&str> = self.databases.keys().map(String::as_str).collect();
+        names.join(",")
+    }
+}
+
 /// A change of a user or a session that passes through this proxy.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AccountWrite {
@@ -60,16 +69,20 @@ pub enum AccountWrite {
     User(String),
     /// The session with this id.
     Session(String),
+    /// The server settings.
+    Settings,
 }
 
 /// What account a writing request is about, if its path says so.
 pub fn account_write(method: &Method, path: &str) -> Option<AccountWrite> {
-    if method == Method::GET || method == Method::HEAD || !path.starts_with("/_") {
+    if method == Method::GET || method == Method::HEAD || is_plain(path) {
         return None;
     }
     let mut segments = segments(path);
     let (database, id) = (segments.next()?, segments.next()?);
     match &*database {
+        "_node" => segments.next().filter(|third| third == "_config").map(|_| AccountWrite::Settings),
+        "_ring" if id == NODE_CONFIG_ID => Some(AccountWrite::Settings),
         "_users" => id.strip_prefix("org.couchdb.user:").map(|name| AccountWrite::User(name.to_owned())),
         "_ring" => id.strip_prefix("session:").map(|id| AccountWrite::Session(id.to_owned())),
         _ => None,
@@ -89,12 +102,15 @@ pub fn is_feed(path: &str, query: Option<&str>) -> bool {
     live && segments(path).last().is_some_and(|last| matches!(&*last, "_changes" | "_db_updates"))
 }
 
+/// The quick way for nearly all requests: a document or database whose name begins with a plain letter.
+pub fn is_plain(path: &str) -> bool {
+    path.as_bytes().get(1).is_some_and(u8::is_ascii_alphanumeric)
+}
+
 /// rean's own namespace for the programs of its pod. `_pods` is a database like any other.
 fn is_internal(path: &str) -> bool {
-    // The quick way for nearly all requests: a document or database whose name begins with a plain letter.
-    let first = path.as_bytes().get(1);
     let dots = path.contains("..") || path.contains("%2e") || path.contains("%2E");
-    if first.is_some_and(u8::is_ascii_alphanumeric) && !dots {
+    if is_plain(path) && !dots {
         return false;
     }
     let inside = |segment: &str| segment.starts_with("_pod") && segment != "_pods";
@@ -123,7 +139,7 @@ fn reads(method: &Method, within: &[Cow<'_, str>]) -> bool {
 }
 
 /// The path's segments, percent-decoded; empty ones are left out, as a doubled slash is no name.
-fn segments(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
+pub fn segments(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
     path.split('/').filter(|segment| !segment.is_empty()).map(decoded)
 }
 
@@ -218,5 +234,9 @@ mod tests {
         assert_eq!(account_write(&Method::PUT, "/notes/org.couchdb.user:ann"), None);
         let session = account_write(&Method::DELETE, "/_ring/session:ab");
         assert_eq!(session, Some(AccountWrite::Session("ab".to_owned())));
+        for path in ["/_node/_local/_config/cors/origins", "/%5fnode/x/_confi%67/a/b", "/_ring/node_config"] {
+            assert_eq!(account_write(&Method::PUT, path), Some(AccountWrite::Settings), "{path}");
+        }
+        assert_eq!(account_write(&Method::PUT, "/_node/_local/_restart"), None);
     }
 }

@@ -1,7 +1,9 @@
 //! `/_session`: who am I, log in, log out (<https://docs.couchdb.org/en/stable/api/server/authn.html>).
 //!
 //! A log-in gives no cookie but a temporary name and password, which work wherever Basic credentials do and on every
-//! pod. A page keeps them in memory; a browser never adds them by itself, so no foreign page can use them.
+//! pod. A page keeps them in memory; a browser never adds them by itself, so no foreign page can use them. Where CouchDB's
+//! cookie is switched on (`auth::cookie`), a log-in gives that, unless the body asks with `"session": true` for the other:
+//! never both, as what is in a body is not hidden from a page's programs.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::auth::cache::Change;
+use crate::auth::cookie::{self, CookieRules};
 use crate::auth::{Authenticator, Credentials, Login, SESSION_PREFIX, accounts, make_session};
 use crate::body::{Body, BodyError, ClientBody};
 use crate::clock;
@@ -21,11 +24,20 @@ use crate::upstream::{Upstream, UpstreamError};
 /// A name and a password, with room for escapes.
 const MAX_BODY_BYTES: u64 = 16 * 1024;
 
+/// How long a session lasts.
+pub struct Lifetimes<'a> {
+    /// One that is a cookie; `None`: there are no cookies for this request.
+    pub cookie: Option<&'a CookieRules>,
+    /// Any other.
+    pub plain: Duration,
+}
+
 /// Answers `GET /_session`.
-pub fn who_am_i(login: &Login) -> Response<Body> {
-    let mut info = json!({"authentication_handlers": ["default", "session"]});
+pub fn who_am_i(login: &Login, with_cookies: bool) -> Response<Body> {
+    let handlers: &[&str] = if with_cookies { &["cookie", "default", "session"] } else { &["default", "session"] };
+    let mut info = json!({"authentication_handlers": handlers});
     if login.identity.name.is_some() {
-        info["authenticated"] = "default".into();
+        info["authenticated"] = if login.by_cookie { "cookie" } else { "default" }.into();
     }
     let user = json!({"name": login.identity.name, "roles": login.identity.roles});
     json(StatusCode::OK, &json!({"ok": true, "userCtx": user, "info": info}))
@@ -41,9 +53,9 @@ pub async fn log_in(
     headers: &HeaderMap,
     body: Option<ClientBody>,
     peer: IpAddr,
-    lifetime: Duration,
+    lifetimes: &Lifetimes<'_>,
 ) -> Result<Response<Body>, Refusal> {
-    let credentials = read_credentials(headers, body).await?;
+    let (credentials, wants_session) = read_credentials(headers, body).await?;
     if credentials.name.starts_with(SESSION_PREFIX) {
         // Or a stolen session could be prolonged for ever.
         return Err(Refusal::BadCredentials);
@@ -51,21 +63,29 @@ pub async fn log_in(
     let login = authenticator.log_in(credentials, peer).await?;
     authenticator.new_session(&login.account)?;
     let now_ms = clock::now_ms();
-    let lifetime_ms = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
+    let cookie = lifetimes.cookie.filter(|_| !wants_session);
+    let lifetime_ms = match cookie {
+        Some(rules) => rules.timeout_s.saturating_mul(1000),
+        None => u64::try_from(lifetimes.plain.as_millis()).unwrap_or(u64::MAX),
+    };
     let expires_at_ms = now_ms.saturating_add(lifetime_ms);
-    let (id, secret, doc) = make_session(&login.account, &login.password_sha256, now_ms, expires_at_ms);
+    let (id, secret, mut doc) = make_session(&login.account, &login.password_sha256, now_ms, expires_at_ms);
+    doc.cookie = cookie.is_some();
     accounts::create_session(upstream, &id, &doc).await.map_err(|error| failed(&error))?;
-    let answer = json!({
-        "ok": true,
-        "name": login.identity.name,
-        "roles": login.identity.roles,
-        "session": {
+    let mut answer = json!({"ok": true, "name": login.identity.name, "roles": login.identity.roles});
+    let Some(rules) = cookie else {
+        answer["session"] = json!({
             "name": format!("{SESSION_PREFIX}{id}"),
             "password": secret,
             "expires": clock::iso8601(expires_at_ms),
-        },
-    });
-    Ok(json(StatusCode::OK, &answer))
+        });
+        return Ok(json(StatusCode::OK, &answer));
+    };
+    let mut response = json(StatusCode::OK, &answer);
+    if let Some(cookie) = cookie::set(rules, &id, &secret, headers) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
 }
 
 /// Answers `DELETE /_session`: ends the session whose credentials the request has. Without one there is nothing to
@@ -104,9 +124,12 @@ struct Form {
     /// CouchDB takes this name for it as well.
     username: Option<String>,
     password: Option<String>,
+    /// Whether a temporary name and password are wanted where a cookie could be had.
+    #[serde(default)]
+    session: bool,
 }
 
-async fn read_credentials(headers: &HeaderMap, body: Option<ClientBody>) -> Result<Credentials, Refusal> {
+async fn read_credentials(headers: &HeaderMap, body: Option<ClientBody>) -> Result<(Credentials, bool), Refusal> {
     let Some(mut body) = body else {
         return Err(Refusal::BadRequest("request body must contain name and password"));
     };
@@ -124,8 +147,9 @@ async fn read_credentials(headers: &HeaderMap, body: Option<ClientBody>) -> Resu
     } else {
         return Err(Refusal::ContentType);
     };
-    let Form { name, username, password } = form;
-    Ok(Credentials { name: name.or(username).unwrap_or_default(), password: password.unwrap_or_default() })
+    let Form { name, username, password, session } = form;
+    let (name, password) = (name.or(username).unwrap_or_default(), password.unwrap_or_default());
+    Ok((Credentials { name, password }, session))
 }
 
 /// `application/x-www-form-urlencoded` (<https://url.spec.whatwg.org/#urlencoded-parsing>).
@@ -137,7 +161,8 @@ fn parse_form(bytes: &[u8]) -> Form {
         let value = found.next()?.1;
         Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
     };
-    Form { name: find("name"), username: find("username"), password: find("password") }
+    let session = find("session").is_some_and(|value| value == "true");
+    Form { name: find("name"), username: find("username"), password: find("password"), session }
 }
 
 fn failed(error: &UpstreamError) -> Refusal {

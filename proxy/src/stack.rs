@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use adea_ring::node_config::FILE_SETTINGS_HEADER;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -19,29 +20,32 @@ use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
 use crate::auth::cache::Change;
-use crate::auth::{Authenticator, Login};
+use crate::auth::{Authenticator, Login, cookie};
 use crate::body::{Body, ClientBody, RequestBody};
 use crate::config::{Config, Limits};
-use crate::cors::Cors;
 use crate::error::Refusal;
 use crate::feeds::{FeedTicket, Feeds};
 use crate::gzip;
 use crate::health::Health;
 use crate::metrics::{MethodClass, Metrics};
-use crate::rules::{AccountWrite, Rules, account_write, is_feed};
+use crate::rules::{AccountWrite, Rules, account_write, is_feed, is_plain, segments};
 use crate::session;
+use crate::settings::Settings;
 use crate::tally::{Logged, Tally};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::tunnel::{self, Tunnel};
+use crate::upstream::{Upgrade, Upstream, UpstreamError};
+use crate::web;
 
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("Adea/", env!("CARGO_PKG_VERSION")));
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, must-revalidate");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-couch-request-id");
+const FILE_SETTINGS: HeaderName = HeaderName::from_static(FILE_SETTINGS_HEADER);
 const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 
 /// Everything that a request passes.
 pub struct Stack {
     limits: Limits,
-    cors: Cors,
+    settings: Arc<Settings>,
     rules: Rules,
     health: Health,
     session_lifetime: Duration,
@@ -65,6 +69,8 @@ struct Seen {
     id: HeaderValue,
     feed: bool,
     user: Option<Arc<str>>,
+    /// A cookie that is to last longer than the client knows.
+    cookie: Option<HeaderValue>,
 }
 
 impl Stack {
@@ -75,11 +81,18 @@ impl Stack {
         let feeds = Arc::new(Feeds::default());
         let upstream = Upstream::new(config.rean, config.limits.connect_timeout, &signer);
         let upstream = Arc::new(upstream);
-        let authenticator =
-            Authenticator::new(config, signer, Arc::clone(&upstream), Arc::clone(&feeds), Arc::clone(&metrics));
+        let settings = Arc::new(Settings::new(config));
+        let authenticator = Authenticator::new(
+            config,
+            signer,
+            Arc::clone(&settings),
+            Arc::clone(&upstream),
+            Arc::clone(&feeds),
+            Arc::clone(&metrics),
+        );
         Self {
             limits: config.limits.clone(),
-            cors: Cors::new(&config.cors),
+            settings,
             rules: config.rules.clone(),
             health: Health::default(),
             session_lifetime: config.session_lifetime,
@@ -100,7 +113,12 @@ impl Stack {
         let (parts, incoming) = request.into_parts();
         let class = MethodClass::of(&parts.method);
         let head = parts.method == Method::HEAD;
-        let origin = self.cors.origin(&parts.headers);
+        if !self.settings.is_loaded() && parts.uri.path() != "/_up" {
+            // Before that nobody knows what an administrator has forbidden.
+            Box::pin(self.authenticator.reload_settings()).await;
+        }
+        let settings = self.settings.get();
+        let origin = settings.cors.origin(&parts.headers);
         let may_gzip = !head && !parts.headers.contains_key(header::RANGE) && gzip::accepts(&parts.headers);
         let mut log = self.access_log.is_on().then(|| Logged {
             log: Arc::clone(&self.access_log),
@@ -109,7 +127,7 @@ impl Stack {
             user: None,
             peer,
         });
-        let mut seen = Seen { id: new_id(), feed: false, user: None };
+        let mut seen = Seen { id: new_id(), feed: false, user: None, cookie: None };
         let mut response =
             self.answer(parts, incoming, peer, &mut seen).await.unwrap_or_else(|refusal| refusal.response());
         if head {
@@ -122,7 +140,10 @@ impl Stack {
         }
         self.our_headers(&mut response, seen.id);
         if let Some(origin) = origin {
-            Cors::allow(origin, response.headers_mut());
+            settings.cors.allow(origin, response.headers_mut());
+        }
+        if let Some(cookie) = seen.cookie {
+            response.headers_mut().append(header::SET_COOKIE, cookie);
         }
         if let Some(log) = &mut log {
             log.user = seen.user;
@@ -136,7 +157,7 @@ impl Stack {
 
     async fn answer(
         &self,
-        parts: Parts,
+        mut parts: Parts,
         incoming: Incoming,
         peer: IpAddr,
         seen: &mut Seen,
@@ -144,29 +165,60 @@ impl Stack {
         // First, so that a body is read to its end also where the request is refused below.
         let body = self.body(&parts.headers, incoming);
         self.check_uri(&parts)?;
-        if let Some(response) = self.cors.preflight(&parts) {
+        if let Some(response) = self.settings.get().cors.preflight(&parts) {
             return Ok(response);
         }
         self.rules.check(&parts.method, parts.uri.path())?;
         match parts.uri.path() {
             "/_up" => return self.up(&parts.method).await,
             "/_session" if parts.method == Method::POST => {
-                return Box::pin(self.log_in(&parts.headers, body, peer)).await;
+                return Box::pin(self.log_in(&parts, body, peer)).await;
             }
             "/_metrics" if self.open_metrics => return self.metrics(&parts.method),
+            path if web::is_below(path) => return web::answer(&parts.method, path, &parts.headers),
             _ => {}
         }
-        let login = self.authenticator.authenticate(&parts.headers, peer).await?;
-        seen.user = login.identity.name.is_some().then(|| Arc::clone(&login.account));
+        let is_tunnel = body.is_none() && tunnel::is_asked_for(&parts);
+        if is_tunnel {
+            let (any, listed) = self.settings.get().cors.of_origin(&parts.headers);
+            tunnel::check_origin(&mut parts.headers, any, listed)?;
+            tunnel::take_session(&mut parts.headers)?;
+        }
+        let login = self.logged_in(&parts, peer, seen).await?;
         match parts.uri.path() {
-            "/_session" => self.session(&parts.method, &login).await,
-            "/_metrics" if !login.identity.is_admin() => Err(Refusal::AdminOnly),
-            "/_metrics" => self.metrics(&parts.method),
+            "/_session" => self.session(&parts, &login, seen).await,
+            path if path == "/_metrics" || is_prometheus(path) => {
+                if login.identity.is_admin() {
+                    self.metrics(&parts.method)
+                } else {
+                    Err(Refusal::AdminOnly)
+                }
+            }
+            _ if is_tunnel => Box::pin(self.tunnel(parts, login, seen)).await,
             _ => {
                 let body = self.limited(&parts.headers, body)?;
                 self.forward(parts, body, login, seen).await
             }
         }
+    }
+
+    /// Who sends a request, by whatever it shows.
+    async fn logged_in(&self, parts: &Parts, peer: IpAddr, seen: &mut Seen) -> Result<Arc<Login>, Refusal> {
+        let mut login = self.authenticator.authenticate_request(parts, peer).await?;
+        let is_session = parts.uri.path() == "/_session";
+        if login.by_cookie && !(is_session && parts.method == Method::DELETE) {
+            seen.cookie = Box::pin(self.authenticator.renew_cookie(parts, &login)).await;
+            if seen.cookie.is_some() {
+                // The login that was found is of the session as it was.
+                login = self.authenticator.authenticate_request(parts, peer).await?;
+            }
+        }
+        seen.user = login.identity.name.is_some().then(|| Arc::clone(&login.account));
+        let is_nobody = login.identity.name.is_none();
+        if is_nobody && !is_session && self.settings.get().require_valid_user {
+            return Err(Refusal::LogInFirst);
+        }
+        Ok(login)
     }
 
     /// The body with the widest limit; `None` when there is none.
@@ -195,7 +247,8 @@ impl Stack {
         let Some(client) = &mut body else { return Ok(RequestBody::Empty) };
         let is_json =
             headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-        let limit_bytes = if is_json { self.limits.max_json_body_bytes } else { self.limits.max_body_bytes };
+        let most_bytes = self.settings.get().max_body_bytes.min(self.limits.max_body_bytes);
+        let limit_bytes = if is_json { self.limits.max_json_body_bytes.min(most_bytes) } else { most_bytes };
         client.limit(limit_bytes);
         // What says that it is too large is refused before the first byte of it is read.
         if client.exact_bytes().is_some_and(|bytes| bytes > limit_bytes) {
@@ -216,22 +269,23 @@ impl Stack {
         Ok(response)
     }
 
-    async fn log_in(
-        &self,
-        headers: &HeaderMap,
-        body: Option<ClientBody>,
-        peer: IpAddr,
-    ) -> Result<Response<Body>, Refusal> {
-        let (authenticator, upstream) = (&self.authenticator, &self.upstream);
-        session::log_in(authenticator, upstream, headers, body, peer, self.session_lifetime).await
+    async fn log_in(&self, parts: &Parts, body: Option<ClientBody>, peer: IpAddr) -> Result<Response<Body>, Refusal> {
+        let settings = self.settings.get();
+        // A foreign page is not to log its visitor in under another name.
+        let cookie = settings.cookie.as_ref().filter(|_| cookie::counts(parts, settings.cors.named()));
+        let lifetimes = session::Lifetimes { cookie, plain: self.session_lifetime };
+        session::log_in(&self.authenticator, &self.upstream, &parts.headers, body, peer, &lifetimes).await
     }
 
-    async fn session(&self, method: &Method, login: &Login) -> Result<Response<Body>, Refusal> {
-        session::check_method(method)?;
-        if *method == Method::DELETE {
+    async fn session(&self, parts: &Parts, login: &Login, seen: &mut Seen) -> Result<Response<Body>, Refusal> {
+        session::check_method(&parts.method)?;
+        let settings = self.settings.get();
+        if parts.method == Method::DELETE {
+            let cookie = settings.cookie.as_ref().filter(|_| cookie::counts(parts, settings.cors.named()));
+            seen.cookie = cookie.and_then(|rules| cookie::clear(rules, &parts.headers));
             return Box::pin(session::log_out(&self.authenticator, &self.upstream, login)).await;
         }
-        Ok(session::who_am_i(login))
+        Ok(session::who_am_i(login, settings.cookie.is_some()))
     }
 
     async fn forward(
@@ -253,10 +307,12 @@ impl Stack {
         let response = self.upstream.send(request).await.map_err(|error| self.failed(&error, &seen.id))?;
         if let Some(write) = write.filter(|_| response.status().is_success()) {
             // The feed of changes would tell as well, but perhaps after this client's next request.
-            self.authenticator.changed(match write {
-                AccountWrite::User(name) => Change::User { name, rev: new_rev(&response) },
-                AccountWrite::Session(id) => Change::Session { id, rev: new_rev(&response) },
-            });
+            let rev = new_rev(&response);
+            match write {
+                AccountWrite::User(name) => self.authenticator.changed(Change::User { name, rev }),
+                AccountWrite::Session(id) => self.authenticator.changed(Change::Session { id, rev }),
+                AccountWrite::Settings => Box::pin(self.authenticator.reload_settings()).await,
+            }
         }
         Ok(response.map(Body::plain))
     }
@@ -284,6 +340,22 @@ impl Stack {
         Ok(response)
     }
 
+    /// A connection with many feeds: answered with a `101` in whose place the tunnel then goes.
+    async fn tunnel(&self, parts: Parts, login: Arc<Login>, seen: &mut Seen) -> Result<Response<Body>, Refusal> {
+        seen.feed = true;
+        let mut request = self.upstream_request(parts, RequestBody::Empty, &login, seen.id.clone());
+        tunnel::ask(request.headers_mut(), &self.rules.unreadable());
+        // Before rean is asked, so that no end of the log-in is missed.
+        let ticket = self.feeds.enter(login);
+        let answer = self.upstream.upgrade(request).await.map_err(|error| self.failed(&error, &seen.id))?;
+        Ok(match answer {
+            Upgrade::Refused(response) => response.map(|bytes| Body::full(bytes.into())),
+            Upgrade::Open { response, stream, first } => {
+                response.map(|()| Body::tunnel(Tunnel::new(stream, first, ticket, Arc::clone(&self.metrics))))
+            }
+        })
+    }
+
     /// The request as rean gets it: the same path and query to the byte, the headers without those that end here.
     fn upstream_request(
         &self,
@@ -307,6 +379,9 @@ impl Stack {
             headers.insert(name.clone(), value.clone());
         }
         headers.insert(REQUEST_ID, id);
+        if is_node(parts.uri.path()) {
+            headers.insert(FILE_SETTINGS, self.settings.file_header());
+        }
         let mut request = Request::new(body);
         *request.method_mut() = parts.method;
         *request.uri_mut() = origin_form(parts.uri);
@@ -362,6 +437,16 @@ fn without_content(response: &mut Response<Body>) {
     response.body_mut().clear();
 }
 
+/// Whether a path is below `/_node`, as rean reads it.
+fn is_node(path: &str) -> bool {
+    !is_plain(path) && segments(path).next().is_some_and(|first| first == "_node")
+}
+
+/// `/_node/NAME/_prometheus`: rean knows nothing of requests.
+fn is_prometheus(path: &str) -> bool {
+    is_node(path) && segments(path).count() == 3 && segments(path).nth(2).is_some_and(|third| third == "_prometheus")
+}
+
 fn read_only(method: &Method) -> Result<(), Refusal> {
     if matches!(*method, Method::GET | Method::HEAD) { Ok(()) } else { Err(Refusal::Method("GET,HEAD")) }
 }
@@ -383,8 +468,9 @@ fn strip(headers: &mut HeaderMap) {
 
 fn ends_here(name: &str) -> bool {
     match name.as_bytes().first() {
-        Some(b'x') => name.starts_with(adea_ring::identity::HEADER_PREFIX),
-        Some(b'c') => name == "connection",
+        Some(b'x') => name.starts_with(adea_ring::identity::HEADER_PREFIX) || name == FILE_SETTINGS_HEADER,
+        // Cookies may be credentials, ours or those of another program on this host.
+        Some(b'c') => matches!(name, "connection" | "cookie"),
         // `Expect` was answered by our own server.
         Some(b'e') => name == "expect",
         Some(b'k') => name == "keep-alive",
@@ -425,6 +511,8 @@ mod tests {
             ("x-auth-couchdb-roles", "_admin"),
             ("x-auth-couchdb-token", "x"),
             ("x-auth-couchdb-other", "x"),
+            ("x-adea-file-settings", "{}"),
+            ("cookie", "AuthSession=x"),
             ("connection", "keep-alive, X-Named, authorization"),
             ("keep-alive", "5"),
             ("x-named", "x"),

@@ -154,6 +154,21 @@ impl Drop for StreamLease {
     }
 }
 
+/// rean's answer to a request for another protocol.
+pub enum Upgrade {
+    /// It takes it.
+    Open {
+        /// The answer.
+        response: Response<()>,
+        /// The connection.
+        stream: TcpStream,
+        /// What rean has said on it already.
+        first: Bytes,
+    },
+    /// It doesn't: the whole answer.
+    Refused(Response<Vec<u8>>),
+}
+
 impl Upstream {
     /// The way to rean at `address`. Nothing is opened yet.
     pub fn new(address: SocketAddr, connect_timeout: Duration, signer: &Signer) -> Self {
@@ -213,6 +228,32 @@ impl Upstream {
         let mut lease = PoolLease { sender, sent, idle: Arc::clone(&self.idle) };
         let response = lease.sender.send_request(request).await.map_err(UpstreamError::Exchange)?;
         Ok(response.map(|body| UpstreamBody::new(body, lease)))
+    }
+
+    /// Asks rean for another protocol, over a connection of its own.
+    ///
+    /// # Errors
+    /// When rean can't be reached or is late, or the exchange breaks off.
+    pub async fn upgrade(&self, request: Request<RequestBody>) -> Result<Upgrade, UpstreamError> {
+        let asking = async {
+            let stream = self.connect().await?;
+            let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
+            let (mut sender, connection) = handshake.map_err(UpstreamError::Exchange)?;
+            tokio::spawn(connection.with_upgrades());
+            let mut response = sender.send_request(request).await.map_err(UpstreamError::Exchange)?;
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                let (parts, body) = response.into_parts();
+                let lease = PoolLease { sender, sent: None, idle: Arc::default() };
+                let bytes = UpstreamBody::new(body, lease).collect(OWN_ANSWER_BYTES).await?;
+                return Ok(Upgrade::Refused(Response::from_parts(parts, bytes)));
+            }
+            let upgraded = hyper::upgrade::on(&mut response).await.map_err(UpstreamError::Exchange)?;
+            let parts = upgraded.downcast::<TokioIo<TcpStream>>();
+            let parts = parts.map_err(|_| UpstreamError::Unexpected(StatusCode::SWITCHING_PROTOCOLS))?;
+            let (response, stream) = (response.map(|_| ()), parts.io.into_inner());
+            Ok(Upgrade::Open { response, stream, first: parts.read_buf })
+        };
+        tokio::time::timeout(OWN_ANSWER_TIME, asking).await.unwrap_or(Err(UpstreamError::Late))
     }
 
     /// Sends a request for a feed over a shared connection.

@@ -201,9 +201,14 @@ fn complete(mut new: Map<String, Value>, old: Option<&Stored>, author: &Author) 
         let scheme = new.get("password_scheme").and_then(Value::as_str);
         let hash = new.get("derived_key").and_then(Value::as_str);
         match hash {
+            // CouchDB of before 1.3 had its hash in this member.
+            None if new.get("password_sha").is_some_and(Value::is_string) => {}
             None => keep_secret(&mut new, old),
             Some(hash) if scheme == Some(password::SCHEME) && !password::is_acceptable(hash) => {
                 return Err(forbidden("doc.derived_key is no argon2id hash of reasonable cost"));
+            }
+            Some(_) if scheme == Some(password::PBKDF2) && !password::is_acceptable_pbkdf2(&new) => {
+                return Err(forbidden("doc.derived_key is no pbkdf2 hash of reasonable cost"));
             }
             Some(_) => {}
         }

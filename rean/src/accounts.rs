@@ -63,7 +63,7 @@ impl Accounts {
     /// Follows the commits to `_users` through the hub.
     pub fn open(store: &Store, hub: &Arc<Hub>) -> Self {
         let shared = Arc::new(Shared::default());
-        hub.set_hook(Arc::clone(&shared) as Arc<dyn CommitHook>);
+        hub.add_hook(Arc::clone(&shared) as Arc<dyn CommitHook>);
         Self { users: store.db("_users"), shared, hashing: Semaphore::new(HASHING_AT_ONCE) }
     }
 
@@ -262,7 +262,7 @@ async fn prepare(pod: &Arc<Pod>, target: &Target, mut edit: Edit, replicated: bo
         }
         Plan::Written { mut body, password } => {
             if let Some(password) = password {
-                let hash = hash(pod, password).await?;
+                let hash = hash_password(pod, password).await?;
                 account_doc::set_hash(&mut body, hash);
             }
             body
@@ -272,7 +272,11 @@ async fn prepare(pod: &Arc<Pod>, target: &Target, mut edit: Edit, replicated: bo
     Ok(edit)
 }
 
-async fn hash(pod: &Arc<Pod>, password: String) -> Result<String, ApiError> {
+/// Hashes a password: slow on purpose, and a few at once.
+///
+/// # Errors
+/// When the server stops, or the system has no randomness.
+pub async fn hash_password(pod: &Arc<Pod>, password: String) -> Result<String, ApiError> {
     let permit = pod.accounts.hashing.acquire().await.map_err(|_| crate::pod::stopped())?;
     let hash = tokio::task::spawn_blocking(move || password::hash(&password))
         .await

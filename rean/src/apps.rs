@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::hub::News;
+use crate::node_config;
 use crate::pod::Pod;
 use crate::ring::{app_w, config_doc, databases, divergence, instructions, status};
 use crate::workers::Stop;
@@ -49,6 +50,7 @@ pub fn check(edit: &Edit, author: &Author, replicated: bool) -> Result<(), ApiEr
         return Ok(());
     }
     config_doc::check(edit)?;
+    node_config::check(edit)?;
     if !edit.id.starts_with(PREFIX) {
         return Ok(());
     }

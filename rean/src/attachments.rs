@@ -170,7 +170,7 @@ async fn put(
 async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<BlobRef, ApiError> {
     use futures_util::StreamExt;
     let declared: Option<u64> = request.header(CONTENT_LENGTH).and_then(|text| text.parse().ok());
-    if declared.is_some_and(|length| length > pod.limits.max_attachment_bytes) {
+    if declared.is_some_and(|length| length > pod.settings.get().max_attachment_bytes) {
         return Err(ApiError::body_too_large());
     }
     let expected = content_md5(&request)?;

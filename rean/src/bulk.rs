@@ -51,7 +51,7 @@ pub async fn bulk_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resu
     target.require_write()?;
     let text = read_json(pod, &request.headers, request.body).await?;
     let (docs, mode) = aside(text.len(), move || parse(&text)).await??;
-    let largest = pod.limits.max_document_bytes;
+    let largest = pod.settings.get().max_document_bytes;
     let is_too_large = |doc: &IncomingDoc| doc.body.len() > largest && !edit_in::is_taken(&target);
     if let Some((id, _)) = docs.iter().find(|(_, doc)| is_too_large(doc)) {
         return Err(ApiError::document_too_large(id));

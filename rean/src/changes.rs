@@ -18,6 +18,8 @@ use serde_json::Value;
 use crate::body_in;
 use crate::error::ApiError;
 use crate::feed_body::{self, Guard, Run};
+use crate::functions::filters::{Function, FunctionFilter};
+use crate::functions::req::{Asked, Sent};
 use crate::pod::Pod;
 use crate::query::Query;
 use crate::render::{self, AttachmentForm};
@@ -46,6 +48,9 @@ pub enum Form {
     Continuous,
     /// The same as server-sent events.
     EventSource,
+    /// A line a change among other feeds of one connection ([`crate::feeds`]); a line `{"caught_up":"SEQ"}` each time that
+    /// there is nothing more to read.
+    Shared,
 }
 
 /// Which changes are given.
@@ -59,6 +64,8 @@ pub enum Filter {
     Selector(Box<Selector>),
     /// Those of design documents.
     Design,
+    /// Those that a function lets through.
+    Function(FunctionFilter),
 }
 
 /// What is asked for, beyond the database and the place to start from.
@@ -89,11 +96,22 @@ pub struct Options {
 /// `GET` and `POST /db/_changes`.
 ///
 /// # Errors
-/// 401, 403 and 404 as the target says; 400 for malformed parameters and for a `since` that isn't ours; 404 and 501 for
-/// filters in design documents.
+/// 401, 403 and 404 as the target says; 400 for malformed parameters and for a `since` that isn't ours; 404 for filters
+/// that no design document has, and what a filter function throws with the first documents.
 pub async fn changes(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    let head = request.head;
+    let (form, run) = open(pod, who, request).await?;
+    Ok(answer(form, if head { Body::empty() } else { feed_body::body(run) }))
+}
+
+/// A feed as a request asks for it, not yet begun.
+///
+/// # Errors
+/// As [`changes`].
+pub async fn open(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<(Form, Box<Run>), ApiError> {
     let target = resolve(pod, who, request.db_name())?;
     target.require_read()?;
+    let asked = Asked::of(&request);
     let body = if request.method == Method::POST {
         let text = body_in::read_json(pod, &request.headers, request.body).await?;
         if text.len() > MAX_FILTER_BYTES {
@@ -105,13 +123,18 @@ pub async fn changes(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result
     };
     let last_event = request.headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let since = since(&request.query, last_event);
-    let options = options(&target, &request.query, &body)?;
-    let form = options.form;
-    let run = start(pod, who, target, since, options)?;
-    if request.head {
-        return Ok(answer(form, Body::empty()));
+    let mut options = options(&request.query, &body, &|function, design, sent| {
+        FunctionFilter::new(pod, &target, design, function, || asked.object(pod, &target, None, sent))
+    })?;
+    if request.shared {
+        options.form = Form::Shared;
     }
-    Ok(answer(form, feed_body::body(run)))
+    let form = options.form;
+    let mut run = start(pod, who, target, since, options)?;
+    if !request.head {
+        run.try_filter().await?;
+    }
+    Ok((form, run))
 }
 
 fn answer(form: Form, body: Body) -> Response {
@@ -150,7 +173,10 @@ fn since(query: &Query, last_event: Option<&str>) -> Since {
     }
 }
 
-fn options(target: &Target, query: &Query, body: &[u8]) -> Result<Options, ApiError> {
+/// Finds the function of a design document: which, in which one, and the body that it is to see.
+type FindFunction<'a> = &'a dyn Fn(Function, &str, Sent) -> Result<FunctionFilter, ApiError>;
+
+fn options(query: &Query, body: &[u8], find: FindFunction<'_>) -> Result<Options, ApiError> {
     let form = match query.get("feed") {
         None | Some("normal") => Form::Normal,
         Some("longpoll") => Form::Longpoll,
@@ -166,6 +192,13 @@ fn options(target: &Target, query: &Query, body: &[u8]) -> Result<Options, ApiEr
         Some(_) => return Err(ApiError::query("`style` must be main_only or all_docs")),
     };
     let attachments = query.flag("attachments")?;
+    let filter = filter(query, body, find)?;
+    let given_bytes = body.len() + query.get("doc_ids").map_or(0, str::len);
+    let filter_bytes = match &filter {
+        // A function's request is kept as text.
+        Filter::Function(function) => function.bytes(),
+        _ => given_bytes * FILTER_GROWTH,
+    };
     Ok(Options {
         form,
         limit: query.u64("limit")?.unwrap_or(u64::MAX),
@@ -177,8 +210,8 @@ fn options(target: &Target, query: &Query, body: &[u8]) -> Result<Options, ApiEr
             attachments: if attachments { AttachmentForm::Inline } else { AttachmentForm::Stub },
             ..render::Options::default()
         },
-        filter: filter(target, query, body)?,
-        filter_bytes: (body.len() + query.get("doc_ids").map_or(0, str::len)) * FILTER_GROWTH,
+        filter,
+        filter_bytes,
         heartbeat: heartbeat(query)?,
         timeout: Duration::from_millis(query.u64("timeout")?.unwrap_or(TIMEOUT_MS).min(TIMEOUT_MS)),
     })
@@ -196,12 +229,16 @@ fn heartbeat(query: &Query) -> Result<Option<Duration>, ApiError> {
     Ok(Some(Duration::from_millis(ms)))
 }
 
-fn filter(target: &Target, query: &Query, body: &[u8]) -> Result<Filter, ApiError> {
+fn filter(query: &Query, body: &[u8], find: FindFunction<'_>) -> Result<Filter, ApiError> {
     let object = || -> Result<Value, ApiError> {
         if body.is_empty() {
             return Ok(Value::Null);
         }
         serde_json::from_slice(body).map_err(|_| ApiError::invalid_json())
+    };
+    let function = |function: Function, design: &str| -> Result<Filter, ApiError> {
+        let sent = if body.is_empty() { Sent::Nothing } else { Sent::Json(object()?) };
+        find(function, design, sent).map(Filter::Function)
     };
     match query.get("filter") {
         None | Some("") => {
@@ -228,13 +265,13 @@ fn filter(target: &Target, query: &Query, body: &[u8]) -> Result<Filter, ApiErro
             let (design, name) = view
                 .split_once('/')
                 .ok_or_else(|| ApiError::bad_request("`view` filter parameter is not provided or not design/view"))?;
-            Err(function_filter(target, design, "views", name)?)
+            function(Function::View(name.to_owned()), design)
         }
         Some(other) => {
             let (design, name) = other
                 .split_once('/')
                 .ok_or_else(|| ApiError::bad_request("filter parameter must be of the form `designname/filtername`"))?;
-            Err(function_filter(target, design, "filters", name)?)
+            function(Function::Filter(name.to_owned()), design)
         }
     }
 }
@@ -244,28 +281,6 @@ fn doc_ids(ids: &Value) -> Result<Filter, ApiError> {
     let ids = ids.as_array().ok_or_else(malformed)?;
     let ids: Option<HashSet<Box<str>>> = ids.iter().map(|id| id.as_str().map(Into::into)).collect();
     ids.map(Filter::DocIds).ok_or_else(malformed)
-}
-
-/// Filters and views of design documents can't run yet: what to say instead.
-fn function_filter(target: &Target, design: &str, kind: &str, name: &str) -> Result<ApiError, ApiError> {
-    let doc = target.db.doc(&target.scope, &format!("_design/{design}"))?;
-    let body = match doc {
-        Some(doc) if !doc.winner().deleted => match doc.winner().body {
-            Some(at) => target.db.body(at)?,
-            None => None,
-        },
-        _ => return Ok(ApiError::missing()),
-    };
-    let body: Value = body.and_then(|body| serde_json::from_slice(&body.json).ok()).unwrap_or_default();
-    Ok(if body.get(kind).and_then(|all| all.get(name)).is_none() {
-        ApiError::not_found(format!("missing json key: {}", clip(name)))
-    } else {
-        ApiError::not_implemented("Filters in design documents can't run yet: use _selector or _doc_ids.")
-    })
-}
-
-fn clip(text: &str) -> String {
-    text.chars().take(80).collect()
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ use serde::Deserialize;
 
 /// A shorter silence than this is none: a machine under load keeps a program waiting for as long.
 const MIN_SILENCE_MS: u64 = 100;
+/// What a function may be given: less than ten milliseconds is no time for a collection of garbage, and after a minute
+/// clients have gone.
+const FUNCTION_MS: std::ops::RangeInclusive<u64> = 10..=60_000;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -51,6 +54,9 @@ pub struct Limits {
     /// How long a write master of a ring goes on without a word from adea, in milliseconds, 100 or more. adea speaks four
     /// times a second; if it is gone, so is this pod's voice in the ring, and the others choose another master.
     pub max_silence_ms: u64,
+    /// CPU time of one call of a design document's function with one document, in milliseconds, 10 to 60,000 (CouchDB's
+    /// `os_process_timeout`, same default).
+    pub max_function_ms: u64,
 }
 
 impl Default for Limits {
@@ -62,6 +68,7 @@ impl Default for Limits {
             max_bodies_bytes: 256 << 20,
             max_connections: 20_000,
             max_silence_ms: 2_000,
+            max_function_ms: 5_000,
         }
     }
 }
@@ -143,6 +150,9 @@ impl Config {
         }
         if limits.max_connections == 0 {
             return Err(value("limits.max_connections", "must be at least 1"));
+        }
+        if !FUNCTION_MS.contains(&limits.max_function_ms) {
+            return Err(value("limits.max_function_ms", "must be from 10 to 60000"));
         }
         if limits.max_silence_ms < MIN_SILENCE_MS {
             return Err(value("limits.max_silence_ms", "must be at least 100"));

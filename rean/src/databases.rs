@@ -12,13 +12,17 @@ use serde_json::{Value, json};
 
 use crate::body_in;
 use crate::error::ApiError;
-pub use crate::maintenance::{compact, ensure_full_commit, purge, revs_limit, security};
+pub use crate::find::{find, index};
+pub use crate::maintenance::{
+    compact, ensure_full_commit, partition, purge, purged_infos_limit, reload_query_servers, revs_limit, security,
+};
 use crate::pod::{Pod, SYSTEM_DATABASES};
 use crate::render;
 use crate::ring::databases as documents;
 use crate::route::{Request, Response};
+use crate::security;
 pub use crate::server_info::{active_tasks, membership, root, session, store, uuids, workers};
-pub use crate::stubs::{design_other, find, index, other, view};
+pub use crate::stubs::design_other;
 use crate::target::{PERSONAL, SEPARATOR, Target, named_by, require_server_admin, resolve};
 
 /// What stands for the one node of a pod where CouchDB names nodes.
@@ -27,8 +31,6 @@ pub const NODE: &str = "adea@localhost";
 pub const INSTANCE_START_TIME: &str = "0";
 /// Bytes of a database's name; CouchDB's bound.
 const MAX_NAME_BYTES: usize = 238;
-/// Databases that one `_dbs_info` describes; CouchDB's bound.
-const MAX_INFOS: usize = 100;
 /// The form of `disk_format_version` that CouchDB 3 has; it means nothing here.
 const DISK_FORMAT_VERSION: u32 = 8;
 
@@ -40,9 +42,16 @@ pub async fn create(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<
     require_server_admin(who)?;
     let name = request.db_name().to_owned();
     check_name(&name)?;
+    if request.query.flag("partitioned")? {
+        return Err(ApiError::not_implemented("Partitioned databases are not there: make it without `partitioned`."));
+    }
     let kind = if request.query.flag("access")? { DbKind::App } else { DbKind::Plain };
     let location = format!("/{}", utf8_percent_encode(&name, NON_ALPHANUMERIC_BUT_PLAIN));
     documents::make(pod, &name, kind).await?;
+    if kind == DbKind::Plain && pod.settings.get().open_databases && !SYSTEM_DATABASES.contains(&name.as_str()) {
+        let db = pod.store.db(&name).ok_or_else(ApiError::no_database)?;
+        documents::set_security(pod, &db, security::check(b"{}")?).await?;
+    }
     let mut response = ok(StatusCode::CREATED);
     if let Ok(location) = HeaderValue::try_from(location) {
         response.headers_mut().insert(LOCATION, location);
@@ -137,12 +146,14 @@ fn describe(target: &Target) -> Value {
     })
 }
 
-/// `GET /_all_dbs`, for administrators.
+/// `GET /_all_dbs`, for administrators unless a setting opens it.
 ///
 /// # Errors
 /// 401 for others; 400 for malformed parameters.
 pub async fn all_dbs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
-    require_server_admin(who)?;
+    if pod.settings.get().admin_only_all_dbs {
+        require_server_admin(who)?;
+    }
     let names = listed(pod, &request)?;
     Ok(json_line(StatusCode::OK, &json!(names)))
 }
@@ -155,9 +166,13 @@ fn listed(pod: &Pod, request: &Request) -> Result<Vec<String>, ApiError> {
             Some(text) => crate::query::parse_json(names[0], text).map(Some),
         }
     };
-    let (mut low, mut high) = (key(["startkey", "start_key"])?, key(["endkey", "end_key"])?);
+    let only = key(["key", "key"])?;
+    let (mut low, mut high) = match &only {
+        Some(name) => (Some(name.clone()), Some(name.clone())),
+        None => (key(["startkey", "start_key"])?, key(["endkey", "end_key"])?),
+    };
     let descending = query.flag("descending")?;
-    let inclusive_end = query.bool("inclusive_end")?.unwrap_or(true);
+    let inclusive_end = only.is_some() || query.bool("inclusive_end")?.unwrap_or(true);
     let end = high.clone();
     if descending {
         std::mem::swap(&mut low, &mut high);
@@ -193,8 +208,8 @@ pub async fn dbs_info(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
         let text = body_in::read_json(pod, &request.headers, request.body).await?;
         let asked: Asked =
             serde_json::from_slice(&text).map_err(|_| ApiError::bad_request("`keys` member must exist."))?;
-        if asked.keys.len() > MAX_INFOS {
-            return Err(ApiError::bad_request("`keys` has too many database names"));
+        if asked.keys.len() > pod.settings.get().max_dbs_info {
+            return Err(ApiError::bad_request("too_many_keys"));
         }
         asked.keys
     } else {

@@ -255,7 +255,12 @@ pub async fn copy(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     if id.starts_with("_local/") {
         return Err(ApiError::bad_request("_local documents can't be copied to"));
     }
-    let (_, rev) = find(&target, source, &request.query)?;
+    let (_, rev) = match given_rev(&request)? {
+        Some(rev) if request.query.get("rev").is_none() => {
+            target.db.revision(&target.scope, source, &rev)?.ok_or_else(ApiError::missing)?
+        }
+        _ => find(&target, source, &request.query)?,
+    };
     let (json, stored) = match rev.body {
         None => (Bytes::from_static(b"{}"), Vec::new()),
         Some(at) => {

@@ -21,6 +21,7 @@ use rean_store::{AttachmentEdit, AttachmentEditSource, BlobRef, Db, Edit, Mode, 
 use crate::accounts;
 use crate::body_in::{self, Limited};
 use crate::error::ApiError;
+use crate::functions::{check, validate};
 use crate::multipart::{Multipart, MultipartError, boundary_of};
 use crate::pod::Pod;
 use crate::ring::{brought, config_doc};
@@ -76,12 +77,12 @@ pub async fn aside<T: Send + 'static>(
 
 async fn read_related(pod: &Pod, target: &Target, content_type: &str, body: Body) -> Result<Incoming, ApiError> {
     let boundary = boundary_of(content_type).map_err(multipart_error)?;
-    let limits = &pod.limits;
+    let (limits, settings) = (&pod.limits, pod.settings.get());
     // One bound for the document and all of its attachments together. What another pod has taken, it may have taken one
     // attachment after the other.
     let (max_document_bytes, attached) = match is_taken(target) {
         true => (limits.max_body_bytes, limits.max_attachment_bytes.saturating_mul(MAX_ATTACHMENTS as u64)),
-        false => (limits.max_document_bytes, limits.max_attachment_bytes),
+        false => (settings.max_document_bytes, settings.max_attachment_bytes),
     };
     let max = attached.saturating_add(limits.max_body_bytes as u64);
     let mut parts = Multipart::new(Limited::new(body, max), &boundary);
@@ -164,7 +165,7 @@ impl Upload {
                 ));
             }
         };
-        Ok(Self { blob: db.blob_writer(), decoder, left: pod.limits.max_attachment_bytes })
+        Ok(Self { blob: db.blob_writer(), decoder, left: pod.settings.get().max_attachment_bytes })
     }
 
     /// Adds bytes.
@@ -302,7 +303,7 @@ pub fn is_taken(target: &Target) -> bool {
 
 /// Refuses what other pods could not be told of in one piece: a document's text, and what is said of its attachments.
 fn check_size(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
-    if edit.body.len() > pod.limits.max_document_bytes {
+    if edit.body.len() > pod.settings.get().max_document_bytes {
         return Err(ApiError::document_too_large(&edit.id));
     }
     if edit.attachments.len() > MAX_ATTACHMENTS {
@@ -335,6 +336,43 @@ pub async fn write_all(
     for edit in &edits {
         target.require_write_doc(&edit.id)?;
     }
+    if mode == Mode::Interactive && edits.iter().any(check::is_needed) {
+        return write_designs(pod, target, edits).await;
+    }
+    write_checked(pod, target, edits, mode).await
+}
+
+/// Writes edits of which some are of design documents: what is no design document is refused first.
+async fn write_designs(
+    pod: &Arc<Pod>,
+    target: &Target,
+    edits: Vec<Edit>,
+) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
+    let designs = pod.designs.of(&target.db)?;
+    let (mut results, mut allowed) = (Vec::new(), Vec::new());
+    for edit in edits {
+        let checked = match check::is_needed(&edit) {
+            true => check::check(pod, &designs, target.db.instance(), &edit).await,
+            false => Ok(()),
+        };
+        match checked {
+            Ok(()) => {
+                allowed.push(edit);
+                results.push(None);
+            }
+            Err(error) => results.push(Some(Err(error))),
+        }
+    }
+    let mut written = write_checked(pod, target, allowed, Mode::Interactive).await?.into_iter();
+    Ok(results.into_iter().map(|refused| refused.or_else(|| written.next()).unwrap_or_else(no_result)).collect())
+}
+
+async fn write_checked(
+    pod: &Arc<Pod>,
+    target: &Target,
+    edits: Vec<Edit>,
+    mode: Mode,
+) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
     let fits = |edit: &Edit| match target.system {
         _ if is_taken(target) => Ok(()),
         System::Ring => check_size(pod, edit).and_then(|()| config_doc::check_electable(pod, edit)),
@@ -372,12 +410,14 @@ async fn submit(
     if edits.is_empty() {
         return Ok(Vec::new());
     }
-    let notices = pod.design.notices(&target.db, &edits);
+    if !is_taken(target) {
+        let designs = pod.designs.of(&target.db)?;
+        if validate::is_needed(&designs) {
+            return validate::write(pod, target, &designs, edits, mode).await;
+        }
+    }
     let write = Write { edits, author: target.author.clone(), mode };
     let results = pod.write(&target.db, write).await?;
-    for (_, notice) in notices.iter().filter(|(place, _)| results.get(*place).is_some_and(Result::is_ok)) {
-        pod.design.tell(&target.db, notice);
-    }
     if mode == Mode::Replicated {
         brought::take_up(pod, target, &results).await;
     }

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use axum::body::Body;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use rean_script::ScriptError;
 use rean_store::document::DocumentError;
 use rean_store::json::push_string;
 use rean_store::{FeedError, StoreError, WriteError};
@@ -196,6 +197,36 @@ impl From<WriteError> for ApiError {
         }
         let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self::new(status, error.error(), error.reason())
+    }
+}
+
+/// What a function of a design document did wrong, as CouchDB tells it. What a function throws as `["error", name,
+/// reason]` has the status of that name.
+impl From<ScriptError> for ApiError {
+    fn from(error: ScriptError) -> Self {
+        let reason = error.to_string();
+        match error {
+            ScriptError::Compile { .. } => Self::new(StatusCode::BAD_REQUEST, "compilation_error", reason),
+            ScriptError::Threw { error, message, .. } => {
+                let status = match error.as_str() {
+                    "bad_request" => StatusCode::BAD_REQUEST,
+                    "unauthorized" => StatusCode::UNAUTHORIZED,
+                    "forbidden" => StatusCode::FORBIDDEN,
+                    "not_found" => StatusCode::NOT_FOUND,
+                    "method_not_allowed" => StatusCode::METHOD_NOT_ALLOWED,
+                    "conflict" => StatusCode::CONFLICT,
+                    _ => StatusCode::INTERNAL_SERVER_ERROR,
+                };
+                Self::new(status, error, message)
+            }
+            ScriptError::Missing { .. } => Self::not_found(reason),
+            ScriptError::BadResult { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "render_error", reason),
+            ScriptError::Resting { .. } | ScriptError::Busy | ScriptError::Closed => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", reason)
+            }
+            // CouchDB's word for a function that its process did not survive.
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "os_process_error", reason),
+        }
     }
 }
 

@@ -5,6 +5,9 @@
 //! sent: a slow listener costs a place in the store's sequence, not memory. Before each piece it asks whether its
 //! reader's rights have changed since it began; if so, it ends.
 
+mod sift;
+
+use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -14,13 +17,13 @@ use bytes::Bytes;
 use futures_util::stream;
 use rean_store::json::push_string;
 use rean_store::{Change, Feed, FeedRow, Offer, Scope, Since, StoreError};
-use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::accounts::AccountWatch;
 use crate::aside::aside;
 use crate::changes::{Filter, Form, Options};
 use crate::error::ApiError;
+use crate::feed_body::sift::{Batch, Shown};
 use crate::hub::{News, Place, Subscription};
 use crate::page_body::Out;
 use crate::pod::Pod;
@@ -29,6 +32,8 @@ use crate::target::Target;
 
 /// Rows that are read from the store at once.
 const PAGE_ROWS: usize = 200;
+/// Live changes that a function sees at once.
+const LIVE_AT_ONCE: usize = 100;
 /// The longest serialized row that all listeners share, in bytes. The hub keeps 1,024 changes of a database, so the rows
 /// that hang on them take at most 16 MiB twice.
 const MAX_SHARED_BYTES: usize = 16 * 1024;
@@ -80,6 +85,8 @@ pub struct Run {
     out: Out,
     /// What is left of the page that was read last.
     rows: std::vec::IntoIter<FeedRow>,
+    /// Rows of the page that the filter has seen, and what is to be shown of them.
+    sifted: VecDeque<(FeedRow, Shown)>,
     /// How many rows were given.
     sent: u64,
     /// The sequence of the last row that was given or left out by the filter.
@@ -93,6 +100,17 @@ enum Source {
     Back(Option<rean_store::Seq>),
 }
 
+/// What became of the rows that were there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// They were given.
+    All,
+    /// There is enough to send, or as many as were wanted.
+    Some,
+    /// The reader's rights have changed meanwhile.
+    Lost,
+}
+
 /// Why a feed was cut off.
 #[derive(Debug, thiserror::Error)]
 pub enum CutOff {
@@ -102,6 +120,9 @@ pub enum CutOff {
     /// A document could not be given.
     #[error("the feed was cut off: {0}")]
     Document(String),
+    /// The filter is a function, and failed.
+    #[error("the feed was cut off: its filter failed: {}", .0.cause())]
+    Filter(Box<ApiError>),
     /// The reader's rights changed while a feed was read that can't end early.
     #[error("the feed was cut off: its reader's rights have changed")]
     Rights,
@@ -138,6 +159,7 @@ impl Run {
             phase: Phase::Head,
             out: Out::default(),
             rows: Vec::new().into_iter(),
+            sifted: VecDeque::new(),
             sent: 0,
             last_seq: None,
             last_output: Instant::now(),
@@ -145,7 +167,10 @@ impl Run {
     }
 
     /// The next piece; `None` after the last one.
-    async fn next(&mut self) -> Result<Option<Bytes>, CutOff> {
+    ///
+    /// # Errors
+    /// When the feed is cut off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CutOff> {
         loop {
             let full = self.out.is_full() || matches!(self.phase, Phase::Wait | Phase::Done);
             if full && let Some(piece) = self.out.next_chunk(&self.target.db)? {
@@ -157,7 +182,7 @@ impl Run {
                     self.head();
                     self.phase = Phase::Read;
                 }
-                Phase::Read => self.read()?,
+                Phase::Read => self.read().await?,
                 Phase::Wait => self.wait().await?,
                 Phase::Tail => {
                     self.tail();
@@ -182,19 +207,68 @@ impl Run {
         }
     }
 
+    /// Lets a filter that is a function see the first documents, so that its error becomes the answer.
+    ///
+    /// # Errors
+    /// What the function threw, or the store.
+    pub async fn try_filter(&mut self) -> Result<(), ApiError> {
+        if !matches!(self.options.filter, Filter::Function(_)) || !self.guard.holds() {
+            return Ok(());
+        }
+        self.rows = self.page()?.into_iter();
+        match self.sift().await {
+            Ok(()) => Ok(()),
+            Err(CutOff::Filter(error)) => Err(*error),
+            Err(CutOff::Store(error)) => Err(error.into()),
+            Err(other) => Err(ApiError::internal("the feed could not be read").with_cause(other)),
+        }
+    }
+
     /// Rows from the store, until there is enough to send.
-    fn read(&mut self) -> Result<(), CutOff> {
+    async fn read(&mut self) -> Result<(), CutOff> {
         if !self.guard.holds() {
             return self.lost();
         }
-        while self.sent < self.options.limit && !self.out.is_full() {
-            let Some(row) = self.rows.next() else {
-                return self.next_page();
-            };
-            self.row(row)?;
+        match self.give().await? {
+            Given::All => self.next_page(),
+            Given::Lost => self.lost(),
+            Given::Some => {
+                if self.sent >= self.options.limit {
+                    self.phase = Phase::Tail;
+                }
+                Ok(())
+            }
         }
-        if self.sent >= self.options.limit {
-            self.phase = Phase::Tail;
+    }
+
+    /// Gives the rows that are there, until there is enough to send.
+    async fn give(&mut self) -> Result<Given, CutOff> {
+        while self.sent < self.options.limit && !self.out.is_full() {
+            match self.sifted.pop_front() {
+                Some((row, shown)) => self.row(row, &shown)?,
+                None if self.rows.len() == 0 => return Ok(Given::All),
+                None => {
+                    self.sift().await?;
+                    // A function takes its time.
+                    if !self.guard.holds() {
+                        return Ok(Given::Lost);
+                    }
+                }
+            }
+        }
+        Ok(Given::Some)
+    }
+
+    /// Shows some of the rows to the filter.
+    async fn sift(&mut self) -> Result<(), CutOff> {
+        if let Filter::Function(function) = &self.options.filter {
+            let batch = Batch::gather(&self.target, self.options.all_leaves, function, &mut self.rows)?;
+            // In a box, so that a feed without such a filter has no room for it.
+            let answered = Box::pin(batch.ask(function)).await?;
+            self.sifted.extend(answered);
+        } else if let Some(row) = self.rows.next() {
+            let shown = sift::shown(&self.target, &self.options, &row)?;
+            self.sifted.push_back((row, shown));
         }
         Ok(())
     }
@@ -205,6 +279,7 @@ impl Run {
         if self.rows.len() == 0 && !more {
             let done = !self.options.waits() || (self.options.form == Form::Longpoll && self.sent > 0);
             self.phase = if done { Phase::Tail } else { Phase::Wait };
+            self.caught_up();
             self.rows = Vec::new().into_iter();
             return Ok(());
         }
@@ -216,6 +291,19 @@ impl Run {
             self.last_output = Instant::now();
         }
         Ok(())
+    }
+
+    /// Tells a client with many feeds that this one has come to where it waits, and its place.
+    fn caught_up(&mut self) {
+        if self.options.form != Form::Shared || self.phase != Phase::Wait {
+            return;
+        }
+        if let Source::Forward(feed) = &self.source {
+            let token = feed.token();
+            self.out.text.extend_from_slice(b"{\"caught_up\":");
+            push_string(&mut self.out.text, &token);
+            self.out.text.extend_from_slice(b"}\n");
+        }
     }
 
     fn page(&mut self) -> Result<Vec<FeedRow>, StoreError> {
@@ -277,20 +365,18 @@ impl Run {
                 return Ok(());
             }
         }
-        self.take()
+        self.take().await
     }
 
     /// Takes what the hub has.
-    fn take(&mut self) -> Result<(), CutOff> {
+    async fn take(&mut self) -> Result<(), CutOff> {
         let mut changes = Vec::new();
         match self.guard.news.take(&mut changes) {
             News::Ended => return self.lost(),
             News::Missed => self.phase = Phase::Read,
             News::Changes => {
-                for change in &changes {
-                    if !self.offer(change)? {
-                        break;
-                    }
+                if self.give_live(&changes).await? == Given::Lost {
+                    return self.lost();
                 }
             }
         }
@@ -301,25 +387,38 @@ impl Run {
         Ok(())
     }
 
-    /// Whether to go on with the next change.
-    fn offer(&mut self, change: &Arc<Change>) -> Result<bool, CutOff> {
-        let Source::Forward(feed) = &mut self.source else {
-            return Ok(false);
-        };
-        match feed.offer(change) {
-            Offer::Row(row) => self.row(row)?,
-            Offer::Skipped => {}
-            Offer::Gap => {
+    async fn give_live(&mut self, changes: &[Arc<Change>]) -> Result<Given, CutOff> {
+        let at_once = if matches!(self.options.filter, Filter::Function(_)) { LIVE_AT_ONCE } else { 1 };
+        for some in changes.chunks(at_once) {
+            let gap = self.offer(some);
+            let given = self.give().await?;
+            if gap || given == Given::Some {
+                // Many large documents at once are read from the store, page by page, as the listener takes them.
                 self.phase = Phase::Read;
-                return Ok(false);
+            }
+            if gap || given != Given::All {
+                return Ok(given);
             }
         }
-        // Many large documents at once are read from the store, page by page, as the listener takes them.
-        if self.out.is_full() {
-            self.phase = Phase::Read;
-            return Ok(false);
-        }
-        Ok(self.sent < self.options.limit)
+        Ok(Given::All)
+    }
+
+    /// Makes live changes this feed's rows; says whether there is a gap before the rest of them.
+    fn offer(&mut self, changes: &[Arc<Change>]) -> bool {
+        let Source::Forward(feed) = &mut self.source else {
+            return true;
+        };
+        let mut rows = Vec::new();
+        let gap = changes.iter().any(|change| match feed.offer(change) {
+            Offer::Row(row) => {
+                rows.push(row);
+                false
+            }
+            Offer::Skipped => false,
+            Offer::Gap => true,
+        });
+        self.rows = rows.into_iter();
+        gap
     }
 
     fn beat(&mut self) {
@@ -330,8 +429,8 @@ impl Run {
         self.out.text.extend_from_slice(beat);
     }
 
-    fn row(&mut self, row: FeedRow) -> Result<(), CutOff> {
-        if !self.passes(&row)? {
+    fn row(&mut self, row: FeedRow, shown: &Shown) -> Result<(), CutOff> {
+        if *shown == Shown::Nothing {
             self.last_seq = Some(row.seq_token);
             return Ok(());
         }
@@ -344,7 +443,7 @@ impl Run {
         text.extend_from_slice(b"{\"seq\":");
         push_string(text, &row.seq_token);
         text.push(b',');
-        self.push_tail(&row)?;
+        self.push_tail(&row, shown)?;
         let text = &mut self.out.text;
         match self.options.form {
             Form::EventSource => {
@@ -352,7 +451,7 @@ impl Run {
                 text.extend_from_slice(row.seq_token.as_bytes());
                 text.extend_from_slice(b"\n\n");
             }
-            Form::Continuous => text.push(b'\n'),
+            Form::Continuous | Form::Shared => text.push(b'\n'),
             _ => {}
         }
         self.sent += 1;
@@ -361,7 +460,7 @@ impl Run {
     }
 
     /// What comes after the sequence. Listeners who see the same take it from the change, where the first one put it.
-    fn push_tail(&mut self, row: &FeedRow) -> Result<(), CutOff> {
+    fn push_tail(&mut self, row: &FeedRow, shown: &Shown) -> Result<(), CutOff> {
         let slot = row
             .change
             .as_ref()
@@ -372,7 +471,7 @@ impl Run {
             return Ok(());
         }
         let before = self.out.text.len();
-        push_id_and_revs(&mut self.out.text, row, self.options.all_leaves);
+        sift::push_id_and_revs(&mut self.out.text, row, self.options.all_leaves, shown);
         if self.options.include_docs {
             self.out.text.extend_from_slice(b",\"doc\":");
             self.push_doc(row)?;
@@ -407,24 +506,8 @@ impl Run {
         Ok(())
     }
 
-    fn passes(&self, row: &FeedRow) -> Result<bool, StoreError> {
-        Ok(match &self.options.filter {
-            Filter::All => true,
-            Filter::DocIds(ids) => ids.contains(&*row.id),
-            Filter::Design => row.id.starts_with("_design/"),
-            // Who lost the right to a document must be told, whatever they filter by; they could read it before.
-            Filter::Selector(_) if row.tomb => true,
-            Filter::Selector(selector) => {
-                let mut text = Vec::new();
-                push_plain_doc(&mut text, &self.target, row)?;
-                // What is nested too deeply for a tree matches no selector.
-                serde_json::from_slice::<Value>(&text).is_ok_and(|doc| selector.matches(&doc))
-            }
-        })
-    }
-
     fn tail(&mut self) {
-        let left = self.rows.len() as u64;
+        let left = (self.rows.len() + self.sifted.len()) as u64;
         let stopped_by_limit = self.sent >= self.options.limit;
         let (token, pending) = match &self.source {
             Source::Forward(feed) if stopped_by_limit => (feed.token(), feed.pending() + left),
@@ -440,28 +523,13 @@ impl Run {
         let text = &mut self.out.text;
         match self.options.form {
             Form::Normal | Form::Longpoll => text.extend_from_slice(b"\n],\n\"last_seq\":"),
-            Form::Continuous => text.extend_from_slice(b"{\"last_seq\":"),
+            Form::Continuous | Form::Shared => text.extend_from_slice(b"{\"last_seq\":"),
             // An event stream just ends, and its client comes back with the last event's id.
             Form::EventSource => return,
         }
         push_string(text, &last_seq);
         // Writing to a vector can't fail.
         let _ = writeln!(text, ",\"pending\":{pending}}}");
-    }
-}
-
-fn push_id_and_revs(out: &mut Vec<u8>, row: &FeedRow, all_leaves: bool) {
-    out.extend_from_slice(b"\"id\":");
-    push_string(out, &row.id);
-    out.extend_from_slice(b",\"changes\":[");
-    let shown = if all_leaves { row.revs.len() } else { 1 };
-    for (n, rev) in row.revs.iter().take(shown).enumerate() {
-        render::push_rev(out, if n == 0 { b"{\"rev\":" } else { b",{\"rev\":" }, rev);
-        out.push(b'}');
-    }
-    out.push(b']');
-    if row.deleted {
-        out.extend_from_slice(b",\"deleted\":true");
     }
 }
 

@@ -6,12 +6,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use http::StatusCode;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rean_store::{Change, Db, Observer};
 use tokio::sync::watch;
 
@@ -32,7 +31,7 @@ const MAX_FILTERS_BYTES: usize = 256 << 20;
 const MAX_FILTERS_BYTES_OF_ONE: usize = 16 << 20;
 /// With more listeners than this they are woken by another thread, so that the writer need not wait for that.
 const WOKEN_BY_WRITER: usize = 64;
-/// Told of each commit that touches a database, beside the feeds: the cache of accounts.
+/// Told of each commit that touches a database, beside the feeds: the caches of accounts and of design documents.
 pub trait CommitHook: Send + Sync {
     /// Called on the writer thread: must be quick and must not block.
     fn committed(&self, db: &Db, changes: &[Arc<Change>]);
@@ -51,7 +50,8 @@ pub struct Newest {
 pub struct Hub {
     channels: Mutex<HashMap<Arc<str>, Arc<Channel>>>,
     listeners: Mutex<Listeners>,
-    hook: OnceLock<Arc<dyn CommitHook>>,
+    /// Few, and added while the pod comes up.
+    hooks: RwLock<Vec<Arc<dyn CommitHook>>>,
     closed: AtomicBool,
     /// For those who follow all databases at once.
     newest: watch::Sender<Newest>,
@@ -105,16 +105,16 @@ impl Hub {
         Self {
             channels: Mutex::default(),
             listeners: Mutex::default(),
-            hook: OnceLock::new(),
+            hooks: RwLock::default(),
             closed: AtomicBool::new(false),
             newest: watch::Sender::default(),
             waker: started.is_ok().then_some(waker),
         }
     }
 
-    /// Has this told of each commit. The first one given counts.
-    pub fn set_hook(&self, hook: Arc<dyn CommitHook>) {
-        let _ = self.hook.set(hook);
+    /// Has this told of each commit from now on, after those that were added before.
+    pub fn add_hook(&self, hook: Arc<dyn CommitHook>) {
+        self.hooks.write().push(hook);
     }
 
     /// Follows the changes of all databases by their sequences.
@@ -237,7 +237,7 @@ impl Load {
 
 impl Observer for Hub {
     fn committed(&self, db: &Db, changes: &[Arc<Change>]) {
-        if let Some(hook) = self.hook.get() {
+        for hook in self.hooks.read().iter() {
             hook.committed(db, changes);
         }
         if let Some(last) = changes.last() {

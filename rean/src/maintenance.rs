@@ -18,7 +18,7 @@ use crate::render;
 use crate::ring::databases as documents;
 use crate::route::{Request, Response};
 use crate::security;
-use crate::target::{System, Target, resolve};
+use crate::target::{System, Target, require_server_admin, resolve};
 
 /// The most revisions of a branch that may be kept: each document may carry that many.
 const MAX_REVS_LIMIT: u64 = 10_000;
@@ -27,6 +27,9 @@ const MAX_PURGED_DOCS: usize = 1_000;
 /// revisions of all of them: CouchDB's bounds
 /// (<https://docs.couchdb.org/en/stable/config/misc.html#configuration-of-purge>), ten times as many documents.
 const MAX_PURGED_REVS: usize = 1_000;
+
+/// Purges that a database remembers; CouchDB's default.
+const PURGED_INFOS_LIMIT: u64 = 1_000;
 
 /// `GET` and `PUT /db/_security`.
 ///
@@ -74,6 +77,44 @@ pub async fn revs_limit(pod: &Arc<Pod>, who: &Identity, request: Request) -> Res
         .filter(|limit| (1..=MAX_REVS_LIMIT).contains(limit))
         .ok_or_else(|| ApiError::bad_request(format!("`_revs_limit` must be from 1 to {MAX_REVS_LIMIT}")))?;
     documents::set_revs_limit(pod, &target.db, limit).await?;
+    Ok(ok(StatusCode::OK))
+}
+
+/// `GET` and `PUT /db/_purged_infos_limit`: of so many purges an index that is behind can learn. It can't be changed.
+///
+/// # Errors
+/// 401 and 403 without the right; 400 for what is no number from 1; 501 for another number.
+pub async fn purged_infos_limit(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    let target = resolve(pod, who, request.db_name())?;
+    if request.method == Method::GET {
+        target.require_read()?;
+        return Ok(render::json(StatusCode::OK, format!("{PURGED_INFOS_LIMIT}\n")));
+    }
+    target.require_db_admin()?;
+    let text = body_in::read_any(pod, &request.headers, request.body).await?;
+    match serde_json::from_slice::<u64>(&text) {
+        Ok(PURGED_INFOS_LIMIT) => Ok(ok(StatusCode::OK)),
+        Ok(1..) => Err(ApiError::not_implemented(format!("A database remembers {PURGED_INFOS_LIMIT} purges."))),
+        _ => Err(ApiError::bad_request("`purge_infos_limit` must be positive integer")),
+    }
+}
+
+/// `/db/_partition/..`: no database here is partitioned.
+///
+/// # Errors
+/// Always: 400, or what the database's rights say.
+pub async fn partition(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    resolve(pod, who, request.db_name())?.require_read()?;
+    Err(ApiError::bad_request("database is not partitioned"))
+}
+
+/// `POST /_reload_query_servers`. Functions of design documents always run as they are stored, so there is nothing to do.
+///
+/// # Errors
+/// 401 for all but administrators.
+pub async fn reload_query_servers(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    require_server_admin(who)?;
+    body_in::read_json(pod, &request.headers, request.body).await?;
     Ok(ok(StatusCode::OK))
 }
 

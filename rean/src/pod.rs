@@ -8,19 +8,23 @@ use adea_ring::tls::{Credentials, TlsError};
 use adea_ring::{RingSecret, Signer};
 use rean_index::{IndexError, Indexes};
 use rean_script::{ScriptLimits, Scripts};
-use rean_store::{Db, DbKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written};
+use rean_store::{Base, Db, DbKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written};
 use tokio::sync::oneshot;
 
 use crate::accounts::Accounts;
+use crate::backup::Backups;
 use crate::body_in::BodyBudget;
 use crate::config::{Config, Limits};
-use crate::design::Design;
+use crate::designs::DesignCache;
 use crate::error::ApiError;
+use crate::feeds::Sockets;
 use crate::hub::Hub;
+use crate::node_config::Settings;
 use crate::replicate::Replications;
 use crate::ring::wire::Wire;
 use crate::ring::{Doors, Ring};
 use crate::tasks::Tasks;
+use crate::views::Views;
 
 /// The databases that a pod always has.
 pub const SYSTEM_DATABASES: [&str; 4] = ["_users", "_ring", "_pods", "_replicator"];
@@ -31,22 +35,30 @@ pub struct Pod {
     pub store: Store,
     /// Who waits for changes.
     pub hub: Arc<Hub>,
+    /// The connections with many feeds.
+    pub sockets: Arc<Sockets>,
     /// Background work and its progress.
     pub tasks: Tasks,
     /// Replications with other servers and between databases.
     pub replications: Replications,
     /// Accounts and their re-grants.
     pub accounts: Accounts,
-    /// Design documents whose functions are not run.
-    pub design: Design,
+    /// The design documents of each database.
+    pub designs: DesignCache,
     /// Runs the functions of design documents.
     pub scripts: Scripts,
     /// Views and Mango indexes.
     pub indexes: Indexes,
+    /// What requests for views share.
+    pub views: Views,
+    /// Backups under way.
+    pub backups: Backups,
     /// The memory that request bodies share.
     pub bodies: BodyBudget,
     /// Bounds on requests.
     pub limits: Limits,
+    /// CouchDB's server settings.
+    pub settings: Settings,
     /// The ring.
     pub ring: Ring,
     /// Who this server is, for `GET /` and the ids of replications: the same for the whole life of the ring.
@@ -93,13 +105,18 @@ impl Pod {
             keys: StoreKeys { chain: secret.key("chain"), bookmark: secret.key("bookmark") },
             observer: Arc::clone(&hub) as Arc<dyn rean_store::Observer>,
         })?;
+        // They wait for no flush, and can always be made again.
+        let indexes = Indexes::open_in(config.engine, &config.data_dir.join("indexes"))?;
+        // Before anything is written: what the indexes know of sequences that a crash took back must go.
+        indexes.settle(&store)?;
         for name in SYSTEM_DATABASES {
             if store.db(name).is_none() {
                 store.create_db(name, DbKind::Plain).map_err(|source| BootError::System { name, source })?;
             }
         }
-        let indexes = open_indexes(config)?;
         let accounts = Accounts::open(&store, &hub);
+        let designs = DesignCache::new(&hub);
+        let views = Views::new(&hub);
         let origin = Origin::new(config.pod_id.clone(), store.history()).map_err(|_| BootError::History)?;
         let ring = match config.ring_listen {
             Some(_) => Ring::member(origin, doors(config, secret)?),
@@ -108,15 +125,19 @@ impl Pod {
         Ok(Arc::new(Self {
             store,
             hub,
+            sockets: Arc::default(),
             tasks: Tasks::new(),
             replications: Replications::default(),
             accounts,
-            design: Design::default(),
-            scripts: Scripts::new(ScriptLimits::default()),
+            designs,
+            scripts: Scripts::new(ScriptLimits { time_ms: config.limits.max_function_ms, ..ScriptLimits::default() }),
             indexes,
+            views,
             ring,
+            backups: Backups::default(),
             bodies: BodyBudget::new(config.limits.max_bodies_bytes),
             limits: config.limits.clone(),
+            settings: Settings::new(&config.limits),
             uuid: hex::encode(&secret.key("uuid")[..16]),
             started: Instant::now(),
         }))
@@ -128,9 +149,23 @@ impl Pod {
     /// # Errors
     /// When nothing of the batch could be tried: the database is gone or the store failed.
     pub async fn write(&self, db: &Db, write: Write) -> Result<Vec<Result<Written, WriteError>>, ApiError> {
+        self.write_validated(db, write, Vec::new()).await
+    }
+
+    /// As [`Pod::write`], for edits that were validated, with what each of them stood on then.
+    ///
+    /// # Errors
+    /// As [`Pod::write`].
+    pub async fn write_validated(
+        &self,
+        db: &Db,
+        write: Write,
+        bases: Vec<Option<Base>>,
+    ) -> Result<Vec<Result<Written, WriteError>>, ApiError> {
         let (done, answer) = oneshot::channel();
-        db.submit(
+        db.submit_validated(
             write,
+            bases,
             Box::new(move |result| {
                 // Nobody listens any more when the client has gone; the write stands.
                 let _ = done.send(result);
@@ -150,12 +185,6 @@ impl Pod {
             None => Err(ApiError::internal("the store gave no result")),
         }
     }
-}
-
-/// Indexes have an engine and a journal of their own: they wait for no flush, and can always be made again.
-fn open_indexes(config: &Config) -> Result<Indexes, IndexError> {
-    let engine = rean_store::engine::open(config.engine, &config.data_dir.join("indexes"))?;
-    Indexes::open(engine)
 }
 
 fn doors(config: &Config, secret: &RingSecret) -> Result<Doors, TlsError> {

@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod documents;
 pub mod fault;
 pub mod feed;
+pub mod filter;
 pub mod job;
 pub mod moment;
 pub mod peer;

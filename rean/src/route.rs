@@ -8,6 +8,7 @@ use std::sync::Arc;
 use adea_ring::{Identity, PodId};
 use axum::body::Body;
 use http::{HeaderMap, HeaderName, Method, Uri};
+use hyper::upgrade::OnUpgrade;
 use percent_encoding::percent_decode_str;
 
 use crate::error::ApiError;
@@ -15,7 +16,11 @@ use crate::pod::{Pod, SYSTEM_DATABASES};
 pub use crate::query::Query;
 use crate::ring::port::FromPeer;
 use crate::ring::{command, feed, links, standing};
-use crate::{all_docs, attachments, bulk, bulk_get, changes, databases, docs, local_docs};
+use crate::target::require_server_admin;
+use crate::{
+    all_docs, attachments, backup, bulk, bulk_get, changes, cluster, databases, db_updates, docs, feeds, functions,
+    local_docs, node_config, replicate, views,
+};
 
 /// By this header the proxy names a request, in both logs and in the answer.
 pub const REQUEST_ID_HEADER: &str = "x-couch-request-id";
@@ -42,6 +47,10 @@ pub struct Request {
     pub headers: HeaderMap,
     /// The body, not yet read.
     pub body: Body,
+    /// The way to the connection itself, where the client asks for another protocol on it.
+    pub upgrade: Option<OnUpgrade>,
+    /// Whether it asks for one of many feeds of a connection.
+    pub shared: bool,
 }
 
 impl Request {
@@ -59,6 +68,8 @@ impl Request {
             head,
             segments,
             from_peer: parts.extensions.remove().map(|FromPeer(pod)| pod),
+            upgrade: parts.extensions.remove(),
+            shared: false,
             query: Query::parse(parts.uri.query())?,
             uri: parts.uri,
             headers: parts.headers,
@@ -149,9 +160,10 @@ pub async fn dispatch(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
     }
 }
 
-/// `_design/x` and `_local/x` are one name each, whether they came as one segment or as two.
+/// `_design/x` and `_local/x` are one name each, whether they came as one segment or as two. Below `_node`, `_local` is a
+/// node.
 fn join_prefixed(segments: &mut Vec<String>) {
-    if segments.len() >= 3 && matches!(segments[1].as_str(), "_design" | "_local") {
+    if segments.len() >= 3 && segments[0] != "_node" && matches!(segments[1].as_str(), "_design" | "_local") {
         let name = segments.remove(2);
         segments[1].push('/');
         segments[1].push_str(&name);
@@ -167,6 +179,7 @@ pub fn is_server_resource(name: &str) -> bool {
             | "_uuids"
             | "_membership"
             | "_active_tasks"
+            | "_backup"
             | "_session"
             | "_up"
             | "_pod"
@@ -175,7 +188,9 @@ pub fn is_server_resource(name: &str) -> bool {
             | "_replicate"
             | "_scheduler"
             | "_db_updates"
+            | "_feeds"
             | "_cluster_setup"
+            | "_reload_query_servers"
             | "_reshard"
     )
 }
@@ -216,9 +231,28 @@ async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
             only(&request, "GET,HEAD")?;
             databases::active_tasks(pod, who, request).await
         }
+        ("_backup", 1) => {
+            only(&request, "GET,HEAD")?;
+            backup::backup(pod, who, request).await
+        }
         ("_session", 1) => {
             only(&request, "GET,HEAD")?;
             databases::session(pod, who, request).await
+        }
+        ("_feeds", 1) => {
+            only(&request, "GET")?;
+            feeds::connect(pod, who, request)
+        }
+        ("_db_updates", 1) => {
+            only(&request, "GET,HEAD")?;
+            db_updates::db_updates(pod, who, request).await
+        }
+        ("_node", _) => node_config::http::node(pod, who, request).await,
+        ("_reshard", _) => cluster::reshard(who, request).await,
+        ("_cluster_setup", 1) => cluster::setup(pod, who, request).await,
+        ("_reload_query_servers", 1) => {
+            only(&request, "POST")?;
+            databases::reload_query_servers(pod, who, request).await
         }
         ("_pod", 2) if request.segments[1] == "workers" => {
             only(&request, "GET,HEAD")?;
@@ -246,7 +280,12 @@ async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
         }
         // CouchDB's pages for people.
         ("_utils", _) => Err(no_resource(&name)),
-        _ => databases::other(pod, who, request).await,
+        ("_replicate", _) => replicate::api::replicate(pod, who, request).await,
+        ("_scheduler", _) => replicate::api::scheduler(pod, who, request).await,
+        _ => {
+            require_server_admin(who)?;
+            Err(no_resource(&name))
+        }
     }
 }
 
@@ -317,10 +356,19 @@ async fn maintenance_resource(pod: &Arc<Pod>, who: &Identity, request: Request) 
             only(&request, "GET,HEAD,PUT")?;
             databases::revs_limit(pod, who, request).await
         }
-        ("_compact", 0 | 1) | ("_view_cleanup", 0) => {
+        ("_compact", 0) => {
             only(&request, "POST")?;
             databases::compact(pod, who, request).await
         }
+        ("_compact", 1) => {
+            only(&request, "POST")?;
+            views::http::compact(pod, who, request).await
+        }
+        ("_view_cleanup", 0) => {
+            only(&request, "POST")?;
+            views::http::cleanup(pod, who, request).await
+        }
+        ("_temp_view", 0) | ("_partition", _) => views::http::not_here(pod, who, &request),
         ("_ensure_full_commit", 0) => {
             only(&request, "POST")?;
             databases::ensure_full_commit(pod, who, request).await
@@ -329,6 +377,20 @@ async fn maintenance_resource(pod: &Arc<Pod>, who: &Identity, request: Request) 
             only(&request, "POST")?;
             databases::purge(pod, who, request).await
         }
+        ("_purged_infos_limit", 0) => {
+            only(&request, "GET,HEAD,PUT")?;
+            databases::purged_infos_limit(pod, who, request).await
+        }
+        ("_shards", 0 | 1) => {
+            only(&request, "GET,HEAD")?;
+            cluster::shards(pod, who, request).await
+        }
+        ("_sync_shards", 0) => {
+            only(&request, "POST")?;
+            cluster::sync_shards(pod, who, request).await
+        }
+        ("_partition", _) => databases::partition(pod, who, request).await,
+        ("_local", 0) => Err(ApiError::bad_request("Invalid _local document id.")),
         ("_find" | "_explain", 0) => {
             only(&request, "POST")?;
             databases::find(pod, who, request).await
@@ -348,11 +410,25 @@ async fn maintenance_resource(pod: &Arc<Pod>, who: &Identity, request: Request) 
 }
 
 async fn design_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
-    if request.segments[2] == "_view" {
-        only(&request, "GET,HEAD,POST")?;
-        return databases::view(pod, who, request).await;
+    match request.segments[2].as_str() {
+        "_view" => {
+            only(&request, "GET,HEAD,POST")?;
+            return views::http::view(pod, who, request).await;
+        }
+        "_info" => {
+            only(&request, "GET,HEAD")?;
+            return views::info::info(pod, who, &request);
+        }
+        "_search" | "_search_info" | "_nouveau" | "_nouveau_info" | "_geo" | "_geo_info" => {
+            return views::http::no_search(pod, who, &request);
+        }
+        "_update" if request.segments.len() > 3 => {
+            only(&request, "DELETE,POST,PUT")?;
+            functions::update::update(pod, who, request).await
+        }
+        "_show" | "_list" | "_rewrite" => functions::given_up(pod, who, request).await,
+        _ => databases::design_other(pod, who, request).await,
     }
-    databases::design_other(pod, who, request).await
 }
 
 async fn document(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
@@ -385,6 +461,7 @@ mod tests {
         assert_eq!(segments("/db/_design/x/_view/y"), ["db", "_design/x", "_view", "y"]);
         assert_eq!(segments("/db/_design%2Fx"), ["db", "_design/x"]);
         assert_eq!(segments("/db/_local/x"), ["db", "_local/x"]);
+        assert_eq!(segments("/_node/_local/_config"), ["_node", "_local", "_config"]);
     }
 
     #[test]

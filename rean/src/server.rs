@@ -148,11 +148,14 @@ impl Server {
 
         tracing::info!("rean is stopping");
         pod.hub.close();
-        let drained = async { tokio::join!(own.shutdown(), others.shutdown()) };
+        let drained = async { tokio::join!(own.closed(), others.shutdown(), pod.sockets.close()) };
         if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
             tracing::warn!("some requests did not end in time");
         }
+        pod.scripts.close();
         pod.tasks.stop().await;
+        let indexed = Arc::clone(&pod);
+        blocking("closing the indexes", move || indexed.indexes.close()).await?;
         blocking("closing the store", move || pod.store.close()).await
     }
 }
@@ -170,34 +173,54 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| RunError::Step { step })
 }
 
-/// Accepts connections until `stop`; gives back the watch over those that are still open.
+/// Accepts connections until `stop`; what it gives back is closed when the last of them has ended.
 async fn serve(
     pod: &Arc<Pod>,
     signer: &Signer,
     listener: TcpListener,
     mut stop: watch::Receiver<bool>,
-) -> GracefulShutdown {
-    let graceful = GracefulShutdown::new();
+) -> watch::Sender<()> {
+    let open = watch::Sender::new(());
     let connections = Arc::new(Semaphore::new(pod.limits.max_connections));
     let builder = builder();
     loop {
         let accepted = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return graceful,
+            _ = stop.wait_for(|stop| *stop) => return open,
             accepted = accept(&listener, &connections) => accepted,
         };
         let Some((stream, permit)) = accepted else {
             continue;
         };
         let service = service(Arc::clone(pod), signer.clone(), None);
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let (stop, place) = (stop.clone(), (permit, open.subscribe()));
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = drive(Box::pin(connection), stop).await {
                 tracing::debug!(%error, "a connection ended early");
             }
-            drop(permit);
+            drop(place);
         });
     }
+}
+
+/// A connection of the pod's own programs, which may become one with many feeds. hyper-util's own watch over connections
+/// takes none that may be upgraded.
+type Connection<S> = auto::UpgradeableConnection<'static, TokioIo<TcpStream>, S, TokioExecutor>;
+
+/// Carries a connection to its end; from `stop` on it takes no new requests.
+async fn drive<S>(
+    mut connection: Pin<Box<Connection<S>>>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+where
+    S: Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static> + 'static,
+{
+    tokio::select! {
+        ended = &mut connection => return ended,
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// What answers the requests of one connection; `peer` is the pod at its other end.

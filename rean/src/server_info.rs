@@ -20,8 +20,6 @@ use crate::target::require_server_admin;
 
 /// The CouchDB whose protocol is spoken: clients that look at the version mean that.
 const COUCHDB_VERSION: &str = "3.5.0";
-/// Ids that one `_uuids` gives; CouchDB's bound.
-const MAX_UUIDS: u64 = 1_000;
 
 /// `GET /`. For everyone: so a client with one URL finds the write master, and all pods in `_pods`.
 ///
@@ -59,10 +57,10 @@ fn describe_pod(ring: &Ring) -> Value {
 /// `GET /_uuids`.
 ///
 /// # Errors
-/// 400 for more than [`MAX_UUIDS`].
-pub async fn uuids(_: &Arc<Pod>, _: &Identity, request: Request) -> Result<Response, ApiError> {
+/// 400 for more than may be had at once.
+pub async fn uuids(pod: &Arc<Pod>, _: &Identity, request: Request) -> Result<Response, ApiError> {
     let count = request.query.u64("count")?.unwrap_or(1);
-    if count > MAX_UUIDS {
+    if count > pod.settings.get().max_uuids {
         return Err(ApiError::bad_request("count parameter too large"));
     }
     let uuids: Vec<String> = (0..count).map(|_| hex::encode(rand::random::<[u8; 16]>())).collect();

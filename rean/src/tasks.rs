@@ -13,6 +13,7 @@ use crate::replicate::documents;
 use crate::ring::instructions::{Recorder, carry_out, prune};
 use crate::ring::links::{self, Links};
 use crate::ring::{config_doc, databases, divergence, pods, status};
+use crate::views::indexer;
 use crate::workers::{Stop, Workers, now_s};
 use crate::{apps, cleaner};
 
@@ -36,6 +37,8 @@ struct Running {
 struct State {
     kind: &'static str,
     database: String,
+    /// What of it, where it is the work of one design document.
+    design_document: Option<String>,
     done: u64,
     total: u64,
     started_on: u64,
@@ -61,6 +64,7 @@ pub fn start(pod: &Arc<Pod>) {
     start_one(pod, "divergences", divergence::run);
     start_one(pod, "status", status::run);
     start_one(pod, "pods", pods::run);
+    start_one(pod, "indexer", indexer::run);
 }
 
 fn start_one<W>(pod: &Arc<Pod>, name: &'static str, work: impl Fn(Arc<Pod>, Stop) -> W + Send + 'static)
@@ -79,6 +83,11 @@ impl Tasks {
 
     /// Shows a piece of work until the handle is dropped.
     pub fn begin(&self, kind: &'static str, database: &str) -> Task {
+        self.begin_for(kind, database, None)
+    }
+
+    /// As [`Tasks::begin`], for a design document's indexes.
+    pub fn begin_for(&self, kind: &'static str, database: &str, design_document: Option<&str>) -> Task {
         let mut running = self.running.lock();
         running.last += 1;
         let id = running.last;
@@ -88,6 +97,7 @@ impl Tasks {
                 State {
                     kind,
                     database: database.to_owned(),
+                    design_document: design_document.map(str::to_owned),
                     done: 0,
                     total: 0,
                     started_on: now_s(),
@@ -105,7 +115,7 @@ impl Tasks {
             .tasks
             .iter()
             .map(|(id, task)| {
-                json!({
+                let mut shown = json!({
                     "type": task.kind,
                     "database": task.database,
                     "progress": percent(task.done, task.total),
@@ -115,7 +125,11 @@ impl Tasks {
                     "updated_on": task.updated_on,
                     "node": crate::databases::NODE,
                     "pid": format!("<0.{id}.0>"),
-                })
+                });
+                if let Some(design) = &task.design_document {
+                    shown["design_document"] = json!(design);
+                }
+                shown
             })
             .collect()
     }

@@ -35,6 +35,9 @@ pub struct Args {
     /// Log a line for each request to DATA/run/proxy.log
     #[arg(long)]
     pub access_log: bool,
+    /// A log-in by POST /_session gives CouchDB's cookie, for clients that were written for it
+    #[arg(long)]
+    pub couch_cookie: bool,
     /// Don't make the example app and its users in a new data folder
     #[arg(long)]
     pub no_example: bool,

@@ -20,6 +20,9 @@ pub struct Args {
     /// Log a line for each request
     #[arg(long)]
     pub access_log: bool,
+    /// Give CouchDB's cookie at log-in
+    #[arg(long)]
+    pub couch_cookie: bool,
     /// Stop when standard input ends
     #[arg(long)]
     pub exit_with_parent: bool,

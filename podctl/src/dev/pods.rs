@@ -95,7 +95,11 @@ impl Pod {
             data_dir: self.folder.root().to_path_buf(),
             program: None,
             rean: ReanConfig { listen: loopback(0), engine: args.engine.clone() },
-            proxy: ProxyConfig { listen: loopback(self.port), access_log: args.access_log },
+            proxy: ProxyConfig {
+                listen: loopback(self.port),
+                access_log: args.access_log,
+                couch_cookie: args.couch_cookie,
+            },
             ring: self.ring_section(all)?,
             log: std::env::var(FILTER_ENV).unwrap_or_else(|_| "info".to_owned()),
             log_to: LogTo::Files,
@@ -151,6 +155,7 @@ mod tests {
             engine: "fjall".into(),
             json: false,
             access_log: false,
+            couch_cookie: false,
             no_example: true,
         }
     }

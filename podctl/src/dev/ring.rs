@@ -90,6 +90,7 @@ mod tests {
             engine: "fjall".into(),
             json: false,
             access_log: false,
+            couch_cookie: false,
             no_example: false,
         }
     }

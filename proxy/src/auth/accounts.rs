@@ -4,8 +4,9 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::password::Stored;
+use super::password::{Prf, Stored};
 use crate::upstream::{Upstream, UpstreamError};
 
 /// A user's document, as far as a log-in needs it.
@@ -29,6 +30,7 @@ struct UserDoc {
     password_scheme: Option<String>,
     pbkdf2_prf: Option<String>,
     derived_key: Option<String>,
+    password_sha: Option<String>,
     salt: Option<String>,
     iterations: Option<u32>,
 }
@@ -53,6 +55,9 @@ pub struct SessionDoc {
     pub created_at_ms: u64,
     /// When it ends, in milliseconds since 1970.
     pub expires_at_ms: u64,
+    /// Whether it is a cookie: then its end moves on while it is used.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cookie: bool,
 }
 
 /// Reads a user's document. `None` when there is none that fits the name.
@@ -67,16 +72,53 @@ pub async fn user(upstream: &Upstream, name: &str) -> Result<Option<User>, Upstr
     }
     // `_admin` and its like are the server's own: only the configuration gives them.
     let roles = doc.roles.iter().filter(|role| !role.starts_with('_')).cloned().collect();
-    let UserDoc { rev, password_scheme, pbkdf2_prf, derived_key, salt, iterations, .. } = doc;
-    let stored = match (password_scheme.as_deref(), derived_key) {
-        (Some("argon2id"), Some(hash)) => Stored::Argon2(hash),
-        (Some("pbkdf2"), Some(derived_key)) if pbkdf2_prf.as_deref() == Some("sha256") => {
-            let (salt, iterations) = (salt.unwrap_or_default(), iterations.unwrap_or(0));
-            Stored::Pbkdf2 { derived_key, salt, iterations }
-        }
+    Ok(Some(User { stored: stored(&doc), rev: doc.rev, roles }))
+}
+
+/// What a document says of its password. CouchDB of before 1.3 names no scheme.
+fn stored(doc: &UserDoc) -> Stored {
+    let text = |member: &Option<String>| member.clone().unwrap_or_default();
+    match (doc.password_scheme.as_deref(), &doc.derived_key, &doc.password_sha) {
+        (Some("argon2id"), Some(hash), _) => Stored::Argon2(hash.clone()),
+        (Some("pbkdf2"), Some(key), _) => match Prf::of_name(doc.pbkdf2_prf.as_deref()) {
+            Some(prf) => Stored::Pbkdf2 {
+                prf,
+                derived_key: key.clone(),
+                salt: text(&doc.salt),
+                iterations: doc.iterations.unwrap_or(0),
+            },
+            None => Stored::Nothing,
+        },
+        (None | Some("simple"), _, Some(hash)) => Stored::Simple { password_sha: hash.clone(), salt: text(&doc.salt) },
         _ => Stored::Nothing,
-    };
-    Ok(Some(User { rev, roles, stored }))
+    }
+}
+
+/// Has rean keep a hash of ours in the place of another server's, now that the password is known. `rev` is the document
+/// that it was checked against: one that was changed meanwhile is left alone. Gives the new revision.
+///
+/// # Errors
+/// When rean does not answer or does not take it.
+pub async fn rehash(
+    upstream: &Upstream,
+    name: &str,
+    rev: &str,
+    password: &str,
+) -> Result<Option<String>, UpstreamError> {
+    let path = format!("/_users/{}", encode("org.couchdb.user:", name));
+    let Some(mut doc) = read::<Map<String, Value>>(upstream, &path).await? else { return Ok(None) };
+    if doc.get("_rev").and_then(Value::as_str) != Some(rev) {
+        return Ok(None);
+    }
+    doc.insert("password".to_owned(), password.into());
+    match upstream.ask(Method::PUT, &path, Some(Value::Object(doc).to_string().into())).await? {
+        (StatusCode::CREATED | StatusCode::ACCEPTED, answer) => {
+            let answer: Value = serde_json::from_slice(&answer)?;
+            Ok(answer.get("rev").and_then(Value::as_str).map(str::to_owned))
+        }
+        (StatusCode::CONFLICT, _) => Ok(None),
+        (other, _) => Err(UpstreamError::Unexpected(other)),
+    }
 }
 
 /// Reads a session's document.
@@ -96,6 +138,33 @@ pub async fn create_session(upstream: &Upstream, id: &str, doc: &SessionDoc) -> 
     let body = Bytes::from(serde_json::to_vec(doc)?);
     match upstream.ask(Method::PUT, &path, Some(body)).await? {
         (StatusCode::CREATED | StatusCode::ACCEPTED, _) => Ok(()),
+        (other, _) => Err(UpstreamError::Unexpected(other)),
+    }
+}
+
+/// Moves the end of a session on, and gives the document's new revision; `None` if it has changed since `rev`.
+///
+/// # Errors
+/// When rean does not answer or does not take it.
+pub async fn renew_session(
+    upstream: &Upstream,
+    id: &str,
+    rev: &str,
+    expires_at_ms: u64,
+) -> Result<Option<String>, UpstreamError> {
+    let path = format!("/_ring/{}", encode("session:", id));
+    let Some(mut doc) = read::<SessionDoc>(upstream, &path).await? else { return Ok(None) };
+    if doc.rev.as_deref() != Some(rev) {
+        return Ok(None);
+    }
+    doc.expires_at_ms = expires_at_ms;
+    let body = Bytes::from(serde_json::to_vec(&doc)?);
+    match upstream.ask(Method::PUT, &path, Some(body)).await? {
+        (StatusCode::CREATED | StatusCode::ACCEPTED, answer) => {
+            let answer: Value = serde_json::from_slice(&answer)?;
+            Ok(answer.get("rev").and_then(Value::as_str).map(str::to_owned))
+        }
+        (StatusCode::CONFLICT, _) => Ok(None),
         (other, _) => Err(UpstreamError::Unexpected(other)),
     }
 }

@@ -40,6 +40,11 @@ pub enum Change {
         /// The document's revision now.
         rev: Option<String>,
     },
+    /// An administrator who was made by a setting: made, given another password, or removed.
+    Admin {
+        /// The name.
+        name: String,
+    },
     /// A session's document.
     Session {
         /// The session.
@@ -55,6 +60,8 @@ impl Change {
         match self {
             // An account of the configuration has no document that could change.
             Self::User { name, rev } => *login.account == **name && login.user_rev.is_some() && login.user_rev != *rev,
+            // An account of that name isn't what it was either.
+            Self::Admin { name } => *login.account == **name,
             Self::Session { id, rev } => {
                 login.session.as_ref().is_some_and(|session| *session.id == **id && Some(&session.rev) != rev.as_ref())
             }
@@ -136,11 +143,11 @@ impl Cache {
         let inner = &mut *inner;
         inner.epoch += 1;
         let hit: Vec<Digest> = match &change {
-            Change::User { name, .. } => {
+            Change::User { name, .. } | Change::Admin { name } => {
                 let of_account = inner.accounts.get(name.as_str()).into_iter().flatten();
                 of_account.filter(|digest| inner.hits(digest, &change)).copied().collect()
             }
-            // Sessions end rarely, by a log-out: looking at all entries is cheap enough.
+            // Sessions end or are prolonged now and then: looking at all entries is cheap enough.
             Change::Session { .. } => {
                 inner.entries.keys().filter(|digest| inner.hits(digest, &change)).copied().collect()
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use adea_ring::node_config::NODE_CONFIG_ID;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -85,6 +86,10 @@ impl Place {
         let path = format!("/{name}/_changes?feed=continuous&heartbeat={HEARTBEAT_MS}&since={since}");
         let (mut feed, _stream) = upstream.follow(&path).await?;
         authenticator.set_blind(self.database, false);
+        if name == "_ring" {
+            // Changes may have been missed.
+            authenticator.reload_settings().await;
+        }
         let mut line = Vec::new();
         while let Some(data) = next(&mut feed).await? {
             for part in data.split_inclusive(|byte| *byte == b'\n') {
@@ -93,7 +98,9 @@ impl Place {
                 }
                 line.extend_from_slice(part);
                 if line.ends_with(b"\n") {
-                    self.take(authenticator, &line)?;
+                    if self.take(authenticator, &line)? {
+                        authenticator.reload_settings().await;
+                    }
                     line.clear();
                 }
             }
@@ -101,9 +108,10 @@ impl Place {
         Ok(())
     }
 
-    fn take(&mut self, authenticator: &Authenticator, line: &[u8]) -> Result<(), UpstreamError> {
+    /// Takes a line in; `true`: the settings have changed.
+    fn take(&mut self, authenticator: &Authenticator, line: &[u8]) -> Result<bool, UpstreamError> {
         if line.trim_ascii().is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let row: Row = serde_json::from_slice(line)?;
         if let Some(change) = change(&row) {
@@ -112,7 +120,7 @@ impl Place {
         if let Some(seq) = text(row.last_seq.as_ref().unwrap_or(&row.seq)) {
             self.since = Some(seq);
         }
-        Ok(())
+        Ok(row.id.as_deref() == Some(NODE_CONFIG_ID))
     }
 }
 

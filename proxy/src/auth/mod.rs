@@ -5,12 +5,14 @@
 //! [`Authenticator::changed`] makes both the cache and the open feeds forget them.
 
 pub mod accounts;
+pub mod by_cookie;
 pub mod cache;
+pub mod cookie;
 pub mod follow;
 pub mod password;
 pub mod throttle;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +31,7 @@ use crate::config::{Admin, Config};
 use crate::error::Refusal;
 use crate::feeds::Feeds;
 use crate::metrics::Metrics;
+use crate::settings::Settings;
 use crate::upstream::{Upstream, UpstreamError, identity_headers};
 use accounts::SessionDoc;
 use cache::{Cache, Change, Digest, Epoch};
@@ -53,6 +56,8 @@ pub struct Login {
     pub user_rev: Option<String>,
     /// The session, if it was one's credentials.
     pub session: Option<Session>,
+    /// Whether that came as a cookie.
+    pub by_cookie: bool,
     /// Of what the password was checked against (see [`Stored::fingerprint`]); empty where none was.
     pub password_sha256: String,
     revoked: AtomicBool,
@@ -77,6 +82,7 @@ impl Login {
             identity,
             user_rev,
             session,
+            by_cookie: false,
             password_sha256: String::new(),
             revoked: AtomicBool::new(false),
         }
@@ -120,8 +126,11 @@ pub struct Authenticator {
     /// The same credentials are checked once, however many requests bring them at the same moment. Bounded by the
     /// number of open connections.
     checking: Mutex<HashMap<Digest, Arc<OnceCell<Outcome>>>>,
+    /// The sessions whose cookies are being prolonged.
+    renewing: Mutex<HashSet<Box<str>>>,
     /// How many of the two databases' changes can't be seen now.
     blind: [AtomicBool; 2],
+    settings: Arc<Settings>,
     upstream: Arc<Upstream>,
     feeds: Arc<Feeds>,
     metrics: Arc<Metrics>,
@@ -132,6 +141,7 @@ impl Authenticator {
     pub fn new(
         config: &Config,
         signer: Signer,
+        settings: Arc<Settings>,
         upstream: Arc<Upstream>,
         feeds: Arc<Feeds>,
         metrics: Arc<Metrics>,
@@ -144,7 +154,9 @@ impl Authenticator {
             throttle: Throttle::default(),
             passwords: Passwords::new(),
             checking: Mutex::default(),
+            renewing: Mutex::default(),
             blind: [AtomicBool::new(true), AtomicBool::new(true)],
+            settings,
             upstream,
             feeds,
             metrics,
@@ -160,9 +172,7 @@ impl Authenticator {
             return Ok(Arc::clone(&self.anonymous));
         };
         let digest = self.cache.digest(value.as_bytes());
-        let blind = self.blind.iter().any(|blind| blind.load(Ordering::Acquire));
-        if let Some(login) = self.cache.get(&digest, blind, clock::now_ms) {
-            self.metrics.auth_hits.fetch_add(1, Ordering::Relaxed);
+        if let Some(login) = self.cached(&digest) {
             return Ok(login);
         }
         let Some(credentials) = basic(value.as_bytes())? else {
@@ -171,6 +181,13 @@ impl Authenticator {
         self.metrics.auth_misses.fetch_add(1, Ordering::Relaxed);
         // Boxed: the slow way's state is large, and every request would carry it.
         Box::pin(self.check_once(digest, credentials, peer)).await
+    }
+
+    fn cached(&self, digest: &Digest) -> Option<Arc<Login>> {
+        let blind = self.blind.iter().any(|blind| blind.load(Ordering::Acquire));
+        let login = self.cache.get(digest, blind, clock::now_ms)?;
+        self.metrics.auth_hits.fetch_add(1, Ordering::Relaxed);
+        Some(login)
     }
 
     /// Checks a name and password that came in a body: an account's, not a session's.
@@ -196,9 +213,9 @@ impl Authenticator {
     pub fn changed(&self, change: Change) {
         self.cache.change(change.clone());
         match &change {
-            Change::User { name, .. } => self.feeds.end(name, |login| change.hits(login)),
+            Change::User { name, .. } | Change::Admin { name } => self.feeds.end(name, |login| change.hits(login)),
             Change::Session { id, rev: None } => self.feeds.end_session(id),
-            // A session's first revision: its feeds are only just being opened.
+            // A session's first revision, whose feeds are only just being opened; or it was prolonged.
             Change::Session { .. } => {}
         }
     }
@@ -215,8 +232,13 @@ impl Authenticator {
     }
 
     async fn check_once(&self, digest: Digest, credentials: Credentials, peer: IpAddr) -> Outcome {
+        self.once(digest, self.check(digest, credentials, peer)).await
+    }
+
+    /// Waits for a check; of several of the same credentials one is done.
+    async fn once(&self, digest: Digest, check: impl Future<Output = Outcome>) -> Outcome {
         let cell = Arc::clone(self.checking.lock().entry(digest).or_default());
-        let outcome = cell.get_or_init(|| self.check(digest, credentials, peer)).await.clone();
+        let outcome = cell.get_or_init(|| check).await.clone();
         let mut checking = self.checking.lock();
         if checking.get(&digest).is_some_and(|found| Arc::ptr_eq(found, &cell)) {
             checking.remove(&digest);
@@ -231,23 +253,25 @@ impl Authenticator {
             Some(id) => self.check_session(&id, &credentials.password, &digest, peer).await,
             None => self.check_account(credentials, &digest, peer).await,
         };
-        self.keep(outcome, digest, epoch)
+        if outcome.as_ref().is_err_and(|refusal| *refusal == Refusal::BadCredentials) {
+            self.metrics.auth_failures.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome.map(|login| self.keep(login, digest, epoch))
     }
 
-    fn keep(&self, outcome: Result<Login, Refusal>, digest: Digest, epoch: Epoch) -> Outcome {
-        match outcome {
-            Ok(login) => {
-                let login = Arc::new(login);
-                self.cache.put(digest, &login, epoch);
-                Ok(login)
-            }
-            Err(refusal) => {
-                if refusal == Refusal::BadCredentials {
-                    self.metrics.auth_failures.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(refusal)
-            }
-        }
+    fn keep(&self, login: Login, digest: Digest, epoch: Epoch) -> Arc<Login> {
+        let login = Arc::new(login);
+        self.cache.put(digest, &login, epoch);
+        login
+    }
+
+    /// An administrator: that of the configuration comes first, as in CouchDB, and then those of the settings.
+    fn admin(&self, name: &str) -> Option<Admin> {
+        let of_file = self.admin.as_ref().filter(|admin| admin.name == name).cloned();
+        of_file.or_else(|| {
+            let hash = self.settings.get().admin(name)?.to_owned();
+            Some(Admin { name: name.to_owned(), hash })
+        })
     }
 
     async fn check_account(&self, credentials: Credentials, digest: &Digest, peer: IpAddr) -> Result<Login, Refusal> {
@@ -262,11 +286,10 @@ impl Authenticator {
         checked
     }
 
-    /// The administrator of the configuration comes first, as in CouchDB.
+    /// Administrators come before accounts.
     async fn look_up(&self, name: &str, password: String) -> Result<Login, Refusal> {
-        let admin = self.admin.as_ref().filter(|admin| admin.name == name);
-        let (identity, rev, stored) = if let Some(admin) = admin {
-            (admin_identity(admin), None, Stored::Argon2(admin.hash.clone()))
+        let (identity, rev, stored) = if let Some(admin) = self.admin(name) {
+            (admin_identity(&admin), None, Stored::Argon2(admin.hash))
         } else {
             match accounts::user(&self.upstream, name).await.map_err(|e| asking_failed(&e))? {
                 Some(user) => {
@@ -277,23 +300,51 @@ impl Authenticator {
             }
         };
         let password_sha256 = stored.fingerprint();
-        match self.passwords.check(password, stored).await {
-            Ok(true) => Ok(Login { password_sha256, ..Login::new(&self.signer, identity, rev, None) }),
-            Ok(false) => Err(Refusal::BadCredentials),
-            Err(password::Busy) => Err(Refusal::Busy),
+        let is_foreign = stored.is_foreign();
+        match self.passwords.check(password.clone(), stored).await {
+            Ok(true) => {}
+            Ok(false) => return Err(Refusal::BadCredentials),
+            Err(password::Busy) => return Err(Refusal::Busy),
+        }
+        if is_foreign && let Some(old_rev) = &rev {
+            return Ok(self.adopt(name, old_rev, &password, identity, password_sha256).await);
+        }
+        Ok(Login { password_sha256, ..Login::new(&self.signer, identity, rev, None) })
+    }
+
+    /// The login of an account whose hash another server has made: replaced by one of ours now that the password is known.
+    /// It is done before the log-in is answered, because sessions end with the hash that they were begun with. If it can't
+    /// be done, the old one serves on.
+    async fn adopt(&self, name: &str, rev: &str, password: &str, identity: Identity, password_sha256: String) -> Login {
+        let rehashed = accounts::rehash(&self.upstream, name, rev, password).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "an account's hash from another server could not be replaced");
+            None
+        });
+        let now = match &rehashed {
+            Some(_) => accounts::user(&self.upstream, name).await.ok().flatten(),
+            None => None,
+        };
+        match now {
+            // Only what the replacing has made: another change may mean another password.
+            Some(user) if Some(&user.rev) == rehashed.as_ref() => {
+                let password_sha256 = user.stored.fingerprint();
+                Login { password_sha256, ..Login::new(&self.signer, identity, Some(user.rev), None) }
+            }
+            _ => Login { password_sha256, ..Login::new(&self.signer, identity, Some(rev.to_owned()), None) },
         }
     }
 
     async fn check_session(&self, id: &str, secret: &str, digest: &Digest, peer: IpAddr) -> Result<Login, Refusal> {
         self.throttle.begin_session(peer).map_err(|wait| self.throttled(wait))?;
-        let checked = self.look_up_session(id, secret).await;
+        let checked = self.look_up_session(id, secret, false).await;
         if checked.as_ref().is_err_and(|refusal| *refusal == Refusal::BadCredentials) {
             self.throttle.wrong(peer, digest);
         }
         checked
     }
 
-    async fn look_up_session(&self, id: &str, secret: &str) -> Result<Login, Refusal> {
+    /// `cookie`: as what it came. A session begun as one is none as the other, or a stolen one could be prolonged for ever.
+    async fn look_up_session(&self, id: &str, secret: &str, cookie: bool) -> Result<Login, Refusal> {
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if id.len() != SESSION_ID_DIGITS || !id.bytes().all(hex) {
             return Err(Refusal::BadCredentials);
@@ -301,7 +352,7 @@ impl Authenticator {
         let doc = accounts::session(&self.upstream, id).await.map_err(|e| asking_failed(&e))?;
         let doc = doc.ok_or(Refusal::BadCredentials)?;
         let right = hash_secret(secret).as_bytes().ct_eq(doc.secret_sha256.as_bytes());
-        if !bool::from(right) || doc.expires_at_ms <= clock::now_ms() {
+        if !bool::from(right) || doc.expires_at_ms <= clock::now_ms() || doc.cookie != cookie {
             return Err(Refusal::BadCredentials);
         }
         let rev = doc.rev.unwrap_or_default();
@@ -311,16 +362,17 @@ impl Authenticator {
             let now = stored.fingerprint();
             !now.is_empty() && now == doc.password_sha256
         };
-        if let Some(admin) = self.admin.as_ref().filter(|admin| admin.name == doc.user) {
-            if !same_password(&Stored::Argon2(admin.hash.clone())) {
-                return Err(Refusal::BadCredentials);
-            }
-            return Ok(Login::new(&self.signer, admin_identity(admin), None, Some(session)));
+        let login =
+            |identity, rev| Login { by_cookie: cookie, ..Login::new(&self.signer, identity, rev, Some(session)) };
+        if let Some(admin) = self.admin(&doc.user) {
+            let identity = admin_identity(&admin);
+            let is_same = same_password(&Stored::Argon2(admin.hash));
+            return is_same.then(|| login(identity, None)).ok_or(Refusal::BadCredentials);
         }
         let user = accounts::user(&self.upstream, &doc.user).await.map_err(|e| asking_failed(&e))?;
         let user = user.filter(|user| same_password(&user.stored)).ok_or(Refusal::BadCredentials)?;
         let identity = Identity { name: Some(doc.user), roles: user.roles };
-        Ok(Login::new(&self.signer, identity, Some(user.rev), Some(session)))
+        Ok(login(identity, Some(user.rev)))
     }
 
     fn throttled(&self, wait: Wait) -> Refusal {
@@ -346,6 +398,7 @@ pub fn make_session(
         password_sha256: password_sha256.to_owned(),
         created_at_ms: now_ms,
         expires_at_ms,
+        cookie: false,
     };
     (id, secret, doc)
 }

@@ -20,6 +20,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use proxy::{Admin, Config, Server};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, oneshot};
 
@@ -39,6 +40,8 @@ pub struct FakeRean {
     pub sunk: AtomicUsize,
     /// Feeds that are open now.
     pub feeds: AtomicUsize,
+    /// What clients have sent over connections with many feeds.
+    pub told: Mutex<Vec<u8>>,
 }
 
 impl FakeRean {
@@ -55,6 +58,7 @@ impl FakeRean {
             user_reads: AtomicUsize::new(0),
             sunk: AtomicUsize::new(0),
             feeds: AtomicUsize::new(0),
+            told: Mutex::default(),
         });
         let app = axum::Router::new().fallback(answer).with_state(Arc::clone(&rean));
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -128,6 +132,7 @@ async fn answer(State(rean): State<Arc<FakeRean>>, request: Request) -> Response
             "small" => json_text("x".repeat(100)),
             "image" => ([(header::CONTENT_TYPE, "image/png")], vec![7; 100_000]).into_response(),
             "drip" => drip(),
+            "_feeds" if parts.headers.contains_key(header::UPGRADE) => many_feeds(&rean, &parts, &identity),
             "refuse" => axum_json(StatusCode::FORBIDDEN, &json!({"error": "forbidden"})),
             _ => echo(&parts, &identity),
         },
@@ -159,7 +164,7 @@ async fn documents(rean: &FakeRean, method: &Method, db: &str, id: &str, body: B
             let bytes = body.collect().await.expect("a body").to_bytes();
             let rev = rean.put(db, id, serde_json::from_slice(&bytes).expect("JSON"));
             let etag = [(header::ETAG, format!("\"{rev}\""))];
-            (StatusCode::CREATED, etag, "{\"ok\":true}\n").into_response()
+            (StatusCode::CREATED, etag, format!("{{\"ok\":true,\"rev\":\"{rev}\"}}\n")).into_response()
         }
         Method::DELETE => {
             rean.delete(db, id);
@@ -233,6 +238,51 @@ async fn sink(rean: &FakeRean, mut body: Body) -> Response {
         }
     }
     axum_json(StatusCode::OK, &json!({"bytes": total}))
+}
+
+/// A frame with a text, as a WebSocket's server sends it.
+pub fn frame(text: &str) -> Vec<u8> {
+    let mut frame = vec![0x81, 126];
+    frame.extend_from_slice(&u16::try_from(text.len()).expect("short").to_be_bytes());
+    frame.extend_from_slice(text.as_bytes());
+    frame
+}
+
+/// A connection with many feeds: first a message that tells what was asked, then one after the other, each in two halves.
+/// What the client sends is kept in `told`.
+fn many_feeds(rean: &Arc<FakeRean>, parts: &http::request::Parts, identity: &adea_ring::Identity) -> Response {
+    let upgrade = parts.extensions.get::<hyper::upgrade::OnUpgrade>().cloned().expect("may be upgraded");
+    let headers: HashMap<_, _> =
+        parts.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("text"))).collect();
+    let first = frame(&json!({"headers": headers, "name": identity.name}).to_string());
+    let rean = Arc::clone(rean);
+    tokio::spawn(async move {
+        let mut socket = TokioIo::new(upgrade.await.expect("upgraded"));
+        rean.feeds.fetch_add(1, Ordering::SeqCst);
+        let message = frame(&"x".repeat(300));
+        let mut heard = [0; 64];
+        let mut sent = socket.write_all(&first).await;
+        while sent.is_ok() {
+            for half in [&message[..150], &message[150..]] {
+                sent = socket.write_all(half).await;
+                tokio::select! {
+                    read = socket.read(&mut heard) => match read {
+                        Ok(0) | Err(_) => sent = Err(std::io::ErrorKind::UnexpectedEof.into()),
+                        Ok(count) => rean.told.lock().expect("lock").extend_from_slice(&heard[..count]),
+                    },
+                    () = tokio::time::sleep(Duration::from_millis(5)) => {}
+                }
+            }
+        }
+        rean.feeds.fetch_sub(1, Ordering::SeqCst);
+    });
+    let headers = [
+        (header::CONNECTION, "upgrade"),
+        (header::UPGRADE, "websocket"),
+        (header::SEC_WEBSOCKET_ACCEPT, "accepted"),
+        (header::SEC_WEBSOCKET_PROTOCOL, "adea.feeds.v1"),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
 /// Ten parts, 20 ms apart.

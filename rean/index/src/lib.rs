@@ -1,25 +1,33 @@
-//! Indexes over the documents of a database, kept in an engine of their own.
+//! Indexes over the documents of a database: views and Mango.
 
-use rean_store::engine::Engine;
+mod cursor;
+mod doc;
+mod error;
+mod group;
+mod indexes;
+mod keys;
+pub mod mango;
+mod page;
+mod pending;
+mod range;
+mod records;
+mod reduce;
+mod reduced;
+mod rows;
+mod shared;
+mod spec;
+mod tree;
+mod update;
+mod view;
+mod walk;
 
-/// The indexes of a pod. Clones are the same.
-#[derive(Clone)]
-pub struct Indexes;
-
-/// Why an index could not be read or kept.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// The engine failed.
-    #[error(transparent)]
-    Engine(#[from] rean_store::engine::EngineError),
-}
-
-impl Indexes {
-    /// Takes the indexes that an engine holds.
-    ///
-    /// # Errors
-    /// The engine failed.
-    pub fn open(_engine: Box<dyn Engine>) -> Result<Self, IndexError> {
-        Ok(Self)
-    }
-}
+pub use error::IndexError;
+pub use group::{Group, GroupInfo};
+pub use indexes::Indexes;
+pub use range::{Bound, Grouping, Range};
+pub use reduced::{Reduced, ReducedRow};
+pub use rows::{Row, Rows};
+pub use spec::{
+    Emit, Emitted, GroupSpec, IndexDoc, MAX_RANKED, MapError, Mapper, Reduce, ReduceError, Reducer, ViewSpec,
+};
+pub use view::View;

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::fault::{Fault, words};
+use super::fault::{Fault, clip, words};
 use super::feed::Row;
 use super::job::Job;
 use super::peer::{Answer, Peer, Sent, doc_path, escaped};
@@ -48,6 +48,9 @@ pub struct Wanted {
 pub trait Tally: Send + Sync {
     /// Where that is counted.
     fn progress(&self) -> &Mutex<Progress>;
+
+    /// Hears that the target has not taken a document, and why.
+    fn refused(&self, _id: &str, _why: &str) {}
 }
 
 impl Tally for Job {
@@ -318,7 +321,11 @@ impl Carrier {
             }
             return Ok(());
         }
-        self.job.progress().lock().stats.read += 1;
+        {
+            let mut progress = self.job.progress().lock();
+            progress.stats.read += 1;
+            progress.stats.bytes += doc.get().len() as u64;
+        }
         load.bytes += doc.get().len();
         load.docs.push(row.slice_ref(doc.get().as_bytes()));
         Ok(())
@@ -381,7 +388,8 @@ impl Carrier {
                     waiting.extend([second, first]);
                 } else {
                     let id = docs.first().and_then(|doc| serde_json::from_slice::<Head>(doc).ok()).map(|head| head.id);
-                    self.refused(id.as_deref().unwrap_or_default(), &status.to_string());
+                    let (error, reason) = words(&answer.body);
+                    self.refused(id.as_deref().unwrap_or_default(), &format!("{status}: {error}: {reason}"));
                     self.job.progress().lock().stats.refused += 1;
                 }
             } else {
@@ -409,7 +417,9 @@ impl Carrier {
                 )));
             }
             refused += 1;
-            self.refused(row.get("id").and_then(Value::as_str).unwrap_or_default(), word);
+            let reason = row.get("reason").and_then(Value::as_str).map(clip).unwrap_or_default();
+            let why = if reason.is_empty() { word.to_owned() } else { format!("{word}: {reason}") };
+            self.refused(row.get("id").and_then(Value::as_str).unwrap_or_default(), &why);
         }
         let refused = refused.min(sent);
         let mut progress = self.job.progress().lock();
@@ -421,6 +431,7 @@ impl Carrier {
     /// Logs that the target has not taken a document. Between pods that should not be: they have the same rules.
     pub fn refused(&self, id: &str, why: &str) {
         let target = self.target.shown();
+        self.job.refused(id, why);
         if self.source.is_pod() {
             tracing::warn!(target, id, why, "a document that came over a link was refused");
         } else {

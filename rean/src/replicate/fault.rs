@@ -74,6 +74,7 @@ pub fn words(body: &[u8]) -> (String, String) {
     (word("error"), word("reason"))
 }
 
-fn clip(text: &str) -> String {
+/// The beginning of a text of a far server's.
+pub fn clip(text: &str) -> String {
     text.chars().take(SHOWN_CHARS).collect()
 }

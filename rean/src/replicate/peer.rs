@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::fault::Fault;
-use super::spec::Endpoint;
+use super::spec::{Endpoint, Remote};
 use crate::pod::Pod;
 use crate::route::{self, Request, Response};
 
@@ -123,10 +123,7 @@ impl Peer {
             Endpoint::Local(name) => {
                 Way::Near { pod: Arc::clone(pod), who: who.clone(), path: format!("/{}", escaped(name)) }
             }
-            Endpoint::Remote(remote) => {
-                let (url, headers) = (remote.url.clone(), remote.headers.clone());
-                Way::Far(Box::new(FarEnd { client: client.clone(), url, headers }))
-            }
+            Endpoint::Remote(remote) => return Self::remote(remote, client),
         };
         Self { way, shown: end.shown().to_owned() }
     }
@@ -135,6 +132,12 @@ impl Peer {
     pub fn near(pod: &Arc<Pod>, who: &Identity, name: &str) -> Self {
         let path = format!("/{}", escaped(name));
         Self { way: Way::Near { pod: Arc::clone(pod), who: who.clone(), path }, shown: name.to_owned() }
+    }
+
+    /// A database of another server, or that server itself if the address has no path.
+    pub fn remote(remote: &Remote, client: &Far) -> Self {
+        let (url, headers) = (remote.url.clone(), remote.headers.clone());
+        Self { way: Way::Far(Box::new(FarEnd { client: client.clone(), url, headers })), shown: remote.url.clone() }
     }
 
     /// A database of another pod of the ring.

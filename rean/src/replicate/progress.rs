@@ -11,6 +11,8 @@ pub struct Stats {
     pub found: u64,
     /// Documents that were read from the source.
     pub read: u64,
+    /// Bytes of these, with attachments.
+    pub bytes: u64,
     /// Documents that the target took.
     pub written: u64,
     /// Documents that the target refused.

@@ -11,6 +11,7 @@ use super::carry::Carrier;
 use super::checkpoint::{self, Log};
 use super::fault::Fault;
 use super::feed::{Page, read_page};
+use super::filter;
 use super::job::Job;
 use super::moment::Moment;
 use super::peer::{Peer, escaped};
@@ -26,6 +27,8 @@ pub struct Session {
     source: Arc<Peer>,
     target: Arc<Peer>,
     id: String,
+    /// Under which id its checkpoints lie.
+    checkpoint_id: String,
     source_log: Log,
     target_log: Log,
     /// The runs before.
@@ -51,6 +54,7 @@ impl Session {
             Carrier::new(Arc::clone(job), Arc::clone(&source), Arc::clone(&target), pod.limits.max_body_bytes);
         Self {
             job: Arc::clone(job),
+            checkpoint_id: job.checkpoint_id.clone(),
             source,
             target,
             id: hex::encode(rand::random::<[u8; 16]>()),
@@ -135,8 +139,11 @@ impl Session {
         self.open_end(&self.target, self.job.spec.create_target.as_deref()).await?;
         let mut start = None;
         if self.job.spec.checkpoints {
-            self.source_log = Log::read(&self.source, &self.job.checkpoint_id).await?;
-            self.target_log = Log::read(&self.target, &self.job.checkpoint_id).await?;
+            if let Some(code) = filter::code(&self.source, &self.job.spec.filter).await? {
+                self.checkpoint_id = filter::checkpoint_id(&self.job.checkpoint_id, &code);
+            }
+            self.source_log = Log::read(&self.source, &self.checkpoint_id).await?;
+            self.target_log = Log::read(&self.target, &self.checkpoint_id).await?;
             start = checkpoint::common_seq(&self.source_log, &self.target_log);
             if start.is_some() {
                 self.history = self.source_log.history();
@@ -231,8 +238,8 @@ impl Session {
             return Ok(());
         }
         let body = checkpoint::body(&self.id, &self.seq, self.entry(), &self.history);
-        self.target_log.write(&self.target, &self.job.checkpoint_id, &body).await?;
-        match self.source_log.write(&self.source, &self.job.checkpoint_id, &body).await {
+        self.target_log.write(&self.target, &self.checkpoint_id, &body).await?;
+        match self.source_log.write(&self.source, &self.checkpoint_id, &body).await {
             Err(Fault::Fatal { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, reason, .. }) => {
                 tracing::debug!(reason, "a replication's source takes no checkpoint");
             }

@@ -13,7 +13,7 @@ use rean_store::json::{push_string, scan_object};
 use serde::Deserialize;
 
 use super::carry::{Carrier, Wanted};
-use super::fault::Fault;
+use super::fault::{Fault, words};
 use super::peer::{Answer, Peer, Pieces, Sent, doc_path, escaped};
 use crate::multipart::{Attachment, PartWriter};
 
@@ -52,7 +52,11 @@ pub async fn carry(carrier: &Carrier, wanted: &Wanted) -> Result<(), Fault> {
         StatusCode::NOT_FOUND => return Ok(()),
         _ => return Err(carrier.source.fault("reading a document", &answer)),
     }
-    carrier.job.progress().lock().stats.read += 1;
+    {
+        let mut progress = carrier.job.progress().lock();
+        progress.stats.read += 1;
+        progress.stats.bytes += answer.body.len() as u64 + wanted.attached_bytes;
+    }
     let malformed = || Fault::Passing(format!("{}: a document has another form", carrier.source.shown()));
     let upload = Upload::of(&answer, &path, &wanted.rev).ok_or_else(malformed)?;
     let fault = Arc::new(Mutex::new(None));
@@ -80,7 +84,8 @@ pub async fn carry(carrier: &Carrier, wanted: &Wanted) -> Result<(), Fault> {
 }
 
 fn refuse(carrier: &Carrier, wanted: &Wanted, answer: &Answer) {
-    carrier.refused(&wanted.id, &answer.status.to_string());
+    let (error, reason) = words(&answer.body);
+    carrier.refused(&wanted.id, &format!("{}: {error}: {reason}", answer.status));
     carrier.job.progress().lock().stats.refused += 1;
 }
 

@@ -1,15 +1,17 @@
-//! The settings of the ring, put in force: `_ring/config`, `_ring/keyring` and `w` of the apps.
+//! The settings of the ring, put in force: `_ring/config`, `_ring/keyring`, `_ring/node_config` and `w` of the apps.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use adea_ring::RingConfig;
 use adea_ring::config::CONFIG_ID;
+use adea_ring::node_config::NODE_CONFIG_ID;
 use rean_store::{Edit, StoreError};
 use serde_json::{Map, Value};
 
 use crate::apps;
 use crate::error::ApiError;
+use crate::node_config;
 use crate::pod::Pod;
 use crate::ring::app_w;
 use crate::ring::follow::{Follow, Occasion};
@@ -69,7 +71,7 @@ pub fn check_electable(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
 /// When the store fails; the supervisor starts it again.
 pub async fn run(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
     let mut follow = Follow::new(&pod)?;
-    let is_setting = |id: &str| matches!(id, CONFIG_ID | KEYRING_ID) || id.starts_with(apps::PREFIX);
+    let is_setting = |id: &str| matches!(id, CONFIG_ID | KEYRING_ID | NODE_CONFIG_ID) || id.starts_with(apps::PREFIX);
     loop {
         let for_pass = Arc::clone(&pod);
         tokio::task::spawn_blocking(move || pass(&for_pass))
@@ -91,6 +93,7 @@ pub fn pass(pod: &Pod) -> Result<(), StoreError> {
     let config = ring_doc::live(&ring, CONFIG_ID)?.map(|leaf| leaf.body).unwrap_or_default();
     put_in_force(pod, config)?;
     pod.ring.set_keyring(ring_doc::live(&ring, KEYRING_ID)?.map(|leaf| leaf.body.into()));
+    node_config::load(pod)?;
     app_w::load(pod)
 }
 

@@ -50,6 +50,8 @@ pub fn is_write(method: &Method, segments: &[String]) -> bool {
     match segments.as_slice() {
         [] => false,
         ["_replicate", ..] => *method == Method::POST,
+        // The settings are the same on all pods.
+        ["_node", _, "_config", ..] => *method != Method::POST,
         [first, ..] if route::is_server_resource(first) => false,
         // Each pod's own, which no client writes; the router refuses it.
         ["_pods", ..] => false,
@@ -207,6 +209,8 @@ mod tests {
             ("PUT", "/notes/_security"),
             ("PUT", "/notes/_revs_limit"),
             ("POST", "/_replicate"),
+            ("PUT", "/_node/_local/_config/cors/origins"),
+            ("DELETE", "/_node/x/_config/cors/origins"),
             ("PUT", "/_users/org.couchdb.user:ann"),
             ("PUT", "/_ring/session:1"),
             ("PUT", "/_replicator/a"),
@@ -243,6 +247,7 @@ mod tests {
             ("DELETE", "/notes/_local%2Fx"),
             ("POST", "/_session"),
             ("POST", "/_dbs_info"),
+            ("POST", "/_node/_local/_config/_reload"),
             ("POST", "/_pod/ring"),
             ("POST", "/_pod/feed"),
             ("PUT", "/_pods/pod:a"),

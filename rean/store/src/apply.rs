@@ -4,10 +4,11 @@
 //! it is refused, nothing.
 
 use crate::authors::{SOMEBODY, Wrote};
+use crate::base::base_on;
 use crate::db::{Db, DbKind};
 use crate::document::{access_member, with_access};
-use crate::edit::{Author, Edit, Mode, Write, Written};
-use crate::engine::Space;
+use crate::edit::{Author, Base, Edit, Mode, Write, Written};
+use crate::engine::{Space, Value};
 use crate::error::{StoreError, WriteError};
 use crate::feed::Change;
 use crate::record::{
@@ -32,10 +33,19 @@ const LEAST_NAMES: usize = 1_000;
 impl Db {
     /// Hands edits to the writer. `done` is called on the writer thread: it must not block.
     pub fn submit(&self, write: Write, done: Done) {
+        self.submit_validated(write, Vec::new(), done);
+    }
+
+    /// As [`Db::submit`], for edits of which some were validated: what [`Db::base`] said of each, in their order. One
+    /// that stands on something else by now is refused ([`WriteError::Overtaken`]).
+    pub fn submit_validated(&self, write: Write, bases: Vec<Option<Base>>, done: Done) {
         let db = self.clone();
         let job = Box::new(move |tx: &mut Tx<'_>| -> crate::writer::After {
             let Write { edits, author, mode } = write;
-            let results: Vec<_> = edits.into_iter().map(|edit| tx.edit(&db, edit, &author, mode)).collect();
+            let bases = bases.into_iter().chain(std::iter::repeat(None));
+            let edits = edits.into_iter().zip(bases);
+            let results: Vec<_> =
+                edits.map(|(edit, base)| tx.validated_edit(&db, edit, &author, mode, base.as_ref())).collect();
             Box::new(move |committed| done(committed.map(|()| results)))
         });
         // Nobody takes the job of a store that is closing: then `done` is dropped with it, and the caller,
@@ -53,8 +63,20 @@ struct Draft {
 }
 
 impl Tx<'_> {
+    /// An edit that nobody has validated.
     pub(crate) fn edit(&mut self, db: &Db, edit: Edit, author: &Author, mode: Mode) -> Result<Written, WriteError> {
-        let result = self.try_edit(db, edit, author, mode);
+        self.validated_edit(db, edit, author, mode, None)
+    }
+
+    fn validated_edit(
+        &mut self,
+        db: &Db,
+        edit: Edit,
+        author: &Author,
+        mode: Mode,
+        validated: Option<&Base>,
+    ) -> Result<Written, WriteError> {
+        let result = self.try_edit(db, edit, author, mode, validated);
         if let Err(WriteError::Store(error)) = &result
             && !matches!(error, StoreError::Gone)
         {
@@ -64,19 +86,23 @@ impl Tx<'_> {
         result
     }
 
-    fn try_edit(&mut self, db: &Db, mut edit: Edit, author: &Author, mode: Mode) -> Result<Written, WriteError> {
+    fn try_edit(
+        &mut self,
+        db: &Db,
+        mut edit: Edit,
+        author: &Author,
+        mode: Mode,
+        validated: Option<&Base>,
+    ) -> Result<Written, WriteError> {
         db.present()?;
         let doc_key = key::doc(db.inner().id, &edit.id);
         let old = self.doc_record(&doc_key)?;
         if mode == Mode::Replicated
-            && let Some(written) = self.known_already(db, old.as_ref(), &edit, author)?
+            && let Some(written) = known_already(db, old.as_ref(), &edit, author, &|seq| self.body(db, seq))?
         {
             return Ok(written);
         }
-        let parent = match mode {
-            Mode::Interactive => interactive_parent(db, old.as_ref(), &edit),
-            Mode::Replicated => Ok(replicated_parent(old.as_ref(), &edit)),
-        };
+        let parent = parent_of(db, old.as_ref(), &edit, mode);
         let admitted = match db.kind() {
             DbKind::Plain => Admitted::Number(0),
             DbKind::App => admit(db, old.as_ref(), &edit, author, mode, parent.as_deref().ok())?,
@@ -85,6 +111,10 @@ impl Tx<'_> {
         let no_tree = RevTree::new();
         let tree = old.as_ref().map_or(&no_tree, |old| &old.tree);
         check_leaves(tree, &parent, author, mode)?;
+        // After the author's rights: nobody learns by it that there is a document that they can't read.
+        if validated.is_some_and(|then| !then.is_same(&base_on(db, tree, &edit, &parent, author, mode))) {
+            return Err(WriteError::Overtaken);
+        }
         // All that can be refused is, before anything is staged or numbered.
         let attachments = self.resolve(db, tree, &edit, &parent, author, mode)?;
         let acl = self.number(db, admitted, author)?;
@@ -121,53 +151,8 @@ impl Tx<'_> {
         self.get(Space::Docs, doc_key)?.map(|value| decode(&value, "a document")).transpose()
     }
 
-    /// A user's replicated revision that needs no storing: it is in the tree, it is a made-up one that came
-    /// back, or it deletes what is not here, as far as the user can see.
-    fn known_already(
-        &self,
-        db: &Db,
-        old: Option<&DocRecord>,
-        edit: &Edit,
-        author: &Author,
-    ) -> Result<Option<Written>, StoreError> {
-        if db.kind() == DbKind::Plain || author.admin {
-            return Ok(None);
-        }
-        let Some(rev) = edit.history.first() else { return Ok(None) };
-        let chain = &db.inner().chain;
-        let is_made_up =
-            |parent: &Rev| chain.is_tomb(&edit.id, parent, rev) || chain.successor(&edit.id, parent) == *rev;
-        let known = match old {
-            // Also where what it was made of has not come yet: another pod has told it.
-            _ if edit.history.get(1).is_some_and(is_made_up) => true,
-            None => edit.deleted,
-            Some(record) if recognised(db, &edit.id, record, rev) => true,
-            Some(record) => {
-                let sees = db.inner().app.read().may_read(&author.reader, record.place);
-                let gone = record.tree.winner().is_none_or(|winner| record.tree.nodes()[winner].deleted);
-                match record.tree.find(rev) {
-                    Some(_) if sees => true,
-                    // Who sends back what they were given before it went out of their sight is told no news.
-                    Some(index) => edit.deleted || self.was_made_here(db, &edit.id, &record.tree, index)?,
-                    None => edit.deleted && (gone || !sees),
-                }
-            }
-        };
-        Ok(known.then(|| Written { id: edit.id.clone(), rev: rev.clone(), changed: false, diverged: false }))
-    }
-
-    /// Whether a revision got its name here: who names it was shown it. One that a client named can be guessed.
-    fn was_made_here(&self, db: &Db, id: &str, tree: &RevTree, index: usize) -> Result<bool, StoreError> {
-        let node = &tree.nodes()[index];
-        let parent = node.parent.and_then(|parent| tree.nodes().get(parent as usize)).map(|parent| &parent.rev);
-        let chain = &db.inner().chain;
-        if parent.is_some_and(|parent| chain.successor(id, parent) == node.rev) {
-            return Ok(true);
-        }
-        let Some(body) = node.body else { return Ok(false) };
-        let Some(value) = self.get(Space::Bodies, &key::seq(db.inner().id, body))? else { return Ok(false) };
-        let (attachments, json) = decode_body(&value)?;
-        Ok(name_of(db, id, parent, node.deleted, &json, &attachments) == node.rev)
+    fn body(&self, db: &Db, at: Seq) -> Result<Option<Value>, StoreError> {
+        self.get(Space::Bodies, &key::seq(db.inner().id, at))
     }
 
     /// The user who wrote a revision, or [`SOMEBODY`]; `None`: nobody who keeps what they wrote on a device.
@@ -188,7 +173,9 @@ impl Tx<'_> {
         }
         // From another pod, or from an administrator's device: it is a device's if the store did not name it.
         let made_here = match tree.find(rev) {
-            Some(index) => chain_made(db, id, tree, index) || self.was_made_here(db, id, tree, index)?,
+            Some(index) => {
+                chain_made(db, id, tree, index) || was_made_here(db, id, tree, index, &|seq| self.body(db, seq))?
+            }
             None => true,
         };
         Ok((!made_here).then(|| SOMEBODY.to_owned()))
@@ -230,17 +217,8 @@ impl Tx<'_> {
         let Some(rev) = edit.history.first().cloned() else {
             return Err(WriteError::BadRequest("a replicated revision needs a `_rev`".to_owned()));
         };
-        let below = parent.first().and_then(|rev| record.tree.find(rev));
-        let succeeded = below.filter(|_| !author.admin && db.kind() == DbKind::App);
         let seq = self.clock.seq + 1;
-        let mut history = edit.history.clone();
-        if let Some(index) = succeeded {
-            // What lies below the revision that a user extends is for the tree to say: a claim about it could
-            // join branches that are not theirs.
-            let at = history.iter().position(|rev| *rev == record.tree.nodes()[index].rev);
-            history.truncate(at.unwrap_or(history.len()));
-            history.extend(record.tree.path(index));
-        }
+        let history = taken_history(db, &record.tree, edit, parent, author);
         let with_body = match record.tree.merge(&history, edit.deleted, Some(seq), acl) {
             Merged::Known(_) => return Ok(None),
             Merged::Grafted(_) => false,
@@ -316,6 +294,56 @@ impl Tx<'_> {
     }
 }
 
+/// Reads a stored body.
+pub(crate) type BodyOf<'a> = &'a dyn Fn(Seq) -> Result<Option<Value>, StoreError>;
+
+/// A user's replicated revision that needs no storing: it is in the tree, it is a made-up one that came
+/// back, or it deletes what is not here, as far as the user can see.
+pub(crate) fn known_already(
+    db: &Db,
+    old: Option<&DocRecord>,
+    edit: &Edit,
+    author: &Author,
+    body: BodyOf<'_>,
+) -> Result<Option<Written>, StoreError> {
+    if db.kind() == DbKind::Plain || author.admin {
+        return Ok(None);
+    }
+    let Some(rev) = edit.history.first() else { return Ok(None) };
+    let chain = &db.inner().chain;
+    let is_made_up = |parent: &Rev| chain.is_tomb(&edit.id, parent, rev) || chain.successor(&edit.id, parent) == *rev;
+    let known = match old {
+        // Also where what it was made of has not come yet: another pod has told it.
+        _ if edit.history.get(1).is_some_and(is_made_up) => true,
+        None => edit.deleted,
+        Some(record) if recognised(db, &edit.id, record, rev) => true,
+        Some(record) => {
+            let sees = db.inner().app.read().may_read(&author.reader, record.place);
+            let gone = record.tree.winner().is_none_or(|winner| record.tree.nodes()[winner].deleted);
+            match record.tree.find(rev) {
+                Some(_) if sees => true,
+                // Who sends back what they were given before it went out of their sight is told no news.
+                Some(index) => edit.deleted || was_made_here(db, &edit.id, &record.tree, index, body)?,
+                None => edit.deleted && (gone || !sees),
+            }
+        }
+    };
+    Ok(known.then(|| Written { id: edit.id.clone(), rev: rev.clone(), changed: false, diverged: false }))
+}
+
+/// Whether a revision got its name here: who names it was shown it. One that a client named can be guessed.
+fn was_made_here(db: &Db, id: &str, tree: &RevTree, index: usize, body: BodyOf<'_>) -> Result<bool, StoreError> {
+    let node = &tree.nodes()[index];
+    let parent = node.parent.and_then(|parent| tree.nodes().get(parent as usize)).map(|parent| &parent.rev);
+    let chain = &db.inner().chain;
+    if parent.is_some_and(|parent| chain.successor(id, parent) == node.rev) {
+        return Ok(true);
+    }
+    let Some(value) = node.body.map(body).transpose()?.flatten() else { return Ok(false) };
+    let (attachments, json) = decode_body(&value)?;
+    Ok(name_of(db, id, parent, node.deleted, &json, &attachments) == node.rev)
+}
+
 /// Whether a revision is a successor or a closing.
 fn chain_made(db: &Db, id: &str, tree: &RevTree, index: usize) -> bool {
     let chain = &db.inner().chain;
@@ -366,6 +394,28 @@ pub(crate) fn leaf_of(db: &Db, id: &str, tree: &RevTree, index: usize) -> Option
     (at == index || !tree.nodes()[at].deleted).then_some(at)
 }
 
+/// The history below an edit, newest first.
+pub(crate) fn parent_of(db: &Db, old: Option<&DocRecord>, edit: &Edit, mode: Mode) -> Result<Vec<Rev>, WriteError> {
+    match mode {
+        Mode::Interactive => interactive_parent(db, old, edit),
+        Mode::Replicated => Ok(replicated_parent(old, edit)),
+    }
+}
+
+/// The history that a replicated edit is taken in with.
+pub(crate) fn taken_history(db: &Db, tree: &RevTree, edit: &Edit, parent: &[Rev], author: &Author) -> Vec<Rev> {
+    let mut history = edit.history.clone();
+    let below = parent.first().and_then(|rev| tree.find(rev));
+    if let Some(index) = below.filter(|_| !author.admin && db.kind() == DbKind::App) {
+        // What lies below the revision that a user extends is for the tree to say: a claim about it could
+        // join branches that are not theirs.
+        let at = history.iter().position(|rev| *rev == tree.nodes()[index].rev);
+        history.truncate(at.unwrap_or(history.len()));
+        history.extend(tree.path(index));
+    }
+    history
+}
+
 /// The part of a replicated history that the tree knows, from the newest such revision down; empty if none.
 fn replicated_parent(old: Option<&DocRecord>, edit: &Edit) -> Vec<Rev> {
     let Some(record) = old else { return Vec::new() };
@@ -396,7 +446,7 @@ pub(crate) fn unnamed(mut dropped: Vec<u64>, tree: &RevTree) -> Vec<u64> {
 }
 
 /// Refuses one more branch where there are too many: every row of a feed names all leaves.
-fn check_leaves(tree: &RevTree, parent: &[Rev], author: &Author, mode: Mode) -> Result<(), WriteError> {
+pub(crate) fn check_leaves(tree: &RevTree, parent: &[Rev], author: &Author, mode: Mode) -> Result<(), WriteError> {
     let top_is_full = mode == Mode::Interactive && parent.first().is_some_and(|rev| rev.generation >= MAX_GENERATION);
     if top_is_full {
         // A child would have its parent's generation, and be a branch.

@@ -160,6 +160,16 @@ impl Db {
         }
     }
 
+    /// The newest change that is durable: what [`Db::info`] says, without the rest.
+    pub fn update_seq(&self) -> Seq {
+        self.inner.seq()
+    }
+
+    /// Purges so far.
+    pub fn purge_seq(&self) -> u64 {
+        self.inner.state.read().purges
+    }
+
     /// Counts of what this scope shows; sizes of what is not the reader's are not told.
     pub fn scoped_info(&self, scope: &Scope) -> DbInfo {
         let app = self.inner.app.read();

@@ -162,7 +162,7 @@ fn object(text: &str) -> Result<Vec<json::Entry<'_>>, DocumentError> {
             error::invalid_json()
         }
     })?;
-    if json::has_lone_surrogate(text) {
+    if json::has_lone_surrogate(text) || json::has_huge_number(text) {
         return Err(error::invalid_json());
     }
     Ok(entries)

@@ -4,6 +4,7 @@ use crate::app::{Reader, Who};
 use crate::blob::BlobRef;
 use crate::record::Attachment;
 use crate::rev::Rev;
+use crate::view::BodyRef;
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -56,7 +57,44 @@ impl Author {
     }
 }
 
+/// What an edit stands on, as whoever validates it is to see it. The commit of a validated edit finds the same base, or
+/// the edit is refused ([`crate::WriteError::Overtaken`]).
+#[derive(Debug, Clone)]
+pub enum Base {
+    /// Nothing is to be stored: the revision is known.
+    Known,
+    /// It will be refused, whatever a validator says: a conflict, or a want of rights.
+    Refused,
+    /// It is a new document as far as its author can see: it follows nothing, or what they may not read.
+    New,
+    /// It follows this revision.
+    Old(OldRevision),
+}
+
+/// The stored revision that an edit follows.
+#[derive(Debug, Clone)]
+pub struct OldRevision {
+    /// Its name and those of its ancestors, newest first.
+    pub history: Vec<Rev>,
+    /// Whether it is a deletion.
+    pub deleted: bool,
+    /// Its content, if it has any.
+    pub body: Option<BodyRef>,
+}
+
+impl Base {
+    /// Whether a validator that saw `self` has seen what it would see of `other`.
+    pub(crate) fn is_same(&self, other: &Base) -> bool {
+        match (self, other) {
+            (Base::Known, Base::Known) | (Base::Refused, Base::Refused) | (Base::New, Base::New) => true,
+            (Base::Old(one), Base::Old(other)) => one.history.first() == other.history.first(),
+            _ => false,
+        }
+    }
+}
+
 /// One document's new revision.
+#[derive(Clone)]
 pub struct Edit {
     /// The document.
     pub id: String,
@@ -75,6 +113,7 @@ pub struct Edit {
 }
 
 /// One attachment of a new revision.
+#[derive(Clone)]
 pub struct AttachmentEdit {
     /// Its name within the document.
     pub name: String,
@@ -87,6 +126,7 @@ pub struct AttachmentEdit {
 }
 
 /// Where an attachment's bytes come from.
+#[derive(Clone)]
 pub enum AttachmentEditSource {
     /// From the parent revision; with a digest (`md5-...`), only if it is that one.
     Stub {

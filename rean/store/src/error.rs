@@ -92,6 +92,9 @@ pub enum WriteError {
         /// The attachment.
         name: String,
     },
+    /// The document has changed since the edit was validated: validate it again.
+    #[error("The document changed while its new revision was validated. Try again.")]
+    Overtaken,
     /// The document isn't there (for `_local` documents).
     #[error("missing")]
     NotFound,
@@ -109,6 +112,7 @@ impl WriteError {
             WriteError::Unauthorized(_) => 401,
             WriteError::BadRequest(_) => 400,
             WriteError::MissingStub { .. } => 412,
+            WriteError::Overtaken => 503,
             WriteError::NotFound => 404,
             WriteError::Store(_) => 500,
         }
@@ -122,6 +126,7 @@ impl WriteError {
             WriteError::Unauthorized(_) => "unauthorized",
             WriteError::BadRequest(_) => "bad_request",
             WriteError::MissingStub { .. } => "missing_stub",
+            WriteError::Overtaken => "service_unavailable",
             WriteError::NotFound => "not_found",
             WriteError::Store(_) => "internal_server_error",
         }

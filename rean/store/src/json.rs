@@ -89,6 +89,32 @@ pub fn has_lone_surrogate(text: &str) -> bool {
     false
 }
 
+/// Whether a JSON text has a number that no double is near, such as `1e999`: most readers refuse the whole text then.
+pub fn has_huge_number(text: &str) -> bool {
+    /// The largest double has 309 digits.
+    const SAFE_DIGITS: usize = 300;
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => at = string_end(bytes, at),
+            b'0'..=b'9' => {
+                let start = at;
+                while matches!(bytes.get(at), Some(b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-')) {
+                    at += 1;
+                }
+                let number = &text[start..at];
+                let may_be_huge = number.len() > SAFE_DIGITS || number.bytes().any(|byte| matches!(byte, b'e' | b'E'));
+                if may_be_huge && number.parse().is_ok_and(f64::is_infinite) {
+                    return true;
+                }
+            }
+            _ => at += 1,
+        }
+    }
+    false
+}
+
 /// Appends a string as JSON, in quotes.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
@@ -276,6 +302,20 @@ mod tests {
         let mut out = b"x".to_vec();
         minify(" {\"a b\" :\t[1 , \"c \\\" d\\\\\" ]\r\n}", &mut out);
         assert_eq!(out, b"x{\"a b\":[1,\"c \\\" d\\\\\"]}");
+    }
+
+    #[test]
+    fn numbers_beyond_all_doubles_are_found() {
+        let digits = "9".repeat(400);
+        for text in ["1e999", "[1,-1E+309]", "{\"a\":{\"b\":1.5e400}}", &digits, &format!("[\"\",{digits}.5]")] {
+            assert!(super::has_huge_number(text), "{text}");
+            assert!(serde_json::from_str::<Value>(text).is_err(), "{text}");
+        }
+        let zeros = format!("0.{}1", "0".repeat(400));
+        for text in ["1e308", "0e999", "1e-999", "\"1e999\"", "{\"1e999\":1}", &zeros, "[1,2.5,-3e5]"] {
+            assert!(!super::has_huge_number(text), "{text}");
+            assert!(serde_json::from_str::<Value>(text).is_ok(), "{text}");
+        }
     }
 
     #[test]

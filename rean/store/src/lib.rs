@@ -36,6 +36,7 @@
 //! | Meta | `count/` db part | its counts and newest row |
 //! | Meta | `acl/` db number | an access pair: partial database and writers |
 //! | Meta | `doomed/` db | a deleted database whose data is still to be cleared |
+//! | Meta | `purged/` db purge | the id of a document of which something was purged |
 //! | Meta | `upload/` blob | an upload that no document has taken up |
 //! | Docs | db id | a document: revision tree, place, tombstones |
 //! | Seqs | db seq | a row of the feed: id and leaves |
@@ -56,6 +57,8 @@ mod app;
 mod apply;
 mod attach;
 mod authors;
+mod backup;
+mod base;
 mod blob;
 mod bookmark;
 mod chain;
@@ -66,6 +69,7 @@ mod edit;
 pub mod engine;
 mod error;
 mod feed;
+mod indexable;
 pub mod json;
 mod listing;
 mod local;
@@ -89,12 +93,14 @@ mod writer;
 pub use access::AppRules;
 pub use app::{PartInfo, Reader, Who};
 pub use apply::Done;
+pub use backup::{Frozen, FrozenDb, FrozenDoc, FrozenLeaf};
 pub use blob::{BlobRef, BlobWriter, PIECE_BYTES, digest_text};
 pub use db::{Db, DbInfo, DbKind, Sizes};
-pub use edit::{AttachmentEdit, AttachmentEditSource, Author, Edit, Mode, Write, Written};
+pub use edit::{AttachmentEdit, AttachmentEditSource, Author, Base, Edit, Mode, OldRevision, Write, Written};
 pub use engine::EngineKind;
 pub use error::{OpenError, StoreError, WriteError};
 pub use feed::{Change, Feed, FeedError, FeedRow, Offer, Since};
+pub use indexable::{IndexLive, IndexPage, IndexRow, Newest, Purges};
 pub use listing::{DocRow, IdRange};
 pub use local::{LocalDoc, LocalDone};
 pub use moves::{Instructor, Move};

@@ -216,6 +216,7 @@ pub(crate) mod key {
     pub const DOOMED: &[u8] = b"doomed/";
     pub const UPLOAD: &[u8] = b"upload/";
     pub const NOTE: &[u8] = b"note/";
+    pub const PURGED: &[u8] = b"purged/";
 
     pub fn meta(prefix: &[u8], parts: &[&[u8]]) -> Vec<u8> {
         let mut key = prefix.to_vec();
@@ -239,6 +240,10 @@ pub(crate) mod key {
 
     pub fn acl(db: DbId, acl: u32) -> Vec<u8> {
         meta(ACL, &[&db.to_be_bytes(), &acl.to_be_bytes()])
+    }
+
+    pub fn purged(db: DbId, purge: u64) -> Vec<u8> {
+        meta(PURGED, &[&db.to_be_bytes(), &purge.to_be_bytes()])
     }
 
     pub fn doc(db: DbId, id: &str) -> Vec<u8> {

@@ -13,23 +13,30 @@
 //! - an empty `$and`, `$or` or `$nor` is true, an empty `$all` false;
 //! - `$in` and `$nin` look at the elements of an array, not at the array;
 //! - inside `$elemMatch`, `$allMatch` and `$keyMapMatch`, `$not` is plain: true if what it negates
-//!   is false, also for a missing field.
+//!   is false, also for a missing field;
+//! - `_id` compares byte by byte, as documents are listed; all other strings by collation.
 //!
 //! Two differences: `$regex` is of the crate `regex`, which takes linear time and knows no
 //! look-around and no back references (CouchDB: PCRE); strings compare as [`crate::collate`] says.
 //! `$text` needs a search index and is refused.
 
+mod normal;
 mod parse;
+mod path;
 
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Ordering;
+
 use regex::Regex;
 use serde_json::Value;
 
-use crate::collate::compare;
+use crate::collate;
+use path::{Found, find};
 
 pub use parse::{MAX_DEPTH, MAX_NODES, MAX_PATTERN_BYTES, MAX_REGEXES};
+pub use path::FieldPath;
 
 /// A selector, ready to be asked.
 #[derive(Debug, Clone)]
@@ -122,12 +129,6 @@ enum Condition {
     KeyMapMatch(Box<Node>),
 }
 
-enum Found<'a> {
-    Value(&'a Value),
-    Missing,
-    BadPath,
-}
-
 impl Selector {
     /// Parses and checks a selector.
     pub fn parse(selector: &Value) -> Result<Selector, SelectorError> {
@@ -137,6 +138,12 @@ impl Selector {
     /// True if the document matches. `_id` and the like are ordinary members of `doc`.
     pub fn matches(&self, doc: &Value) -> bool {
         self.root.as_ref().is_none_or(|root| root.matches(doc))
+    }
+
+    /// Its normal form: each object has one member, fields are named by their whole path ([`FieldPath::text`]) and
+    /// negation stands at the fields.
+    pub fn to_json(&self) -> Value {
+        normal::to_json(self.root.as_ref())
     }
 }
 
@@ -161,7 +168,7 @@ impl Node {
             Node::Or(nodes) => nodes.is_empty() || nodes.iter().any(|node| node.matches(value)),
             Node::Not(node) => !node.matches(value),
             Node::Field { path, condition, negated } => match find(value, path) {
-                Found::Value(value) => condition.matches(value) != *negated,
+                Found::Value(value) => condition.matches(value, order_of(path_of_one(path))) != *negated,
                 Found::Missing => matches!(condition, Condition::Exists(false)),
                 Found::BadPath => false,
             },
@@ -169,8 +176,29 @@ impl Node {
     }
 }
 
+/// How the values of a field compare.
+pub type Order = fn(&Value, &Value) -> Ordering;
+
+/// How selectors compare the values of the field with this path ([`FieldPath::text`]).
+pub fn order_of(path: &str) -> Order {
+    if path == "_id" { compare_ids } else { collate::compare }
+}
+
+/// The name in a path of one name.
+fn path_of_one(path: &[String]) -> &str {
+    if let [name] = path { name } else { "" }
+}
+
+/// The order in which documents are listed: ids by their bytes.
+fn compare_ids(left: &Value, right: &Value) -> Ordering {
+    match (left, right) {
+        (Value::String(left), Value::String(right)) => left.as_bytes().cmp(right.as_bytes()),
+        _ => collate::compare(left, right),
+    }
+}
+
 impl Condition {
-    fn matches(&self, value: &Value) -> bool {
+    fn matches(&self, value: &Value, compare: Order) -> bool {
         match self {
             Condition::Lt(bound) => compare(value, bound).is_lt(),
             Condition::Lte(bound) => compare(value, bound).is_le(),
@@ -180,8 +208,8 @@ impl Condition {
             Condition::Gt(bound) => compare(value, bound).is_gt(),
             Condition::Exists(wanted) => *wanted,
             Condition::Type(name) => type_of(value) == name,
-            Condition::In(list) => is_in(value, list),
-            Condition::Nin(list) => !is_in(value, list),
+            Condition::In(list) => is_in(value, list, compare),
+            Condition::Nin(list) => !is_in(value, list, compare),
             Condition::All(wanted) => has_all(value, wanted),
             Condition::Size(len) => value.as_array().is_some_and(|list| list.len() as u64 == *len),
             Condition::Mod { divisor, remainder } => is_congruent(value, i128::from(*divisor), i128::from(*remainder)),
@@ -200,26 +228,6 @@ impl Condition {
     }
 }
 
-fn find<'a>(mut value: &'a Value, path: &[String]) -> Found<'a> {
-    for name in path {
-        value = match value {
-            Value::Object(members) => match members.get(name) {
-                Some(member) => member,
-                None => return Found::Missing,
-            },
-            Value::Array(items) => {
-                let item = name.parse().ok().and_then(|at: usize| items.get(at));
-                match item {
-                    Some(item) => item,
-                    None => return Found::BadPath,
-                }
-            }
-            _ => return Found::BadPath,
-        };
-    }
-    Found::Value(value)
-}
-
 fn type_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -231,7 +239,7 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
-fn is_in(value: &Value, list: &[Value]) -> bool {
+fn is_in(value: &Value, list: &[Value], compare: Order) -> bool {
     let is_one = |value: &Value| list.iter().any(|wanted| compare(value, wanted).is_eq());
     match value {
         Value::Array(items) => items.iter().any(is_one),

@@ -91,7 +91,7 @@ pub(crate) struct StoreInner {
     writer: Mutex<Option<JoinHandle<()>>>,
     janitor: Mutex<Option<JoinHandle<()>>>,
     next_blob: AtomicU64,
-    history: String,
+    pub history: String,
     pub progress: Progress,
     pub notes: Notes,
     pub instructor: RwLock<Option<Arc<dyn Instructor>>>,
@@ -375,7 +375,7 @@ fn clear_doomed(store: &Weak<StoreInner>) -> Result<(), StoreError> {
             }
         }
         if batch.is_empty() {
-            for meta in [key::PART, key::PART_COUNT, key::ACL] {
+            for meta in [key::PART, key::PART_COUNT, key::ACL, key::PURGED] {
                 let lo = key::meta(meta, &[&prefix]);
                 for item in snapshot.range(Space::Meta, &lo, &key::after(&lo), Direction::Forward) {
                     batch.delete(Space::Meta, item?.0.to_vec());

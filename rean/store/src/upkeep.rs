@@ -4,6 +4,7 @@ use crate::apply::{leaves_of, unnamed};
 use crate::db::{Db, DbKind};
 use crate::engine::{Direction, Space};
 use crate::error::{StoreError, WriteError};
+use crate::indexable::PURGED_INFOS;
 use crate::record::{
     BlobEntry, BlobId, DbState, DocRecord, PartDoc, PartNo, PartRow, SeqRow, decode, decode_body, encode, key,
 };
@@ -151,7 +152,7 @@ impl crate::writer::Tx<'_> {
         if purged.is_empty() {
             return Ok(purged);
         }
-        self.state(db).purges += 1;
+        self.note_purge(db, id);
         if !record.tree.is_empty() {
             if db.kind() == DbKind::App {
                 db.inner().chain.close_overtaken(id, &mut record.tree);
@@ -168,6 +169,20 @@ impl crate::writer::Tx<'_> {
         let count = if deleted { &mut state.deleted } else { &mut state.docs };
         *count = count.saturating_sub(1);
         Ok(purged)
+    }
+}
+
+impl crate::writer::Tx<'_> {
+    /// Notes for indexes what was purged, and forgets the oldest note.
+    fn note_purge(&mut self, db: &Db, id: &str) {
+        let state = self.state(db);
+        state.purges += 1;
+        let purges = state.purges;
+        let db_id = db.inner().id;
+        self.put(Space::Meta, key::purged(db_id, purges), id.as_bytes().to_vec());
+        if let Some(old) = purges.checked_sub(PURGED_INFOS) {
+            self.delete(Space::Meta, key::purged(db_id, old));
+        }
     }
 }
 

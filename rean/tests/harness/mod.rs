@@ -49,6 +49,10 @@ pub fn user(name: &str, roles: &[&str]) -> Identity {
 
 impl World {
     pub async fn new() -> Self {
+        Self::limited(Limits::default()).await
+    }
+
+    pub async fn limited(limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let secret = RingSecret::random();
         let config = Config {
@@ -56,7 +60,7 @@ impl World {
             data_dir: folder.path().join("rean"),
             engine: "fjall".parse().expect("an engine"),
             ring_secret: RingSecret::from_hex(&secret.to_hex()).expect("a secret"),
-            limits: Limits::default(),
+            limits,
             pod_id: "pod".parse().expect("a pod's id"),
             ring_listen: None,
         };

@@ -8,11 +8,11 @@ PouchDB.plugin(memory);
 let count = 0;
 
 export class Far {
-  /** Starts one with databases of its own, in memory. */
-  static async start() {
+  /** Starts one with databases of its own, in memory; `include` names further routes of express-pouchdb's. */
+  static async start({ include = [] } = {}) {
     const far = new Far();
     const databases = PouchDB.defaults({ adapter: 'memory', prefix: `far-${process.pid}-${++count}-` });
-    far.app = express().use(expressPouchDB(databases, { mode: 'minimumForPouchDB' }));
+    far.app = express().use(expressPouchDB(databases, { mode: 'minimumForPouchDB', overrideMode: { include } }));
     await far.appear();
     return far;
   }

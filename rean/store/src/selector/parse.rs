@@ -22,7 +22,7 @@ pub const MAX_PATTERN_BYTES: usize = 4 << 10;
 const REGEX_BYTES: usize = 512 << 10;
 
 /// How much of a bad argument goes into the message.
-const MAX_SHOWN_CHARS: usize = 100;
+pub(super) const MAX_SHOWN_CHARS: usize = 100;
 
 /// Operators of CouchDB that need an index, and those that it names only to refuse them.
 const NOT_SUPPORTED: [&str; 6] = ["$text", "$where", "$geoWithin", "$geoIntersects", "$near", "$nearSphere"];
@@ -213,19 +213,28 @@ fn joined(nodes: Vec<Node>, any: bool) -> Node {
     if any { Node::Or(nodes) } else { Node::And(nodes) }
 }
 
-/// The end of a branch. A negated `$exists` is the opposite `$exists`, which alone is true of a
-/// missing field.
+/// The end of a branch. What has an opposite is turned round where it is negated: a planner can use it then. A negated
+/// `$exists` is the opposite `$exists`, which alone is true of a missing field.
 fn leaf(condition: Condition, place: Place<'_>) -> Node {
     let (condition, negated) = match condition {
-        Condition::Exists(wanted) => (Condition::Exists(wanted != place.negated), false),
-        other => (other, place.negated),
+        condition if !place.negated => (condition, false),
+        Condition::Lt(bound) => (Condition::Gte(bound), false),
+        Condition::Lte(bound) => (Condition::Gt(bound), false),
+        Condition::Eq(value) => (Condition::Ne(value), false),
+        Condition::Ne(value) => (Condition::Eq(value), false),
+        Condition::Gte(bound) => (Condition::Lt(bound), false),
+        Condition::Gt(bound) => (Condition::Lte(bound), false),
+        Condition::In(list) => (Condition::Nin(list), false),
+        Condition::Nin(list) => (Condition::In(list), false),
+        Condition::Exists(wanted) => (Condition::Exists(!wanted), false),
+        other => (other, true),
     };
     Node::Field { path: place.path.to_vec(), condition, negated }
 }
 
 /// Splits a path at its dots. A backslash takes the meaning from a dot (or a leading `$`), and is
 /// itself dropped.
-fn split_path(field: &str) -> Result<Vec<String>, SelectorError> {
+pub(super) fn split_path(field: &str) -> Result<Vec<String>, SelectorError> {
     let mut names = Vec::new();
     let mut name = String::new();
     let mut escaped = false;
@@ -239,8 +248,7 @@ fn split_path(field: &str) -> Result<Vec<String>, SelectorError> {
     }
     names.push(name);
     if names.iter().any(String::is_empty) {
-        let field = field.chars().take(MAX_SHOWN_CHARS).collect();
-        return Err(SelectorError::InvalidFieldName { field });
+        return Err(SelectorError::invalid_field_name(field));
     }
     Ok(names)
 }

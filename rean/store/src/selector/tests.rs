@@ -130,6 +130,43 @@ fn combinations() {
 }
 
 #[test]
+fn ids_compare_by_their_bytes() {
+    let doc = json!({"_id": "a", "s": "a"});
+    check(
+        &doc,
+        &[
+            (json!({"_id": {"$gt": "B"}}), true),
+            (json!({"_id": {"$lt": "B"}}), false),
+            (json!({"_id": {"$in": ["b", "a"]}}), true),
+            (json!({"_id": {"$gt": null, "$lt": []}}), true),
+            (json!({"_id": {"$not": {"$lte": "B"}}}), true),
+        ],
+    );
+}
+
+#[test]
+fn the_normal_form_is_couchdbs() {
+    for (selector, normal) in [
+        (json!({}), json!({})),
+        (json!({"a": 1}), json!({"a": {"$eq": 1}})),
+        (json!({"n": {"$gt": 1}}), json!({"n": {"$gt": 1}})),
+        (json!({"a": 1, "b": 2}), json!({"$and": [{"a": {"$eq": 1}}, {"b": {"$eq": 2}}]})),
+        (json!({"a": {"b": {"$gt": 1, "$lt": 3}}}), json!({"$and": [{"a.b": {"$gt": 1}}, {"a.b": {"$lt": 3}}]})),
+        (json!({"a\\.b": {"$exists": true}}), json!({"a\\.b": {"$exists": true}})),
+        (json!({"a": {"$not": {"$lt": 3}}}), json!({"a": {"$gte": 3}})),
+        (json!({"$nor": [{"a": 1}, {"a": {"$in": [2]}}]}), json!({"$and": [{"a": {"$ne": 1}}, {"a": {"$nin": [2]}}]})),
+        (json!({"a": {"$not": {"$regex": "x"}}}), json!({"a": {"$not": {"$regex": "x"}}})),
+        (
+            json!({"a": {"$elemMatch": {"b": 1, "$not": {"c": 2}}}}),
+            json!({"a": {"$elemMatch": {"$and": [{"b": {"$eq": 1}}, {"$not": {"c": {"$eq": 2}}}]}}}),
+        ),
+        (json!({"a": {"$allMatch": {"$gt": 1}}}), json!({"a": {"$allMatch": {"$gt": 1}}})),
+    ] {
+        assert_eq!(Selector::parse(&selector).unwrap().to_json(), normal, "{selector}");
+    }
+}
+
+#[test]
 fn conditions_on_arrays_and_keys() {
     let doc = json!({"l": [1, 2, 3], "s": ["x"], "e": [], "n": 2, "ll": [[1, 2]],
                      "m": [{"k": 1}, {"k": 5, "z": 0}], "map": {"alpha": 1, "beta": 2}});
@@ -321,6 +358,18 @@ proptest! {
         match Selector::parse(&selector) {
             Ok(selector) => { selector.matches(&doc); }
             Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+
+    #[test]
+    fn the_normal_form_says_the_same(selector in values(), doc in values()) {
+        if let Ok(selector) = Selector::parse(&selector) {
+            let normal = selector.to_json();
+            // It may be larger than what a client may send.
+            if let Ok(again) = Selector::parse(&normal) {
+                prop_assert_eq!(again.matches(&doc), selector.matches(&doc), "{}", normal);
+                prop_assert_eq!(again.to_json(), normal);
+            }
         }
     }
 

@@ -1,0 +1,150 @@
+//! Rows of several trees as one list.
+
+use crate::error::IndexError;
+use crate::keys::TreeId;
+use crate::page::PageRow;
+use crate::walk::{Span, Walk};
+use rean_store::engine::Snapshot;
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, VecDeque};
+
+/// Trees that are merged at a time: each has a page in memory. More are taken in rounds.
+pub(crate) const MERGED_TREES: usize = 256;
+
+/// How much is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub rows: usize,
+    pub bytes: usize,
+}
+
+/// The rows of one tree.
+pub(crate) struct Cursor {
+    pub walk: Walk,
+    pub rows: VecDeque<PageRow>,
+}
+
+impl Cursor {
+    pub fn new(tree: TreeId, span: &Span, descending: bool) -> Cursor {
+        Cursor { walk: Walk::new(tree, span.clone(), descending), rows: VecDeque::new() }
+    }
+
+    /// Has the next row in front, if there is one.
+    pub fn fill(&mut self, snapshot: &dyn Snapshot) -> Result<Option<&PageRow>, IndexError> {
+        while self.rows.is_empty() {
+            let Some(page) = self.walk.next(snapshot)? else { return Ok(None) };
+            self.rows = self.walk.rows(snapshot, &page)?;
+        }
+        Ok(self.rows.front())
+    }
+}
+
+/// The first rows of all trees in a span. Fewer than there are only if one of the bounds was met.
+pub(crate) fn merge(
+    snapshot: &dyn Snapshot,
+    trees: &[TreeId],
+    span: &Span,
+    descending: bool,
+    bounds: Bounds,
+) -> Result<Vec<PageRow>, IndexError> {
+    let mut out: Vec<PageRow> = Vec::new();
+    for some in trees.chunks(MERGED_TREES) {
+        let mut span = span.clone();
+        // What comes after the rows that are there already is not wanted.
+        if let Some(last) = out.last().filter(|_| is_enough(&out, bounds)) {
+            if descending { span.lo = last.place.clone() } else { span.hi = Some(last.place.clone()) }
+        }
+        let rows = merge_some(snapshot, some, &span, descending, bounds)?;
+        let full_at = rows.last().filter(|_| is_enough(&rows, bounds)).map(|last| last.place.clone());
+        let mut both = out;
+        both.extend(rows);
+        both.sort_unstable_by(|a, b| in_direction(&a.place, &b.place, descending));
+        // Of these trees there may be more behind their last row: what others have behind it comes later.
+        if let Some(full_at) = full_at {
+            both.retain(|row| in_direction(&row.place, &full_at, descending) != Ordering::Greater);
+        }
+        cut(&mut both, bounds);
+        out = both;
+    }
+    Ok(out)
+}
+
+fn merge_some(
+    snapshot: &dyn Snapshot,
+    trees: &[TreeId],
+    span: &Span,
+    descending: bool,
+    bounds: Bounds,
+) -> Result<Vec<PageRow>, IndexError> {
+    let mut cursors: Vec<Cursor> = trees.iter().map(|tree| Cursor::new(*tree, span, descending)).collect();
+    let mut heap = BinaryHeap::new();
+    for (at, cursor) in cursors.iter_mut().enumerate() {
+        if let Some(row) = cursor.fill(snapshot)? {
+            heap.push(Front { place: row.place.clone(), at, descending });
+        }
+    }
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while rows.len() < bounds.rows && bytes < bounds.bytes {
+        let Some(front) = heap.pop() else { break };
+        let cursor = &mut cursors[front.at];
+        let Some(row) = cursor.rows.pop_front() else { break };
+        bytes += size(&row);
+        rows.push(row);
+        if rows.len() < bounds.rows
+            && let Some(row) = cursor.fill(snapshot)?
+        {
+            heap.push(Front { place: row.place.clone(), ..front });
+        }
+    }
+    Ok(rows)
+}
+
+fn size(row: &PageRow) -> usize {
+    row.place.len() + row.cell.key.len() + row.cell.value.len()
+}
+
+fn is_enough(rows: &[PageRow], bounds: Bounds) -> bool {
+    rows.len() >= bounds.rows || rows.iter().map(size).sum::<usize>() >= bounds.bytes
+}
+
+fn cut(rows: &mut Vec<PageRow>, bounds: Bounds) {
+    let mut bytes = 0;
+    let fits = |row: &&PageRow| {
+        let before = bytes;
+        bytes += size(row);
+        before < bounds.bytes
+    };
+    let count = rows.iter().take(bounds.rows).take_while(fits).count();
+    rows.truncate(count);
+}
+
+pub(crate) fn in_direction(a: &[u8], b: &[u8], descending: bool) -> Ordering {
+    if descending { b.cmp(a) } else { a.cmp(b) }
+}
+
+/// A cursor's next row in the heap of a merge, whose greatest is the next of all.
+struct Front {
+    place: Vec<u8>,
+    at: usize,
+    descending: bool,
+}
+
+impl Ord for Front {
+    fn cmp(&self, other: &Front) -> Ordering {
+        in_direction(&other.place, &self.place, self.descending)
+    }
+}
+
+impl PartialOrd for Front {
+    fn partial_cmp(&self, other: &Front) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Front {
+    fn eq(&self, other: &Front) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Front {}

@@ -1,0 +1,212 @@
+//! A request for an index, and the design documents that follow from it.
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::definition::{LANGUAGE, MAX_FIELDS, design_id, is_fair};
+use super::error::{MangoError, clip, shown};
+use super::sort::Sort;
+use rean_store::selector::Selector;
+
+/// The hexadecimal digits of a name that is made up: as many as CouchDB's have.
+const NAME_DIGITS: usize = 40;
+/// What a request for an index may have.
+const KEYS: [&str; 6] = ["index", "type", "name", "ddoc", "w", "partitioned"];
+
+/// An index that is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewIndex {
+    /// The id of the design document that will hold it.
+    pub ddoc: String,
+    /// Its name there.
+    pub name: String,
+    view: Value,
+}
+
+impl NewIndex {
+    /// Reads the body of `POST _index`.
+    ///
+    /// # Errors
+    /// What it says is no index, or not one that there is here.
+    pub fn parse(body: &Value) -> Result<NewIndex, MangoError> {
+        let Value::Object(members) = body else {
+            return Err(MangoError::Value { name: "body", value: shown(body) });
+        };
+        if let Some(key) = members.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(MangoError::InvalidKey(clip(key)));
+        }
+        let definition = members.get("index").ok_or(MangoError::MissingKey("index"))?;
+        check_kind(members)?;
+        let name = text(members, "name")?;
+        let ddoc = text(members, "ddoc")?;
+        let map = map_of(definition)?;
+        // The same request must lead to the same name, on every pod and at any time.
+        let made_up = || {
+            let asked = json!([definition, name, ddoc]).to_string();
+            let mut digits = hex::encode(Sha256::digest(asked.as_bytes()));
+            digits.truncate(NAME_DIGITS);
+            digits
+        };
+        Ok(NewIndex {
+            ddoc: design_id(&ddoc.map_or_else(made_up, str::to_owned)),
+            name: name.map_or_else(made_up, str::to_owned),
+            view: json!({"map": map, "reduce": "_count", "options": {"def": definition}}),
+        })
+    }
+
+    /// The design document with the index; `None`: it has it already. `design` has no `_id` and no `_rev`.
+    ///
+    /// # Errors
+    /// The design document holds functions in another language.
+    pub fn put_into(&self, design: Option<&Map<String, Value>>) -> Result<Option<Map<String, Value>>, MangoError> {
+        let mut design = design.cloned().unwrap_or_default();
+        match design.get("language") {
+            Some(language) if language.as_str() != Some(LANGUAGE) => {
+                return Err(MangoError::Language(shown(language)));
+            }
+            None if design.contains_key("views") => return Err(MangoError::Language("\"javascript\"".to_owned())),
+            _ => {}
+        }
+        design.entry("language").or_insert_with(|| LANGUAGE.into());
+        let views = design.entry("views").or_insert_with(|| json!({}));
+        if !views.is_object() {
+            *views = json!({});
+        }
+        if views.get(&self.name) == Some(&self.view) {
+            return Ok(None);
+        }
+        views[&self.name] = self.view.clone();
+        Ok(Some(design))
+    }
+}
+
+/// A design document without one of its indexes; `None`: then nothing is left of it.
+pub fn without(design: &Map<String, Value>, name: &str) -> Option<Map<String, Value>> {
+    let mut design = design.clone();
+    let views = design.get_mut("views").and_then(Value::as_object_mut);
+    let left = views.map_or(0, |views| {
+        views.shift_remove(name);
+        views.len()
+    });
+    if left == 0 {
+        design.shift_remove("views");
+    }
+    let is_bare = design.len() == 1 && design.contains_key("language");
+    (!is_bare).then_some(design)
+}
+
+fn check_kind(members: &Map<String, Value>) -> Result<(), MangoError> {
+    match members.get("type") {
+        None => {}
+        Some(Value::String(kind)) => match kind.as_str() {
+            "json" => {}
+            "text" => return Err(MangoError::NoService("text")),
+            "nouveau" => return Err(MangoError::NoService("nouveau")),
+            other => return Err(MangoError::IndexType(clip(other))),
+        },
+        Some(other) => return Err(MangoError::NotString(shown(other))),
+    }
+    match members.get("w") {
+        Some(w) if w.as_u64().is_none_or(|w| w == 0) => return Err(MangoError::NotPositive(shown(w))),
+        _ => {}
+    }
+    match members.get("partitioned") {
+        None | Some(Value::Bool(false)) => Ok(()),
+        Some(Value::Bool(true)) => Err(MangoError::Partitioned),
+        Some(other) => Err(MangoError::NotBoolean(shown(other))),
+    }
+}
+
+fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, MangoError> {
+    match members.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(MangoError::NotString(shown(other))),
+    }
+}
+
+/// The member `map` of the view that an index is stored as.
+fn map_of(definition: &Value) -> Result<Value, MangoError> {
+    let Value::Object(members) = definition else {
+        return Err(MangoError::IndexJson(shown(definition)));
+    };
+    if let Some(key) = members.keys().find(|key| !["fields", "partial_filter_selector"].contains(&key.as_str())) {
+        return Err(MangoError::InvalidKey(clip(key)));
+    }
+    let fields = Sort::parse(members.get("fields").ok_or(MangoError::MissingKey("fields"))?)?;
+    if !is_fair(fields.fields.len()) {
+        return Err(MangoError::IndexFields { most: MAX_FIELDS });
+    }
+    let partial = match members.get("partial_filter_selector") {
+        None => json!({}),
+        Some(partial) => Selector::parse(partial)?.to_json(),
+    };
+    Ok(json!({"fields": fields.to_object(), "partial_filter_selector": partial}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NewIndex, without};
+    use serde_json::{Value, json};
+
+    fn parse(body: Value) -> NewIndex {
+        NewIndex::parse(&body).unwrap()
+    }
+
+    #[test]
+    fn an_index_is_stored_as_couchdb_stores_it() {
+        let index = parse(json!({"index": {"fields": ["foo"]}, "name": "foo-index", "ddoc": "d", "type": "json"}));
+        assert_eq!((index.ddoc.as_str(), index.name.as_str()), ("_design/d", "foo-index"));
+        let design = index.put_into(None).unwrap().unwrap();
+        let expected = json!({
+            "language": "query",
+            "views": {"foo-index": {
+                "map": {"fields": {"foo": "asc"}, "partial_filter_selector": {}},
+                "reduce": "_count",
+                "options": {"def": {"fields": ["foo"]}}
+            }}
+        });
+        assert_eq!(Value::Object(design.clone()), expected);
+        assert_eq!(index.put_into(Some(&design)).unwrap(), None);
+        let second = parse(json!({"index": {"fields": ["bar"]}, "name": "bar", "ddoc": "_design/d"}));
+        let both = second.put_into(Some(&design)).unwrap().unwrap();
+        assert_eq!(without(&both, "bar"), Some(design.clone()));
+        assert_eq!(without(&design, "foo-index"), None);
+        let javascript = json!({"views": {"v": {"map": "function (doc) {}"}}});
+        assert_eq!(index.put_into(javascript.as_object()).unwrap_err().error(), "invalid_ddoc_lang");
+    }
+
+    #[test]
+    fn a_made_up_name_depends_on_the_definition() {
+        let one = parse(json!({"index": {"fields": ["a"]}}));
+        assert_eq!(one.ddoc, format!("_design/{}", one.name));
+        assert_eq!(one, parse(json!({"index": {"fields": ["a"]}, "type": "json"})));
+        assert_ne!(one.name, parse(json!({"index": {"fields": ["b"]}})).name);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let fields = json!({"fields": ["a"]});
+        for (body, error) in [
+            (json!({}), "missing_required_key"),
+            (json!({"index": {}}), "missing_required_key"),
+            (json!({"index": "x"}), "invalid_index"),
+            (json!({"index": {"fields": []}}), "invalid_index"),
+            (json!({"index": {"fields": "a"}}), "invalid_sort_json"),
+            (json!({"index": {"fields": [{"a": "asc"}, {"b": "desc"}]}}), "unsupported_mixed_sort"),
+            (json!({"index": {"fields": ["a"], "x": 1}}), "invalid_key"),
+            (json!({"index": {"fields": ["a"], "partial_filter_selector": {"a": {"$x": 1}}}}), "invalid_operator"),
+            (json!({"index": fields, "zork": 1}), "invalid_key"),
+            (json!({"index": fields, "name": 1}), "invalid_string"),
+            (json!({"index": fields, "ddoc": true}), "invalid_string"),
+            (json!({"index": fields, "type": "foo"}), "invalid_index"),
+            (json!({"index": fields, "type": 1}), "invalid_string"),
+            (json!({"index": fields, "type": "text"}), "required index service unavailable"),
+            (json!({"index": fields, "w": 0}), "invalid_pos_integer"),
+            (json!({"index": fields, "partitioned": true}), "invalid_partitioned_option"),
+            (json!([]), "invalid_value"),
+        ] {
+            assert_eq!(NewIndex::parse(&body).unwrap_err().error(), error, "{body}");
+        }
+    }
+}

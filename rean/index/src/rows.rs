@@ -1,0 +1,112 @@
+//! The rows of a range, page by page.
+//!
+//! Nothing is kept between two pages but the place of the last row: a page opens what it needs anew, so that rows can
+//! wait for a slow client, and move between threads.
+
+use crate::cursor::{Bounds, merge};
+use crate::error::IndexError;
+use crate::range::Range;
+use crate::view::View;
+use crate::walk::{Span, Walk};
+use bytes::Bytes;
+
+/// Bytes of rows after which a page ends, though it could have more rows.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// A row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The document that it is of.
+    pub id: String,
+    /// JSON.
+    pub key: Bytes,
+    /// JSON.
+    pub value: Bytes,
+}
+
+/// The rows of a range that are still to be taken. It may be kept and moved between threads.
+pub struct Rows {
+    view: View,
+    /// What is left.
+    span: Span,
+    descending: bool,
+}
+
+impl Rows {
+    pub(crate) fn new(view: View, range: &Range) -> Rows {
+        Rows { view, span: range.span(), descending: range.descending }
+    }
+
+    /// Leaves out the next `n` rows; gives how many there were, if fewer.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn skip(&mut self, n: u64) -> Result<u64, IndexError> {
+        let mut left = n;
+        if let [_] = self.view.trees() {
+            let pages = self.skip_pages(left);
+            left -= self.view.noting(pages)?;
+        }
+        while left > 0 {
+            let limit = usize::try_from(left).unwrap_or(usize::MAX).min(SKIPPED_AT_ONCE);
+            let skipped = self.next_page(limit)?.len() as u64;
+            if skipped == 0 {
+                break;
+            }
+            left -= skipped;
+        }
+        Ok(n - left)
+    }
+
+    /// The next rows, at most `limit` (at least 1), fewer if they are large; empty: there are no more.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn next_page(&mut self, limit: usize) -> Result<Vec<Row>, IndexError> {
+        let bounds = Bounds { rows: limit.max(1), bytes: PAGE_BYTES };
+        let found = merge(self.view.snapshot(), self.view.trees(), &self.span, self.descending, bounds);
+        let rows = self.view.noting(found)?;
+        if let Some(last) = rows.last() {
+            self.go_behind(&last.place);
+        }
+        let row = |row: crate::page::PageRow| Ok(Row { id: row.id()?, key: row.cell.key, value: row.cell.value });
+        let rows = rows.into_iter().map(row).collect();
+        self.view.noting(rows)
+    }
+
+    fn go_behind(&mut self, place: &[u8]) {
+        if self.descending {
+            self.span.hi = Some(place.to_vec());
+        } else {
+            self.span.lo = place.to_vec();
+            self.span.lo.push(0);
+        }
+    }
+
+    /// Leaves out whole pages without reading them.
+    fn skip_pages(&mut self, n: u64) -> Result<u64, IndexError> {
+        let Some(tree) = self.view.trees().first().copied() else { return Ok(0) };
+        let mut walk = Walk::new(tree, self.span.clone(), self.descending);
+        let mut skipped = 0;
+        while let Some(page) = walk.next(self.view.snapshot())? {
+            let rows = match self.span.covers(&page) {
+                true => page.head.rows,
+                false => walk.rows(self.view.snapshot(), &page)?.len() as u64,
+            };
+            if skipped + rows > n {
+                break;
+            }
+            skipped += rows;
+            match (self.descending, page.next) {
+                (true, _) => self.span.hi = Some(page.separator.max(self.span.lo.clone())),
+                (false, Some(next)) => self.span.lo = next.max(std::mem::take(&mut self.span.lo)),
+                // Behind the last page there is nothing.
+                (false, None) => self.span.hi = Some(self.span.lo.clone()),
+            }
+        }
+        Ok(skipped)
+    }
+}
+
+/// Rows that are read at once to be left out.
+const SKIPPED_AT_ONCE: usize = 1_000;

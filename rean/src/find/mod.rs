@@ -1,0 +1,83 @@
+//! Mango over HTTP: `_find`, `_explain` and `_index`
+//! (<https://docs.couchdb.org/en/stable/api/database/find.html>).
+//!
+//! What is asked of a partial or personal database is served by the app's indexes, from rows of permitted documents
+//! alone, and each document is read once more through the target's scope.
+
+mod answer;
+mod args;
+mod bookmark;
+mod documents;
+mod explain;
+mod index;
+mod planning;
+mod project;
+mod source;
+
+use std::sync::Arc;
+
+use adea_ring::Identity;
+use http::StatusCode;
+use rean_index::IndexError;
+use rean_index::mango::MangoError;
+
+use crate::body_in::read_json;
+use crate::databases::json_line;
+use crate::error::ApiError;
+use crate::page_body::paged;
+use crate::pod::{Pod, stopped};
+use crate::render;
+use crate::route::{Request, Response};
+use crate::standing::Standing;
+use crate::target;
+use answer::Answer;
+use args::FindArgs;
+pub use index::index;
+use planning::Planned;
+
+/// The longest query, in bytes: selectors with ten thousand ids are shorter, and as a tree it takes many times as much.
+const MAX_QUERY_BYTES: usize = 1 << 20;
+
+/// `POST /db/_find` and `/db/_explain`.
+///
+/// # Errors
+/// 400 for a query that is none, or that no index can serve.
+pub async fn find(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+    let standing = Standing::new(pod, who)?;
+    let target = target::resolve(pod, who, request.db_name())?;
+    target.require_read()?;
+    let is_explain = request.segments.get(1).is_some_and(|name| name == "_explain");
+    let text = read_json(pod, &request.headers, request.body).await?;
+    if text.len() > MAX_QUERY_BYTES {
+        return Err(ApiError::body_too_large());
+    }
+    let args = FindArgs::parse(&text)?;
+    let planned = Planned::of(pod, &target, &args)?;
+    if is_explain {
+        return Ok(json_line(StatusCode::OK, &explain::explanation(&target, &args, &planned)));
+    }
+    let source = source::open(pod, &target, &args, &planned).await?;
+    let db = target.db.clone();
+    let answer = Answer::new(standing, target, args, planned, source);
+    Ok(render::json(StatusCode::OK, paged(&db, answer)?))
+}
+
+impl From<MangoError> for ApiError {
+    fn from(error: MangoError) -> Self {
+        let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        Self::new(status, error.error(), error.to_string())
+    }
+}
+
+/// What a query says of an index that can't be read.
+fn index_error(error: IndexError) -> ApiError {
+    match error {
+        IndexError::Gone => ApiError::no_database(),
+        IndexError::Closing => stopped(),
+        IndexError::Store(error) => error.into(),
+        IndexError::Busy(_) => {
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", "too many queries at once; try again")
+        }
+        other => ApiError::internal("the index failed; the server's log says more").with_cause(other),
+    }
+}

@@ -1,0 +1,102 @@
+//! Which of a database's indexes serves a query.
+
+use rean_index::mango::{self, Choice, IndexDef, MangoError, Plan, Query, UseIndex};
+use rean_index::{Group, IndexError};
+use rean_store::selector::FieldPath;
+
+use super::args::FindArgs;
+use super::index_error;
+use crate::error::ApiError;
+use crate::pod::Pod;
+use crate::target::Target;
+
+/// A query with its plan.
+pub struct Planned {
+    /// All indexes of the database, in the order of their design documents.
+    pub indexes: Vec<IndexDef>,
+    /// What will be done.
+    pub plan: Plan,
+}
+
+impl Planned {
+    /// Plans a query. With a bookmark the index that it comes from goes on, also if there is a better one by now.
+    ///
+    /// # Errors
+    /// 400 when nothing can serve, or when the bookmark's index can't any more.
+    pub fn of(pod: &Pod, target: &Target, args: &FindArgs) -> Result<Self, ApiError> {
+        let indexes = indexes_of(pod, target)?;
+        let fields: Vec<FieldPath> = args.fields.iter().map(|field| field.path.clone()).collect();
+        let query = Query {
+            selector: &args.selector,
+            sort: &args.sort,
+            fields: &fields,
+            use_index: args.use_index.as_ref(),
+            allow_fallback: args.allow_fallback,
+        };
+        let Some(bookmark) = &args.bookmark else {
+            let plan = Plan::of(query, &indexes)?;
+            return Ok(Self { indexes, plan });
+        };
+        let plan = match &bookmark.row {
+            None => Plan::of(Query { use_index: None, allow_fallback: true, ..query }, &[])?,
+            Some(row) => {
+                let of_bookmark = UseIndex { ddoc: row.ddoc.clone(), name: Some(row.name.clone()) };
+                let plan = Plan::of(Query { use_index: Some(&of_bookmark), ..query }, &indexes)?;
+                let goes_on = match plan.choice {
+                    Choice::Index(at, _) => plan.warning.is_none() && indexes[at].columns().len() == row.key.len(),
+                    Choice::AllDocs(_) => false,
+                };
+                if !goes_on {
+                    return Err(MangoError::Bookmark(format!("\"{}\"", mango::clip(&args.bookmark_text))).into());
+                }
+                plan
+            }
+        };
+        Ok(Self { indexes, plan })
+    }
+
+    /// The index that serves; none: all documents.
+    pub fn index(&self) -> Option<&IndexDef> {
+        match self.plan.choice {
+            Choice::Index(at, _) => Some(&self.indexes[at]),
+            Choice::AllDocs(_) => None,
+        }
+    }
+}
+
+/// All Mango indexes of a database. Those of an app serve its partial and personal databases too.
+///
+/// # Errors
+/// The store failed.
+pub fn indexes_of(pod: &Pod, target: &Target) -> Result<Vec<IndexDef>, ApiError> {
+    let designs = pod.designs.of(&target.db)?;
+    Ok(designs.all().iter().flat_map(|design| IndexDef::of_design(&design.id, &design.value)).collect())
+}
+
+/// The index that holds the rows of `wanted`, and its place there; `None`: its design document has changed since.
+///
+/// # Errors
+/// The indexes' engine failed.
+pub fn group_of(pod: &Pod, target: &Target, wanted: &IndexDef) -> Result<Option<(Group, usize)>, ApiError> {
+    let designs = pod.designs.of(&target.db)?;
+    let Some(design) = designs.get(&wanted.ddoc) else { return Ok(None) };
+    let indexes = IndexDef::of_design(&design.id, &design.value);
+    let Some(at) = indexes.iter().position(|index| index.name == wanted.name && index.columns() == wanted.columns())
+    else {
+        return Ok(None);
+    };
+    let Some(spec) = mango::group_of(indexes) else { return Ok(None) };
+    let group = pod.indexes.group(&target.db, spec).map_err(index_error)?;
+    Ok(Some((group, at)))
+}
+
+/// Brings an index up to date, off the threads that serve requests: the first time may take minutes.
+///
+/// # Errors
+/// See [`IndexError`].
+pub async fn update(group: &Group) -> Result<(), IndexError> {
+    let group = group.clone();
+    let done = tokio::task::spawn_blocking(move || group.update(&mut |_, _| {}).map(|_| ())).await;
+    // The program is ending.
+    done.unwrap_or(Err(IndexError::Closing))
+}

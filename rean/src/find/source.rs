@@ -1,0 +1,225 @@
+//! Where the documents of an answer come from: a list of ids, a range of ids, or the rows of an index. Each gives more
+//! than is wanted, in the wanted order.
+
+use std::collections::VecDeque;
+use std::vec::IntoIter;
+
+use http::StatusCode;
+use rean_index::mango::plan::IdBounds;
+use rean_index::mango::{Choice, IndexDef, KeyRange};
+use rean_index::{Bound, IndexError, Range, Row, Rows};
+use rean_store::collate::{array_prefix, sort_key};
+use rean_store::{DocRow, IdRange};
+use serde_json::Value;
+
+use super::args::FindArgs;
+use super::bookmark::Bookmark;
+use super::index_error;
+use super::planning::{Planned, group_of, update};
+use crate::error::ApiError;
+use crate::pod::Pod;
+use crate::target::Target;
+
+/// Rows that are read at once.
+const ROWS_A_READ: usize = 256;
+/// What the ids of design documents start with: no query gives them.
+const DESIGN: &str = "_design/";
+/// Follows every byte that a sort key can go on with.
+const BEHIND_ALL: u8 = 0xff;
+/// How often a query asks again for an index that was dropped meanwhile, as when its design document is replaced.
+const ATTEMPTS: usize = 3;
+
+/// What is still to be looked at.
+pub enum Source {
+    /// Nothing can match.
+    Nothing,
+    /// These documents.
+    Ids(IntoIter<String>),
+    /// The documents in a range of ids: what was read, and where to go on.
+    Range(VecDeque<DocRow>, Option<IdRange>),
+    /// The rows of an index.
+    Index(IndexRows),
+}
+
+/// The rows of an index that are left.
+pub struct IndexRows {
+    rows: Rows,
+    read: VecDeque<Row>,
+    /// Everything up to this row was in an earlier answer.
+    after: Option<(Vec<u8>, String)>,
+}
+
+/// Something to look at.
+pub enum Hit {
+    /// A document that was listed.
+    Listed(DocRow),
+    /// A document that was named.
+    Named(String),
+    /// A row of an index.
+    Row(Row),
+}
+
+impl Hit {
+    /// The document's id.
+    pub fn id(&self) -> &str {
+        match self {
+            Hit::Listed(row) => &row.id,
+            Hit::Named(id) => id,
+            Hit::Row(row) => &row.id,
+        }
+    }
+}
+
+/// Opens what the plan says, behind the bookmark. An index is brought up to date first, but for a reader of everything
+/// who doesn't want it: an old row could tell others of a document that isn't theirs any more.
+///
+/// # Errors
+/// The index or the store failed.
+pub async fn open(pod: &Pod, target: &Target, args: &FindArgs, planned: &Planned) -> Result<Source, ApiError> {
+    if planned.plan.nothing {
+        return Ok(Source::Nothing);
+    }
+    match &planned.plan.choice {
+        Choice::AllDocs(bounds) => Ok(of_ids(bounds, args)),
+        Choice::Index(at, range) => of_index(pod, target, args, &planned.indexes[*at], range).await,
+    }
+}
+
+fn of_ids(bounds: &IdBounds, args: &FindArgs) -> Source {
+    let descending = args.sort.descending;
+    let after = args.bookmark.as_ref().map(|bookmark| bookmark.id.as_str());
+    if let Some(ids) = &bounds.ids {
+        let is_left =
+            |id: &&String| after.is_none_or(|after| if descending { id.as_str() < after } else { id.as_str() > after });
+        let mut ids: Vec<String> = ids.iter().filter(is_left).cloned().collect();
+        if descending {
+            ids.reverse();
+        }
+        return Source::Ids(ids.into_iter());
+    }
+    let (mut low, mut high) = (bounds.low.clone(), bounds.high.clone());
+    // A bookmark from before the range leaves the range as it is.
+    let start = if descending { &mut high } else { &mut low };
+    let narrows =
+        |after: &&str| start.as_deref().is_none_or(|start| if descending { *after <= start } else { *after >= start });
+    let exclusive_start = match after.filter(narrows) {
+        Some(after) => {
+            *start = Some(after.to_owned());
+            true
+        }
+        None => false,
+    };
+    if matches!((&low, &high), (Some(low), Some(high)) if low > high || (low == high && exclusive_start)) {
+        return Source::Nothing;
+    }
+    let (start, end) = if descending { (high, low) } else { (low, high) };
+    Source::Range(VecDeque::new(), Some(IdRange { start, end, exclusive_start, exclusive_end: false, descending }))
+}
+
+async fn of_index(
+    pod: &Pod,
+    target: &Target,
+    args: &FindArgs,
+    index: &IndexDef,
+    range: &KeyRange,
+) -> Result<Source, ApiError> {
+    let is_stale_fine = target.whole() && args.takes_stale();
+    for _ in 0..ATTEMPTS {
+        let Some((group, view)) = group_of(pod, target, index)? else { return Err(changed()) };
+        let updated = if is_stale_fine { Ok(()) } else { update(&group).await };
+        match updated.and_then(|()| group.view(&target.scope, view)) {
+            Ok(view) => {
+                let bounds = bounds_of(range, args.sort.descending);
+                let (bounds, after) = behind(bounds, args.bookmark.as_ref());
+                return Ok(Source::Index(IndexRows { rows: view.rows(bounds), read: VecDeque::new(), after }));
+            }
+            Err(IndexError::Gone) if !target.db.is_gone() => {}
+            Err(error) => return Err(index_error(error)),
+        }
+    }
+    Err(changed())
+}
+
+fn changed() -> ApiError {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", "The index has just been changed; try again.")
+}
+
+/// A range in the bytes of the index.
+fn bounds_of(range: &KeyRange, descending: bool) -> Range {
+    let low = prefix(&range.start).map(|key| Bound { key, doc_id: None });
+    let high = prefix(&range.end).map(|mut key| {
+        key.push(BEHIND_ALL);
+        Bound { key, doc_id: None }
+    });
+    let (start, end) = if descending { (high, low) } else { (low, high) };
+    Range { start, end, exclusive_end: false, descending }
+}
+
+/// What the sort keys of all lists that begin with these values begin with.
+fn prefix(values: &[Value]) -> Option<Vec<u8>> {
+    let key = sort_key(&Value::Array(values.to_vec()));
+    (!values.is_empty()).then(|| array_prefix(&key, values.len()).unwrap_or(&key).to_vec())
+}
+
+/// The part of a range from a bookmark on, and the row to leave out.
+fn behind(mut range: Range, bookmark: Option<&Bookmark>) -> (Range, Option<(Vec<u8>, String)>) {
+    let Some((bookmark, row)) = bookmark.and_then(|bookmark| Some((bookmark, bookmark.row.as_ref()?))) else {
+        return (range, None);
+    };
+    let key = sort_key(&Value::Array(row.key.clone()));
+    range.start = Some(Bound { key: key.clone(), doc_id: Some(bookmark.id.clone()) });
+    (range, Some((key, bookmark.id.clone())))
+}
+
+impl Source {
+    /// The next document to look at.
+    ///
+    /// # Errors
+    /// The index or the store failed.
+    pub fn next(&mut self, target: &Target) -> Result<Option<Hit>, ApiError> {
+        loop {
+            let hit = match self {
+                Source::Nothing => None,
+                Source::Ids(ids) => ids.next().map(Hit::Named),
+                Source::Range(rows, rest) => {
+                    if rows.is_empty() {
+                        read_on(target, rows, rest)?;
+                    }
+                    rows.pop_front().map(Hit::Listed)
+                }
+                Source::Index(rows) => rows.next()?.map(Hit::Row),
+            };
+            if hit.as_ref().is_none_or(|hit| !hit.id().starts_with(DESIGN)) {
+                return Ok(hit);
+            }
+        }
+    }
+}
+
+fn read_on(target: &Target, rows: &mut VecDeque<DocRow>, rest: &mut Option<IdRange>) -> Result<(), ApiError> {
+    let Some(range) = rest.take() else { return Ok(()) };
+    *rows = target.db.all_docs(&target.scope, &range, ROWS_A_READ)?.into();
+    if rows.len() == ROWS_A_READ
+        && let Some(last) = rows.back()
+    {
+        *rest = Some(range.after(&last.id));
+    }
+    Ok(())
+}
+
+impl IndexRows {
+    fn next(&mut self) -> Result<Option<Row>, ApiError> {
+        loop {
+            if self.read.is_empty() {
+                self.read = self.rows.next_page(ROWS_A_READ).map_err(index_error)?.into();
+            }
+            let Some(row) = self.read.pop_front() else { return Ok(None) };
+            // Only the first row can be the one that was given before: there is one a document.
+            let Some((key, id)) = self.after.take() else { return Ok(Some(row)) };
+            let is_known = row.id == id && serde_json::from_slice(&row.key).is_ok_and(|found| sort_key(&found) == key);
+            if !is_known {
+                return Ok(Some(row));
+            }
+        }
+    }
+}

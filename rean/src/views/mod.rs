@@ -1,0 +1,140 @@
+//! Views: the map and reduce functions of design documents, asked over HTTP
+//! (<https://docs.couchdb.org/en/stable/api/ddoc/views.html>).
+//!
+//! A request's design document becomes the description of an index ([`spec`]); the index is brought up to date
+//! ([`builds`]), and its rows, as the target's scope shows them, are sent page by page ([`answer`]). The [`indexer`]
+//! does the first part ahead of requests, and drops what no design document needs any more.
+//!
+//! What always holds: readers of a part of an app get the rows of documents that they may read as the index was at the
+//! request or later, never older ones, whatever `update` and `stale` say; counts, offsets and ETags are made of those
+//! rows alone. Documents go through the target's scope.
+
+pub mod answer;
+pub mod args;
+pub mod builds;
+pub mod http;
+pub mod indexer;
+pub mod info;
+pub mod readers;
+pub mod spec;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ::http::StatusCode;
+use parking_lot::Mutex;
+use rean_index::{Group, GroupSpec, IndexError, MapError, mango};
+use rean_script::Scripts;
+use rean_store::{Db, DbKind};
+
+use crate::designs::DesignDoc;
+use crate::error::ApiError;
+use crate::hub::{CommitHook, Hub};
+use crate::pod::stopped;
+use crate::views::builds::Builds;
+pub use crate::views::builds::{Wanted, fresh, fresh_later, lane};
+pub use crate::views::indexer::Dirty;
+use crate::views::readers::Readers;
+use crate::views::spec::{DesignViews, SpecError};
+
+/// Design documents whose views are remembered. Each takes some kilobytes; more are read anew at each request.
+const MAX_REMEMBERED: usize = 2_000;
+
+/// What the requests for views share.
+#[derive(Default)]
+pub struct Views {
+    builds: Builds,
+    /// The views of design documents, by instance and id, with the revision that they are of.
+    remembered: Mutex<HashMap<DesignKey, Remembered>>,
+    /// What the indexer has to look at.
+    pub dirty: Arc<Dirty>,
+    /// Who takes long answers.
+    pub readers: Readers,
+    compacting: AtomicBool,
+}
+
+/// Instance and id.
+type DesignKey = (Box<str>, Box<str>);
+
+type Remembered = (String, Result<Arc<DesignViews>, SpecError>);
+
+impl Views {
+    /// Follows the commits through the hub.
+    pub fn new(hub: &Hub) -> Self {
+        let views = Self::default();
+        hub.add_hook(Arc::clone(&views.dirty) as Arc<dyn CommitHook>);
+        views
+    }
+
+    /// The views of a design document.
+    ///
+    /// # Errors
+    /// See [`SpecError`].
+    pub fn of(&self, db: &Db, design: &DesignDoc, scripts: &Scripts) -> Result<Arc<DesignViews>, SpecError> {
+        let key: DesignKey = (db.instance().into(), design.id.as_str().into());
+        let rev = design.rev.to_string();
+        if let Some((known, views)) = self.remembered.lock().get(&key)
+            && *known == rev
+        {
+            return views.clone();
+        }
+        let views = DesignViews::of(&design.value, &design.script, scripts, db.kind() == DbKind::App).map(Arc::new);
+        let mut remembered = self.remembered.lock();
+        if remembered.len() >= MAX_REMEMBERED {
+            remembered.clear();
+        }
+        remembered.insert(key, (rev, views.clone()));
+        views
+    }
+
+    /// What the index of a design document is made of, of views or of Mango; `None`: it has none.
+    pub fn group_spec(&self, db: &Db, design: &DesignDoc, scripts: &Scripts) -> Option<Arc<GroupSpec>> {
+        match self.of(db, design, scripts) {
+            Ok(views) => Some(Arc::clone(&views.group)),
+            Err(SpecError::Language(language)) if language == spec::QUERY => {
+                mango::group_spec(&design.id, &design.value)
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Whether an index is being brought up to date, and how many requests wait for the next time.
+    pub fn state(&self, group: &Group) -> (bool, usize) {
+        self.builds.state(group)
+    }
+
+    /// `false`: the indexes are being compacted already.
+    fn begin_compaction(&self) -> bool {
+        !self.compacting.swap(true, Ordering::AcqRel)
+    }
+
+    fn end_compaction(&self) {
+        self.compacting.store(false, Ordering::Release);
+    }
+
+    /// Whether the indexes are being compacted.
+    pub fn is_compacting(&self) -> bool {
+        self.compacting.load(Ordering::Acquire)
+    }
+}
+
+/// What clients are told of an index that failed.
+pub fn index_error(error: IndexError, db: &Db) -> ApiError {
+    let again = |words: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", words);
+    match error {
+        IndexError::Closing => stopped(),
+        IndexError::Gone if db.is_gone() => ApiError::no_database(),
+        IndexError::Gone => again("The index was replaced: ask again.".to_owned()),
+        IndexError::Busy(words) | IndexError::Map(MapError::Unavailable(words)) => again(words),
+        IndexError::Map(MapError::Function(words)) => {
+            ApiError::new(StatusCode::BAD_REQUEST, "compilation_error", words)
+        }
+        IndexError::Map(MapError::Documents(words)) => {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "map_error", words)
+        }
+        IndexError::Reduce { error, reason } => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error, reason),
+        IndexError::Store(error) => error.into(),
+        other => ApiError::internal("the index failed; the server's log says more").with_cause(other),
+    }
+}

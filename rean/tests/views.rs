@@ -1,0 +1,303 @@
+//! Views over HTTP: rows, ranges, groups, freshness, ETags, the indexer.
+
+mod harness;
+
+use std::time::Instant;
+
+use adea_ring::Identity;
+use axum::body::Body;
+use harness::{DEADLINE, World, admin, user};
+use http_body_util::BodyExt;
+use rean::route::{self, Request};
+use serde_json::{Value, json};
+
+const PEOPLE: [(&str, &str, u64); 5] =
+    [("ann", "x", 1), ("bob", "x", 2), ("cat", "y", 3), ("dan", "y", 4), ("eve", "z", 5)];
+
+/// A database with five people and a design document `v` with these views.
+async fn people(views: Value) -> World {
+    let world = World::new().await;
+    world.open_db("db").await;
+    let docs: Vec<Value> = PEOPLE.iter().map(|(id, team, n)| json!({"_id": id, "team": team, "n": n})).collect();
+    world.post(&admin(), "/db/_bulk_docs", json!({"docs": docs})).await.expect(201);
+    world.put(&admin(), "/db/_design/v", json!({"views": views})).await.expect(201);
+    world
+}
+
+fn team() -> Value {
+    let map = "function (doc) { emit(doc.team, doc.n); }";
+    json!({
+        "team": {"map": map},
+        "sum": {"map": map, "reduce": "_sum"},
+        "max": {"map": map, "reduce": "function (keys, values) { return Math.max.apply(null, values); }"},
+        "pair": {"map": "function (doc) { emit([doc.team, doc.n % 2], doc.n); }", "reduce": "_sum"},
+    })
+}
+
+fn ids(answer: &Value) -> Vec<&str> {
+    answer["rows"].as_array().expect("rows").iter().map(|row| row["id"].as_str().expect("an id")).collect()
+}
+
+async fn ask(world: &World, path: &str) -> Value {
+    world.get(&admin(), &format!("/db/_design/v/_view/{path}")).await.expect(200)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_ranges_and_counts() {
+    let world = people(team()).await;
+    let all = ask(&world, "team").await;
+    assert_eq!((&all["total_rows"], &all["offset"]), (&json!(5), &json!(0)));
+    assert_eq!(all["rows"][0], json!({"id": "ann", "key": "x", "value": 1}));
+    for (query, wanted) in [
+        ("key=%22y%22", vec!["cat", "dan"]),
+        ("keys=[%22z%22,%22none%22,%22x%22]", vec!["eve", "ann", "bob"]),
+        ("keys=[%22z%22,%22x%22]&skip=2", vec!["bob"]),
+        ("keys=[%22x%22,%22x%22]&limit=3", vec!["ann", "bob", "ann"]),
+        ("keys=[]", vec![]),
+        ("startkey=%22y%22", vec!["cat", "dan", "eve"]),
+        ("startkey=%22x%22&endkey=%22y%22&inclusive_end=false", vec!["ann", "bob"]),
+        ("startkey=%22x%22&startkey_docid=bob&endkey=%22y%22&endkey_docid=cat", vec!["bob", "cat"]),
+        ("descending=true&limit=2", vec!["eve", "dan"]),
+        ("descending=true&startkey=%22y%22&endkey=%22x%22", vec!["dan", "cat", "bob", "ann"]),
+        ("skip=3", vec!["dan", "eve"]),
+        ("skip=9", vec![]),
+        ("limit=0", vec![]),
+    ] {
+        assert_eq!(ids(&ask(&world, &format!("team?{query}")).await), wanted, "{query}");
+    }
+    assert_eq!(ask(&world, "team?startkey=%22y%22&skip=1").await["offset"], 3);
+    assert_eq!(ask(&world, "team?descending=true&startkey=%22y%22").await["offset"], 1);
+    assert_eq!(ask(&world, "team?startkey=%22zz%22").await["offset"], 5);
+    let unsorted = ask(&world, "team?sorted=false").await;
+    assert!(unsorted.get("total_rows").is_none() && unsorted["rows"].as_array().expect("rows").len() == 5);
+    assert!(ask(&world, "team?update_seq=true").await["update_seq"].is_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reductions_and_groups() {
+    let world = people(team()).await;
+    for (query, wanted) in [
+        ("sum", json!([{"key": null, "value": 15}])),
+        ("sum?key=%22y%22", json!([{"key": null, "value": 7}])),
+        ("sum?key=%22none%22", json!([])),
+        (
+            "sum?group=true&keys=[%22z%22,%22none%22,%22x%22]",
+            json!([{"key": "z", "value": 5}, {"key": "x", "value": 3}]),
+        ),
+        ("max", json!([{"key": null, "value": 5}])),
+        ("max?group=true", json!([{"key": "x", "value": 2}, {"key": "y", "value": 4}, {"key": "z", "value": 5}])),
+        (
+            "pair?group_level=1",
+            json!([{"key": ["x"], "value": 3}, {"key": ["y"], "value": 7}, {"key": ["z"], "value": 5}]),
+        ),
+        ("pair?group_level=1&limit=1&skip=1", json!([{"key": ["y"], "value": 7}])),
+        ("pair?group_level=1&descending=true&limit=1", json!([{"key": ["z"], "value": 5}])),
+    ] {
+        assert_eq!(ask(&world, query).await, json!({"rows": wanted}), "{query}");
+    }
+    assert_eq!(ask(&world, "pair?group=true").await["rows"].as_array().expect("rows").len(), 5);
+    assert_eq!(ask(&world, "sum?reduce=false&limit=2").await["total_rows"], 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_queries_in_one_request() {
+    let world = people(team()).await;
+    let queries = json!({"queries": [{"group": true}, {"reduce": false, "limit": 1}, {"key": "none"}]});
+    for path in ["/db/_design/v/_view/sum/queries", "/db/_design/v/_view/sum"] {
+        let answer = world.post(&admin(), path, queries.clone()).await.expect(200);
+        let results = answer["results"].as_array().expect("results");
+        assert_eq!(results[0]["rows"].as_array().expect("rows").len(), 3);
+        assert_eq!(ids(&results[1]), ["ann"]);
+        assert_eq!(results[2], json!({"rows": []}));
+    }
+    let none = world.post(&admin(), "/db/_design/v/_view/sum/queries", json!({"queries": []})).await.expect(200);
+    assert_eq!(none, json!({"results": []}));
+    let get = world.get(&admin(), "/db/_design/v/_view/sum/queries").await;
+    assert_eq!(get.status, 405);
+    let bad = json!({"queries": [{"include_docs": true}]});
+    let bad = world.post(&admin(), "/db/_design/v/_view/sum/queries", bad).await;
+    assert_eq!((bad.status.as_u16(), &bad.json()["error"]), (400, &json!("query_parse_error")));
+    let body = json!({"keys": ["z"], "limit": 1});
+    let posted = world.post(&admin(), "/db/_design/v/_view/team", body).await.expect(200);
+    assert_eq!(ids(&posted), ["eve"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_and_linked_documents() {
+    let world = people(json!({
+        "team": {"map": "function (doc) { emit(doc.team, null); }"},
+        "link": {"map": "function (doc) { if (doc.to) emit(null, {_id: doc.to, _rev: doc.rev}); }"},
+    }))
+    .await;
+    let first = ask(&world, "team?include_docs=true&limit=1").await["rows"][0]["doc"].clone();
+    assert_eq!((&first["_id"], &first["n"]), (&json!("ann"), &json!(1)));
+    let old = world.get(&admin(), "/db/eve").await.expect(200);
+    let mut new = old.clone();
+    new["n"] = json!(6);
+    world.put(&admin(), "/db/eve", new).await.expect(201);
+    for (id, to, rev) in [
+        ("l1", "eve", None),
+        ("l2", "eve", Some(old["_rev"].as_str().expect("a revision"))),
+        ("l3", "none", None),
+        ("l4", "eve", Some("zork")),
+    ] {
+        world.put(&admin(), &format!("/db/{id}"), json!({"to": to, "rev": rev})).await.expect(201);
+    }
+    let linked = ask(&world, "link?include_docs=true").await;
+    let shown: Vec<&Value> = linked["rows"].as_array().expect("rows").iter().map(|row| &row["doc"]["n"]).collect();
+    assert_eq!(shown, [&json!(6), &json!(5), &Value::Null, &Value::Null]);
+    assert_eq!(linked["rows"][2]["doc"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_follows_writes_and_design_documents() {
+    let world = people(team()).await;
+    ask(&world, "sum").await;
+    let mut bob = world.get(&admin(), "/db/bob").await.expect(200);
+    bob["n"] = json!(20);
+    world.put(&admin(), "/db/bob", bob).await.expect(201);
+    let ann = world.get(&admin(), "/db/ann").await.expect(200);
+    let path = format!("/db/ann?rev={}", ann["_rev"].as_str().expect("a revision"));
+    world.send(&admin(), "DELETE", &path, None).await.expect(200);
+    assert_eq!(ask(&world, "sum").await["rows"][0]["value"], 32);
+    let eve = world.get(&admin(), "/db/eve").await.expect(200);
+    world.post(&admin(), "/db/_purge", json!({"eve": [eve["_rev"]]})).await.expect(201);
+    assert_eq!(ask(&world, "sum").await["rows"][0]["value"], 27);
+    let mut design = world.get(&admin(), "/db/_design/v").await.expect(200);
+    design["views"]["sum"]["map"] = json!("function (doc) { emit(null, 1); }");
+    world.put(&admin(), "/db/_design/v", design).await.expect(201);
+    assert_eq!(ask(&world, "sum").await["rows"][0]["value"], 3);
+    // A database of the same name is another one.
+    world.send(&admin(), "DELETE", "/db", None).await.expect(200);
+    world.open_db("db").await;
+    world.put(&admin(), "/db/_design/v", json!({"views": team()})).await.expect(201);
+    assert_eq!(ask(&world, "sum").await, json!({"rows": []}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_or_wrong_is_told_in_couchdbs_words() {
+    let world = people(team()).await;
+    world.put(&admin(), "/db/_design/erl", json!({"language": "erlang", "views": {"a": {"map": "x"}}})).await;
+    for (path, status, error, reason) in [
+        ("_design/v/_view/none", 404, "not_found", "missing_named_view"),
+        ("_design/none/_view/team", 404, "not_found", "missing"),
+        ("_design/none/_info", 404, "not_found", "missing"),
+        ("_design/v/_view", 404, "not_found", "missing"),
+        ("_design/v/_view/team?group=true", 400, "query_parse_error", "Invalid use of grouping on a map view."),
+        ("_design/v/_view/sum?include_docs=true", 400, "query_parse_error", "`include_docs` is invalid for reduce"),
+        ("_design/v/_view/team?key=bad{", 400, "bad_request", "invalid UTF-8 JSON"),
+        ("_design/erl/_view/a", 400, "unknown_query_language", "erlang"),
+        ("_design/v/_search/x", 404, "not_found", "Search is not available"),
+    ] {
+        let answer = world.get(&admin(), &format!("/db/{path}")).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.text);
+        assert_eq!(answer.json()["error"], error, "{path}");
+        assert!(answer.json()["reason"].as_str().expect("a reason").contains(reason), "{path}: {}", answer.text);
+    }
+    world.send(&admin(), "DELETE", "/db/_design/v/_view/team", None).await.expect(405);
+    let design = world.get(&admin(), "/db/_design/v").await.expect(200);
+    let path = format!("/db/_design/v?rev={}", design["_rev"].as_str().expect("a revision"));
+    world.send(&admin(), "DELETE", &path, None).await.expect(200);
+    assert_eq!(world.get(&admin(), "/db/_design/v/_view/team").await.expect(404)["reason"], "deleted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_that_throws_has_no_rows_for_that_document() {
+    let world = people(json!({"v": {"map": "function (doc) { emit(doc.a.b, 1); }"}})).await;
+    assert_eq!(ask(&world, "v").await["rows"], json!([]));
+    world.put(&admin(), "/db/good", json!({"a": {"b": 7}})).await.expect(201);
+    assert_eq!(ask(&world, "v").await["rows"], json!([{"id": "good", "key": 7, "value": 1}]));
+}
+
+/// An answer with its ETag, to a client that has one.
+async fn tagged(world: &World, who: &Identity, path: &str, known: Option<&str>) -> (u16, String) {
+    let mut request = http::Request::builder().uri(path);
+    if let Some(known) = known {
+        request = request.header("if-none-match", known);
+    }
+    let request = Request::from_http(request.body(Body::empty()).expect("a request")).expect("a path");
+    let response = route::dispatch(&world.pod, who, request).await.unwrap_or_else(|error| error.into_response());
+    let etag = response.headers().get("etag").expect("an ETag").to_str().expect("text").to_owned();
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    assert_eq!(status == 304, body.is_empty());
+    (status, etag)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etag_stays_until_the_answer_changes() {
+    let world = people(team()).await;
+    let path = "/db/_design/v/_view/sum?group=true";
+    let (status, first) = tagged(&world, &admin(), path, None).await;
+    assert_eq!(status, 200);
+    assert_eq!(tagged(&world, &admin(), path, Some(&first)).await, (304, first.clone()));
+    let (status, other) = tagged(&world, &admin(), "/db/_design/v/_view/sum", Some(&first)).await;
+    assert_eq!(status, 200);
+    assert_ne!(first, other);
+    world.put(&admin(), "/db/new", json!({"team": "x", "n": 1})).await.expect(201);
+    let (status, second) = tagged(&world, &admin(), path, Some(&first)).await;
+    assert_eq!(status, 200);
+    assert_ne!(first, second);
+}
+
+/// Waits for a state.
+async fn until<F: Future<Output = bool>>(what: &str, mut state: impl FnMut() -> F) {
+    let began = Instant::now();
+    while !state().await {
+        assert!(began.elapsed() < DEADLINE, "{what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_indexer_works_ahead_and_drops_what_nobody_needs() {
+    let world = people(team()).await;
+    // Nobody asks for it, and it comes to hold all rows.
+    until("it is indexed", async || ask(&world, "team?update=false").await["total_rows"] == 5).await;
+    let info = world.get(&admin(), "/db/_design/v/_info").await.expect(200);
+    let index = &info["view_index"];
+    assert_eq!((&info["name"], &index["language"]), (&json!("v"), &json!("javascript")));
+    assert_eq!(index["signature"].as_str().expect("a signature").len(), 32);
+    for name in ["sizes", "updater_running", "update_seq", "updates_pending", "waiting_clients", "compact_running"] {
+        assert!(index.get(name).is_some(), "{name}");
+    }
+    let signatures = async || {
+        let db = world.pod.store.db("db").expect("a database");
+        let groups = world.pod.indexes.groups(&db).expect("groups");
+        groups.into_iter().map(|group| group.signature).collect::<Vec<_>>()
+    };
+    let old = signatures().await;
+    assert_eq!(old.len(), 1);
+    let mut design = world.get(&admin(), "/db/_design/v").await.expect(200);
+    design["views"] = json!({"v": {"map": "function (doc) { emit(1); }"}});
+    world.put(&admin(), "/db/_design/v", design).await.expect(201);
+    until("the new one is there alone", async || {
+        let now = signatures().await;
+        now.len() == 1 && now != old
+    })
+    .await;
+    let answer = world.post(&admin(), "/db/_view_cleanup", json!({})).await.expect(202);
+    assert_eq!(answer, json!({"ok": true}));
+    world.post(&admin(), "/db/_compact/v", json!({})).await.expect(202);
+    world.post(&admin(), "/db/_compact/none", json!({})).await.expect(404);
+    world.post(&user("ann", &[]), "/db/_view_cleanup", json!({})).await.expect(401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_view_is_sent_whole() {
+    let world = World::new().await;
+    world.open_db("db").await;
+    let docs: Vec<Value> = (0..3_000).map(|n| json!({"_id": format!("d{n:05}"), "n": n})).collect();
+    world.post(&admin(), "/db/_bulk_docs", json!({"docs": docs})).await.expect(201);
+    let map = "function (doc) { emit(doc.n, 'x'.repeat(100)); }";
+    let views = json!({"v": {"map": map}, "c": {"map": map, "reduce": "_count"}});
+    world.put(&admin(), "/db/_design/v", json!({"views": views})).await.expect(201);
+    let all = ask(&world, "v?include_docs=true").await;
+    assert_eq!(all["total_rows"], 3_000);
+    let rows = all["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 3_000);
+    assert!(rows.iter().enumerate().all(|(n, row)| row["key"] == n && row["doc"]["n"] == n));
+    let groups = ask(&world, "c?group=true&skip=10&limit=2500").await;
+    assert_eq!(groups["rows"].as_array().expect("rows").len(), 2_500);
+    assert_eq!(groups["rows"][0], json!({"key": 10, "value": 1}));
+}

@@ -1,0 +1,273 @@
+// Many feeds on one connection: the reference client, alone and under PouchDB, against a real pod.
+import assert from 'node:assert/strict';
+import http from 'node:http';
+import { after, before, test } from 'node:test';
+import PouchDB from 'pouchdb';
+import memory from 'pouchdb-adapter-memory';
+import WebSocket from 'ws';
+import { Feeds } from '../../proxy/web/feeds.mjs';
+import { read } from './lib/clients.mjs';
+import { Pod } from './lib/pod.mjs';
+import { until } from './lib/wait.mjs';
+
+PouchDB.plugin(memory);
+const APPS = 25;
+let pod, names = 0;
+const open = new Set();
+
+before(async () => {
+  pod = await Pod.start();
+  await Promise.all(['ann', 'bob', 'cat'].map((name) => pod.makeUser(name)));
+});
+after(async () => {
+  for (const feeds of open) feeds.close();
+  await pod?.stop();
+});
+
+/** A client that remembers what it was told. */
+function client(user, options = {}) {
+  const feeds = new Feeds(pod.base, { session: pod.login(user), WebSocket, ...options });
+  open.add(feeds);
+  return feeds;
+}
+
+/** Follows a database; gives {ids, rows, ends, sub}. */
+function follow(feeds, db, options = {}) {
+  const seen = { rows: [], ends: [], caughtUp: [], get ids() { return this.rows.map((row) => row.id); } };
+  const { onChange, ...rest } = options;
+  seen.sub = feeds.subscribe(db, { onEnd: (error) => seen.ends.push(error), onCaughtUp: (seq) => seen.caughtUp.push(seq), ...rest },
+    async (row) => { await onChange?.(row); seen.rows.push(row); });
+  return seen;
+}
+
+async function app(...docs) {
+  const db = `feeds${++names}`;
+  await pod.makeApp(db);
+  for (const [id, doc] of docs) await pod.put(db, id, doc);
+  return db;
+}
+
+async function metric(name) {
+  const { text } = await pod.send('GET', '/_metrics', { agent: false });
+  return Number(new RegExp(`^adea_proxy_${name} (\\d+)$`, 'm').exec(text)[1]);
+}
+
+/** How many connections an agent has. */
+const sockets = (agent) => [agent.sockets, agent.freeSockets].flatMap((all) => Object.values(all).flat()).length;
+
+/** Sends an upgrade by hand; gives status and body of what comes back. */
+function upgrade(headers, path = '/_feeds') {
+  return new Promise((resolve, reject) => {
+    const all = { connection: 'upgrade', upgrade: 'websocket', 'sec-websocket-version': '13', 'sec-websocket-key': 'dGhlIHNhbXBsZSBub25jZQ==', ...headers };
+    const request = http.request({ host: pod.host, port: pod.port, path, headers: all, agent: false, timeout: 10_000 });
+    request.on('error', reject);
+    request.on('timeout', () => request.destroy(new Error('no answer')));
+    request.on('upgrade', (response, socket) => { socket.destroy(); resolve({ status: response.statusCode, headers: response.headers }); });
+    request.on('response', (response) => {
+      let text = '';
+      response.setEncoding('utf8').on('data', (part) => { text += part; });
+      response.on('end', () => resolve({ status: response.statusCode, headers: response.headers, json: JSON.parse(text) }));
+    });
+    request.end();
+  });
+}
+
+test('PouchDB follows fifty databases live over one connection', async () => {
+  const feeds = client('ann');
+  const apps = await Promise.all(Array.from({ length: APPS }, (_, n) => app([`first${n}`, { access: read('ann') }])));
+  const databases = [];
+  for (const db of apps) {
+    const { personal, partials } = await pod.ok('GET', `/${db}/_access`, { as: 'ann' });
+    databases.push(personal, partials[0].db);
+  }
+  assert.equal(new Set(databases).size, 2 * APPS);
+  const before = await metric('feeds');
+  const copies = databases.map((db) => {
+    const local = new PouchDB(`feeds-${process.pid}-${db}`, { adapter: 'memory' });
+    const remote = new PouchDB(`${pod.base}/${db}`, { fetch: feeds.fetch, skip_setup: true });
+    const live = local.replicate.from(remote, { live: true, retry: true });
+    live.catch(() => {});
+    return { local, remote, live };
+  });
+  const all = async (count) => (await Promise.all(copies.map(({ local }) => local.info()))).every((info) => info.doc_count === count);
+  await until(() => all(1), 'the first documents', 60_000);
+  await until(() => feeds.size === databases.length, `${databases.length} subscriptions`, 30_000);
+  await Promise.all(apps.map((db, n) => pod.put(db, `second${n}`, { access: read('ann') })));
+  await until(() => all(2), 'the second documents', 30_000);
+  assert.equal(await metric('feeds') - before, 1);
+  // What fetched the documents goes when it has nothing more to do; what stays is the one connection, and this question's.
+  await until(async () => await metric('connections') <= 2 + sockets(pod.agent), 'one connection to be left', 30_000);
+  // Nothing that came later was lost on the way from one long poll to the next.
+  for (let round = 0; round < 20; round++) await pod.put(apps[round % 3], `more${round}`, { access: read('ann') });
+  await until(async () => (await copies[0].local.info()).doc_count === 9, 'the rest', 30_000);
+  for (const { live } of copies) live.cancel();
+  await until(() => feeds.size === 0, 'the subscriptions to end', 30_000);
+  await Promise.all(copies.map(({ local }) => local.destroy()));
+  feeds.close();
+});
+
+test('fetch answers live feeds itself and passes on all else', async () => {
+  const db = await app(['a', { access: read('ann'), kind: 1 }], ['b', { access: read('ann'), kind: 2 }]);
+  const feeds = client('ann');
+  const get = async (path, init) => (await feeds.fetch(`${pod.base}/${db}--me/${path}`, init)).json();
+  assert.equal((await get('a')).kind, 1);
+  assert.equal((await get('_changes')).results.length, 2);
+  assert.equal(feeds.size, 0);
+  const first = await get('_changes?feed=longpoll&limit=1&since=0');
+  assert.equal(first.results.length, 1);
+  const second = await get(`_changes?feed=longpoll&limit=10&since=${first.last_seq}`);
+  assert.deepEqual([...first.results, ...second.results].map((row) => row.id), ['a', 'b']);
+  assert.equal(feeds.size, 1);
+  // Nothing new: it waits, and gives up when it was told to.
+  const none = await get(`_changes?feed=longpoll&timeout=100&since=${second.last_seq}`);
+  assert.deepEqual(none.results, []);
+  const waiting = get(`_changes?feed=longpoll&heartbeat=1000&since=${none.last_seq}`);
+  await pod.put(db, 'c', { access: read('ann') });
+  assert.deepEqual((await waiting).results.map((row) => row.id), ['c']);
+  const chosen = await get('_changes?feed=longpoll&filter=_selector&include_docs=true', { method: 'POST', body: JSON.stringify({ selector: { kind: 2 } }) });
+  assert.deepEqual(chosen.results.map((row) => row.doc.kind), [2]);
+
+  const abort = new AbortController();
+  const aborted = get('_changes?feed=longpoll&heartbeat=true&since=now', { signal: abort.signal });
+  abort.abort();
+  await assert.rejects(aborted, { name: 'AbortError' });
+  const refused = await feeds.fetch(`${pod.base}/nosuch/_changes?feed=longpoll&since=0`);
+  assert.deepEqual([refused.status, (await refused.json()).error], [404, 'not_found']);
+
+  const stream = await feeds.fetch(`${pod.base}/${db}--me/_changes?feed=continuous&limit=3`);
+  const lines = (await stream.text()).trim().split('\n').map((line) => JSON.parse(line));
+  assert.deepEqual(lines.map((line) => line.id ?? 'end'), ['a', 'b', 'c', 'end']);
+  // Another user's request is not answered from this user's connection.
+  const authorization = 'Basic ' + Buffer.from(`bob:${pod.login('bob').password}`).toString('base64');
+  const his = await get('_changes?feed=longpoll&timeout=100&since=0', { headers: { authorization } });
+  assert.deepEqual(his.results, []);
+  feeds.close();
+});
+
+test('after a restart of the pod clients come back and nothing is lost', async () => {
+  const db = await app();
+  await pod.ok('PUT', '/plain');
+  await pod.ok('PUT', '/plain/_security', { body: { members: { names: [], roles: [] } } });
+  const feeds = client('ann');
+  const mine = follow(feeds, `${db}--me`), plain = follow(feeds, 'plain');
+  for (let n = 0; n < 20; n++) { await pod.put(db, `m${n}`, { access: read('ann') }); await pod.put('plain', `p${n}`, {}); }
+  await until(() => mine.rows.length === 20 && plain.rows.length === 20, 'the first rows');
+  await pod.restart();
+  // Also those of the time before the client is back.
+  for (let n = 20; n < 40; n++) { await pod.put(db, `m${n}`, { access: read('ann') }); await pod.put('plain', `p${n}`, {}); }
+  await until(() => new Set(mine.ids).size === 40 && new Set(plain.ids).size === 40, 'the rest', 60_000);
+  assert.deepEqual(mine.ids, Array.from({ length: 40 }, (_, n) => `m${n}`));
+  assert.deepEqual(plain.ids, Array.from({ length: 40 }, (_, n) => `p${n}`));
+  // Also when only the database server, or only the proxy, is killed.
+  for (const program of ['rean', 'proxy']) {
+    const before = plain.rows.length;
+    const killed = pod.kill(program);
+    await until(() => ![undefined, killed].includes(pod.pid(program)), `another ${program}`, 30_000);
+    await until(async () => (await pod.send('GET', '/plain', { agent: false })).status === 200, 'the pod to answer', 30_000);
+    await pod.put('plain', `after ${program}`, {});
+    await until(() => plain.rows.length > before, `the row after ${program} was killed`, 60_000);
+    assert.equal(plain.ids.at(-1), `after ${program}`);
+  }
+  assert.deepEqual([...mine.ends, ...plain.ends], []);
+  feeds.close();
+});
+
+test('a slow reader holds up nobody and gets everything', async () => {
+  for (const db of ['slow', 'quick']) {
+    await pod.ok('PUT', `/${db}`);
+    await pod.ok('PUT', `/${db}/_security`, { body: { members: { names: [], roles: [] } } });
+  }
+  const text = 'x'.repeat(2_000);
+  for (let batch = 0; batch < 5; batch++) {
+    const docs = Array.from({ length: 400 }, (_, n) => ({ _id: `${batch}-${String(n).padStart(3, '0')}`, text }));
+    await pod.ok('POST', '/slow/_bulk_docs', { body: { docs } });
+  }
+  const feeds = client('ann');
+  let go, asked = 0;
+  const gate = new Promise((resolve) => { go = resolve; });
+  const slow = follow(feeds, 'slow', { include_docs: true, onChange: () => { asked++; return gate; } });
+  await until(() => asked === 1, 'the first row');
+  const quick = follow(feeds, 'quick');
+  for (let n = 0; n < 10; n++) await pod.put('quick', `q${n}`, {});
+  await until(() => quick.rows.length === 10, 'the rows of the quick one');
+  assert.equal(slow.rows.length, 0);
+  assert.equal(asked, 1);
+  go();
+  await until(() => slow.rows.length === 2_000, 'all rows of the slow one', 60_000);
+  assert.deepEqual(slow.ids, [...slow.ids].sort());
+  slow.sub.close();
+  await pod.put('slow', 'later', {});
+  await pod.put('quick', 'later', {});
+  await until(() => quick.rows.length === 11, 'the last row');
+  assert.equal(slow.rows.length, 2_000);
+  feeds.close();
+});
+
+test('log-out and a new password end the feeds; new roles change what they give', async () => {
+  const db = await app(['a', { access: read('cat') }], ['r', { access: { read: ['role:r'], write: ['user:admin'] } }]);
+  const log = async () => (await pod.ok('POST', '/_session', { as: null, body: pod.login('cat') })).session;
+  const session = await log();
+  const errors = [];
+  const feeds = client('cat', { session, onError: (error) => errors.push(error) });
+  const seen = follow(feeds, `${db}--me`);
+  await until(() => seen.rows.length === 1 && seen.caughtUp.length, 'the first row');
+  await pod.ok('DELETE', '/_session', { as: session });
+  await until(() => seen.ends.length && errors.length, 'the end');
+  assert.deepEqual([seen.ends[0].status, errors[0].status], [401, 401]);
+  await pod.put(db, 'b', { access: read('cat') });
+  feeds.close();
+
+  // With name and password a new session is made; with another role the feed goes on, with what the role may read.
+  const again = client('cat');
+  const more = follow(again, `${db}--me`);
+  await until(() => more.rows.length === 2, 'both rows');
+  await pod.makeUser('cat', ['r']);
+  await until(() => more.ids.includes('r'), 'what the role may read', 30_000);
+  await pod.makeUser('cat', []);
+  await until(() => more.rows.at(-1).id === 'r' && more.rows.at(-1).deleted, 'its going', 30_000);
+  assert.deepEqual(more.ends, []);
+  const account = await pod.ok('GET', '/_users/org.couchdb.user:cat');
+  await pod.ok('PUT', '/_users/org.couchdb.user:cat', { body: { ...account, password: 'another' } });
+  await until(() => more.ends.length, 'the end with the password', 30_000);
+  assert.equal(more.ends[0].status, 401);
+  pod.users.cat = 'another';
+  again.close();
+});
+
+test('who asks is shown in a header or by a session, never in the URL', async () => {
+  const protocol = (value) => Buffer.from(value).toString('base64url');
+  const { name, password } = (await pod.ok('POST', '/_session', { as: null, body: pod.login('ann') })).session;
+  const session = `adea.feeds.v1, adea.session.${protocol(`${name}:${password}`)}`;
+  const good = await upgrade({ 'sec-websocket-protocol': session });
+  assert.equal(good.status, 101);
+  assert.equal(good.headers['sec-websocket-protocol'], 'adea.feeds.v1');
+  assert.equal(good.headers['sec-websocket-accept'], 's3pPLMBiTxaQ9kYGzzhZRbK+xOo=');
+  const refused = async (headers, path) => { const { status, json } = await upgrade(headers, path); return [status, json.error]; };
+  const ann = `ann:${pod.login('ann').password}`;
+  assert.deepEqual(await refused({ 'sec-websocket-protocol': `adea.feeds.v1, adea.session.${protocol(ann)}` }), [401, 'unauthorized']);
+  assert.deepEqual(await refused({ 'sec-websocket-protocol': `adea.feeds.v1, adea.session.${protocol(`${name}:no`)}` }), [401, 'unauthorized']);
+  assert.deepEqual(await refused({ 'sec-websocket-protocol': 'chat' }), [400, 'bad_request']);
+  assert.deepEqual(await refused({ 'sec-websocket-version': '8', 'sec-websocket-protocol': 'adea.feeds.v1' }), [426, 'upgrade_required']);
+  assert.equal((await pod.send('GET', '/_feeds', { as: 'ann' })).status, 426);
+  assert.equal((await pod.send('GET', '/_feeds', { as: { name: 'ann', password: 'no' } })).status, 401);
+  const basic = `Basic ${Buffer.from(ann).toString('base64')}`;
+  assert.equal((await upgrade({ authorization: basic, 'sec-websocket-protocol': 'adea.feeds.v1' })).status, 101);
+  assert.equal((await upgrade({ authorization: basic, 'sec-websocket-protocol': session })).status, 400);
+  // Nobody in particular follows what everybody may read.
+  const nobody = client('ann', { session: null });
+  const pods = follow(nobody, '_pods'), users = follow(nobody, '_users');
+  await until(() => pods.caughtUp.length && users.ends.length, 'both answers');
+  assert.equal(users.ends[0].status, 401);
+  nobody.close();
+  await until(async () => await metric('feeds') === 0, 'all connections to end', 20_000);
+});
+
+test('the client is served, with its documentation', async () => {
+  const source = await pod.send('GET', '/_web/feeds.mjs', { as: null });
+  assert.equal(source.headers['content-type'], 'text/javascript; charset=utf-8');
+  assert.match(source.text, /export class Feeds/);
+  const again = await pod.send('GET', '/_web/feeds.mjs', { as: null, headers: { 'if-none-match': source.headers.etag } });
+  assert.equal(again.status, 304);
+  assert.equal((await pod.send('GET', '/_web/FEEDS.md', { as: null })).status, 200);
+  assert.equal((await pod.send('GET', '/_web/secret', { as: null })).status, 404);
+});
