@@ -1,4 +1,4 @@
-// Runs the groups of tests/conform that this stage promises against a pod of its own, and compares with the known exceptions.
+// Runs tests/conform against a pod of its own, with CouchDB's cookie switched on, and compares with the known exceptions.
 // usage: node conform-run.mjs [group...] [--match TEXT]
 import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::json;
@@ -33,14 +33,20 @@ pub struct Lifetimes<'a> {
 }
 
 /// Answers `GET /_session`.
-pub fn who_am_i(login: &Login, with_cookies: bool) -> Response<Body> {
+///
+/// # Errors
+/// `LogInFirst` to nobody in particular, where `?basic=true` asks for somebody.
+pub fn who_am_i(login: &Login, with_cookies: bool, query: Option<&str>) -> Result<Response<Body>, Refusal> {
+    if login.identity.name.is_none() && parameter(query, "basic").as_deref() == Some("true") {
+        return Err(Refusal::LogInFirst);
+    }
     let handlers: &[&str] = if with_cookies { &["cookie", "default", "session"] } else { &["default", "session"] };
     let mut info = json!({"authentication_handlers": handlers});
     if login.identity.name.is_some() {
         info["authenticated"] = if login.by_cookie { "cookie" } else { "default" }.into();
     }
     let user = json!({"name": login.identity.name, "roles": login.identity.roles});
-    json(StatusCode::OK, &json!({"ok": true, "userCtx": user, "info": info}))
+    Ok(json(StatusCode::OK, &json!({"ok": true, "userCtx": user, "info": info})))
 }
 
 /// Answers `POST /_session`.
@@ -107,6 +113,24 @@ pub async fn log_out(
     Ok(json(StatusCode::OK, &json!({"ok": true})))
 }
 
+/// Sends a browser's form on to the page that `?next=` names, as CouchDB does after a log-in and a log-out that are the
+/// cookie's. Only to a path of this server: another one could look like its log-in.
+pub fn send_on(response: &mut Response<Body>, query: Option<&str>) {
+    let Some(next) = parameter(query, "next") else { return };
+    let is_path = next.starts_with('/') && !next.starts_with("//") && !next.contains(['\\', '\r', '\n', '\t']);
+    if let Some(location) = is_path.then(|| HeaderValue::try_from(next).ok()).flatten() {
+        *response.status_mut() = StatusCode::FOUND;
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+}
+
+/// A parameter's text.
+fn parameter(query: Option<&str>, wanted: &str) -> Option<String> {
+    let pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
+    let value = pairs.into_iter().find(|(key, _)| percent_decode_str(key).eq(wanted.bytes()))?.1;
+    percent_decode_str(value).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+}
+
 /// What may be done with `/_session`.
 ///
 /// # Errors
@@ -148,7 +172,13 @@ async fn read_credentials(headers: &HeaderMap, body: Option<ClientBody>) -> Resu
         return Err(Refusal::ContentType);
     };
     let Form { name, username, password, session } = form;
-    let (name, password) = (name.or(username).unwrap_or_default(), password.unwrap_or_default());
+    let name = match (name, username) {
+        (Some(name), Some(other)) if name != other => {
+            return Err(Refusal::BadRequest("request body contains different usernames"));
+        }
+        (name, username) => name.or(username).ok_or(Refusal::BadRequest("request body must contain a username"))?,
+    };
+    let password = password.unwrap_or_default();
     Ok((Credentials { name, password }, session))
 }
 
@@ -173,6 +203,22 @@ fn failed(error: &UpstreamError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_form_is_sent_on_to_this_server_only() {
+        let sent = |query: &str| {
+            let mut response = json(StatusCode::OK, &json!({}));
+            send_on(&mut response, Some(query));
+            let location = response.headers().get(header::LOCATION).cloned();
+            location.map(|location| location.to_str().expect("ASCII").to_owned())
+        };
+        assert_eq!(sent("x=1&next=/app/page%3Fq%3D1").as_deref(), Some("/app/page?q=1"));
+        for bad in
+            ["", "next=", "next=//evil", "next=http://evil", "next=/%5Cevil", "next=/a%0d%0ab", "next=%2F%2Fevil"]
+        {
+            assert_eq!(sent(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn forms_are_decoded() {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use adea_ring::NodeConfig;
+use adea_ring::{NodeConfig, log_level};
 use adea_ring::node_config::{ADMINS, NODE_CONFIG_ID};
 use http::{HeaderValue, Method, StatusCode};
 use parking_lot::RwLock;
@@ -166,6 +166,7 @@ impl Settings {
     }
 
     fn put_in_force(&self, config: NodeConfig) -> Vec<String> {
+        log_level::set(config.get("log", "level"));
         let next = Arc::new(InForce::of(config, &self.file));
         let before = std::mem::replace(&mut *self.current.write(), Arc::clone(&next));
         let names = before.config.admins.keys().chain(next.config.admins.keys());

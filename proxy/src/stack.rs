@@ -274,7 +274,12 @@ impl Stack {
         // A foreign page is not to log its visitor in under another name.
         let cookie = settings.cookie.as_ref().filter(|_| cookie::counts(parts, settings.cors.named()));
         let lifetimes = session::Lifetimes { cookie, plain: self.session_lifetime };
-        session::log_in(&self.authenticator, &self.upstream, &parts.headers, body, peer, &lifetimes).await
+        let (authenticator, upstream) = (&self.authenticator, &self.upstream);
+        let mut response = session::log_in(authenticator, upstream, &parts.headers, body, peer, &lifetimes).await?;
+        if response.headers().contains_key(header::SET_COOKIE) {
+            session::send_on(&mut response, parts.uri.query());
+        }
+        Ok(response)
     }
 
     async fn session(&self, parts: &Parts, login: &Login, seen: &mut Seen) -> Result<Response<Body>, Refusal> {
@@ -283,9 +288,13 @@ impl Stack {
         if parts.method == Method::DELETE {
             let cookie = settings.cookie.as_ref().filter(|_| cookie::counts(parts, settings.cors.named()));
             seen.cookie = cookie.and_then(|rules| cookie::clear(rules, &parts.headers));
-            return Box::pin(session::log_out(&self.authenticator, &self.upstream, login)).await;
+            let mut response = Box::pin(session::log_out(&self.authenticator, &self.upstream, login)).await?;
+            if seen.cookie.is_some() {
+                session::send_on(&mut response, parts.uri.query());
+            }
+            return Ok(response);
         }
-        Ok(session::who_am_i(login, settings.cookie.is_some()))
+        session::who_am_i(login, settings.cookie.is_some(), parts.uri.query())
     }
 
     async fn forward(

@@ -164,8 +164,9 @@ export class Feeds {
       const socket = new this.#WebSocket(`${this.#url.replace(/^http/, 'ws')}/_feeds`, protocols);
       this.#socket = socket;
       socket.onmessage = ({ data }) => { if (this.#socket === socket) this.#heed(JSON.parse(data)); };
-      socket.onerror = () => { /* it is closed next */ };
       socket.onclose = ({ code }) => { if (this.#socket === socket) this.#lost(code, session); };
+      // It is closed next, or it should be: Node 20's own WebSocket does not say so when the handshake has failed.
+      socket.onerror = () => later(() => { if (this.#socket === socket) this.#lost(1006, session); }, 0);
     } catch (error) {
       if (this.#socket === mine) this.#drop();
       if (error instanceof FeedError && [400, 401, 403].includes(error.status)) this.#refuseAll(error);

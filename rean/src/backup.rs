@@ -10,6 +10,7 @@
 //! long is left, because the snapshot keeps the store from giving back space.
 
 pub mod format;
+mod leaf;
 
 use std::io;
 use std::sync::Arc;

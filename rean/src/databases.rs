@@ -22,7 +22,6 @@ use crate::ring::databases as documents;
 use crate::route::{Request, Response};
 use crate::security;
 pub use crate::server_info::{active_tasks, membership, root, session, store, uuids, workers};
-pub use crate::stubs::design_other;
 use crate::target::{PERSONAL, SEPARATOR, Target, named_by, require_server_admin, resolve};
 
 /// What stands for the one node of a pod where CouchDB names nodes.

@@ -230,7 +230,7 @@ impl Run {
         let now = *self.news.borrow_and_update();
         let (pod, since, mut known) = (Arc::clone(&self.pod), self.since, std::mem::take(&mut self.known));
         let until = pod.store.seq();
-        let mut events = aside(|| collect(&pod, since, &mut known))?;
+        let mut events = aside(|| collect(&pod, since, until, &mut known))?;
         self.known = known;
         if self.options.descending {
             events.reverse();
@@ -241,7 +241,7 @@ impl Run {
         let last = events.iter().map(|event| event.seq).max();
         self.since = match last {
             Some(last) if cut => last,
-            _ => until.max(last.unwrap_or(0)).max(self.since),
+            _ => until.max(self.since),
         };
         let mut text = Vec::new();
         for event in &events {
@@ -314,14 +314,14 @@ impl Run {
     }
 }
 
-/// What happened after a place, the oldest first. Blocking.
-fn collect(pod: &Pod, since: Seq, known: &mut Known) -> Result<Vec<Event>, StoreError> {
-    let mut events = Vec::new();
-    of_documents(pod, since, known, &mut events)?;
+/// What happened after a place, the oldest first. What comes after `until`, while it is looked, is for the next look: other
+/// changes that came with it may have been missed. Blocking.
+fn collect(pod: &Pod, since: Seq, until: Seq, known: &mut Known) -> Result<Vec<Event>, StoreError> {
+    let mut events = of_documents(pod, since, until, known)?;
     for name in pod.store.db_names().into_iter().filter(|name| !LEFT_OUT.contains(&name.as_str())) {
         // One that was deleted a moment ago is told of by its document.
         let Some(seq) = pod.store.db(&name).map(|db| db.update_seq()) else { continue };
-        if seq > since {
+        if seq > since && seq <= until {
             events.push(Event { seq, kind: Kind::Updated, name });
         }
     }
@@ -330,19 +330,30 @@ fn collect(pod: &Pod, since: Seq, known: &mut Known) -> Result<Vec<Event>, Store
 }
 
 /// What the documents of the databases tell.
-fn of_documents(pod: &Pod, since: Seq, known: &mut Known, events: &mut Vec<Event>) -> Result<(), StoreError> {
+fn of_documents(pod: &Pod, since: Seq, until: Seq, known: &mut Known) -> Result<Vec<Event>, StoreError> {
     let ring = ring_db(pod)?;
+    let mut there = HashMap::new();
+    if !known.complete {
+        // Before the changes are read: what comes in between is found among them.
+        ring_doc::each(&ring, PREFIX, |id, leaf| {
+            let name = id.strip_prefix(PREFIX).unwrap_or(id).to_owned();
+            there.insert(name, leaf.text("instance").unwrap_or_default().to_owned());
+            true
+        })?;
+    }
     let place = match since.min(ring.update_seq()) {
         0 => Since::Start,
         seq => Since::Token(ring.seq_token(&Scope::All, seq)),
     };
-    let Ok(mut feed) = ring.feed(&Scope::All, place) else { return Ok(()) };
+    let mut events = Vec::new();
+    let Ok(mut feed) = ring.feed(&Scope::All, place) else { return Ok(events) };
     loop {
         let rows = feed.next_page(PAGE_ROWS)?;
         for row in &rows {
             let Some(name) = row.id.strip_prefix(PREFIX).filter(|name| !name.starts_with('_')) else { continue };
+            there.remove(name);
             let number = row.seq_token.split('-').next().and_then(|number| number.parse().ok());
-            let Some(seq) = number.filter(|seq| *seq > since) else { continue };
+            let Some(seq) = number.filter(|seq| *seq > since && *seq <= until) else { continue };
             if row.deleted {
                 known.instances.remove(name);
                 events.push(Event { seq, kind: Kind::Deleted, name: name.to_owned() });
@@ -364,15 +375,9 @@ fn of_documents(pod: &Pod, since: Seq, known: &mut Known, events: &mut Vec<Event
             break;
         }
     }
-    if !known.complete {
-        ring_doc::each(&ring, PREFIX, |id, leaf| {
-            let name = id.strip_prefix(PREFIX).unwrap_or(id).to_owned();
-            known.instances.entry(name).or_insert_with(|| leaf.text("instance").unwrap_or_default().to_owned());
-            true
-        })?;
-        known.complete = true;
-    }
-    Ok(())
+    known.instances.extend(there);
+    known.complete = true;
+    Ok(events)
 }
 
 #[cfg(test)]

@@ -99,6 +99,9 @@ impl DesignCache {
     /// # Errors
     /// The store failed, or the database is gone.
     pub fn of(&self, db: &Db) -> Result<Arc<Designs>, StoreError> {
+        if db.is_gone() {
+            return Err(StoreError::Gone);
+        }
         // A purge makes no change that the hub tells of. Read before the documents are.
         let purges = db.purge_seq();
         let (generation, before) = {

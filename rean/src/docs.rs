@@ -179,7 +179,7 @@ pub async fn put(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
     let id = request.segments[1].clone();
     target.require_write_doc(&id)?;
     validate_id(&id)?;
-    let mode = mode(&request.query)?;
+    let (mode, batch) = (mode(&request.query)?, is_batch(&request.query));
     let given = given_rev(&request)?;
     edit_in::require_creator(&target, &id)?;
     let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
@@ -192,7 +192,13 @@ pub async fn put(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
         StatusCode::CREATED
     };
     let written = edit_in::write_one(pod, &target, edit, mode).await?;
-    Ok(written_answer(&target, status, &written))
+    Ok(written_answer(&target, if batch { StatusCode::ACCEPTED } else { status }, &written))
+}
+
+/// Whether the client doesn't want to wait for the disk: `batch=ok`. It waits all the same, as others' writes go to disk
+/// together with its own, and is answered as CouchDB does.
+fn is_batch(query: &Query) -> bool {
+    query.get("batch") == Some("ok")
 }
 
 /// `POST /db`: as PUT, with the document's own id or a new one.
@@ -203,7 +209,7 @@ pub async fn post(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     let target = target::resolve(pod, who, request.db_name())?;
     target.require_write()?;
     body_in::require_json(&request.headers)?;
-    let mode = mode(&request.query)?;
+    let (mode, batch) = (mode(&request.query)?, is_batch(&request.query));
     let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
     let id = incoming.doc.id.take().unwrap_or_else(new_id);
     if id.starts_with("_local/") {
@@ -212,7 +218,7 @@ pub async fn post(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     target.require_write_doc(&id)?;
     let edit = edit_in::edit(&target.db, id, incoming, mode)?;
     let written = edit_in::write_one(pod, &target, edit, mode).await?;
-    Ok(written_answer(&target, StatusCode::CREATED, &written))
+    Ok(written_answer(&target, if batch { StatusCode::ACCEPTED } else { StatusCode::CREATED }, &written))
 }
 
 /// `DELETE /db/doc?rev=`.

@@ -5,13 +5,13 @@
 //! sent: a slow listener costs a place in the store's sequence, not memory. Before each piece it asks whether its
 //! reader's rights have changed since it began; if so, it ends.
 
+mod guard;
 mod sift;
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
 
-use adea_ring::Identity;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
@@ -19,14 +19,13 @@ use rean_store::json::push_string;
 use rean_store::{Change, Feed, FeedRow, Offer, Scope, Since, StoreError};
 use tokio::time::Instant;
 
-use crate::accounts::AccountWatch;
 use crate::aside::aside;
 use crate::changes::{Filter, Form, Options};
 use crate::error::ApiError;
+pub use crate::feed_body::guard::Guard;
 use crate::feed_body::sift::{Batch, Shown};
-use crate::hub::{News, Place, Subscription};
+use crate::hub::News;
 use crate::page_body::Out;
-use crate::pod::Pod;
 use crate::render;
 use crate::target::Target;
 
@@ -37,33 +36,6 @@ const LIVE_AT_ONCE: usize = 100;
 /// The longest serialized row that all listeners share, in bytes. The hub keeps 1,024 changes of a database, so the rows
 /// that hang on them take at most 16 MiB twice.
 const MAX_SHARED_BYTES: usize = 16 * 1024;
-
-/// Ends a feed when its reader's rights change.
-pub struct Guard {
-    _place: Place,
-    news: Subscription,
-    account: Option<AccountWatch>,
-}
-
-impl Guard {
-    /// Watches the database and the account. Ask for the rights after this.
-    ///
-    /// # Errors
-    /// 429 and 503 when there are too many feeds.
-    pub fn new(pod: &Arc<Pod>, who: &Identity, target: &Target, filter_bytes: usize) -> Result<Self, ApiError> {
-        let name = who.name.as_deref();
-        Ok(Self {
-            _place: pod.hub.admit(name, who.is_admin(), filter_bytes)?,
-            news: pod.hub.subscribe(&target.db),
-            account: name.map(|name| pod.accounts.watch(name)),
-        })
-    }
-
-    /// Whether nothing has changed.
-    pub fn holds(&self) -> bool {
-        !self.news.ended() && self.account.as_ref().is_none_or(|account| !account.has_changed())
-    }
-}
 
 /// Where a feed is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

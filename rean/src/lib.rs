@@ -60,7 +60,6 @@ pub mod security;
 pub mod server;
 pub mod server_info;
 pub mod standing;
-pub mod stubs;
 pub mod target;
 pub mod tasks;
 pub mod views;

@@ -10,8 +10,8 @@ pub mod stats;
 
 use std::sync::Arc;
 
-use adea_ring::NodeConfig;
 use adea_ring::node_config::NODE_CONFIG_ID;
+use adea_ring::{NodeConfig, log_level};
 use parking_lot::RwLock;
 use rean_store::{Edit, StoreError};
 use serde_json::Value;
@@ -59,6 +59,7 @@ impl Settings {
     }
 
     fn put_in_force(&self, config: NodeConfig) {
+        log_level::set(config.get("log", "level"));
         *self.current.write() = Arc::new(InForce::of(config, &self.limits));
     }
 }

@@ -368,7 +368,7 @@ async fn maintenance_resource(pod: &Arc<Pod>, who: &Identity, request: Request) 
             only(&request, "POST")?;
             views::http::cleanup(pod, who, request).await
         }
-        ("_temp_view", 0) | ("_partition", _) => views::http::not_here(pod, who, &request),
+        ("_temp_view", 0) => views::http::temporary(pod, who, &request),
         ("_ensure_full_commit", 0) => {
             only(&request, "POST")?;
             databases::ensure_full_commit(pod, who, request).await
@@ -413,21 +413,21 @@ async fn design_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
     match request.segments[2].as_str() {
         "_view" => {
             only(&request, "GET,HEAD,POST")?;
-            return views::http::view(pod, who, request).await;
+            views::http::view(pod, who, request).await
         }
         "_info" => {
             only(&request, "GET,HEAD")?;
-            return views::info::info(pod, who, &request);
+            views::info::info(pod, who, &request)
         }
         "_search" | "_search_info" | "_nouveau" | "_nouveau_info" | "_geo" | "_geo_info" => {
-            return views::http::no_search(pod, who, &request);
+            views::http::no_search(pod, who, &request)
         }
         "_update" if request.segments.len() > 3 => {
             only(&request, "DELETE,POST,PUT")?;
             functions::update::update(pod, who, request).await
         }
         "_show" | "_list" | "_rewrite" => functions::given_up(pod, who, request).await,
-        _ => databases::design_other(pod, who, request).await,
+        _ => docs::no_such_resource(pod, who, request).await,
     }
 }
 

@@ -24,7 +24,7 @@ impl Contents {
         let (head, databases) = check(&bytes[..]).expect("a whole backup");
         let mut reader = Reader::new(&bytes[..]).expect("a backup");
         let (mut leaves, mut pieces, mut name) = (Vec::new(), Vec::new(), String::new());
-        while let Some(record) = reader.next().expect("a whole backup") {
+        while let Some(record) = reader.record().expect("a whole backup") {
             match record {
                 Record::Database(database) => name = database.name,
                 Record::Revision(text) => leaves.push((name.clone(), serde_json::from_slice(&text).expect("JSON"))),

@@ -86,7 +86,13 @@ impl Client {
     /// Subscribes where something is wrong.
     async fn refused(&mut self, id: &str, db: &str, more: Value) -> (u64, String) {
         self.subscribe(id, db, more).await;
-        let answer = self.next().await;
+        // Others may still be catching up.
+        let answer = loop {
+            let answer = self.next().await;
+            if answer["op"] != "caught_up" {
+                break answer;
+            }
+        };
         assert_eq!(answer["op"], "error", "{answer}");
         (answer["status"].as_u64().expect("a status"), answer["error"].as_str().expect("an error").to_owned())
     }
@@ -218,6 +224,31 @@ async fn nobody_gets_more_than_by_changes() {
     let mut closed = Client::closed_to(&world, &ann, &["notes"]).await;
     assert_eq!(closed.next().await["op"], "hello");
     assert_eq!(closed.refused("x", "notes--me", json!({})).await.0, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_of_design_documents_filter_here_too() {
+    let world = World::new().await;
+    world.open_db("db").await;
+    let ann = user("ann", &[]);
+    let filters = json!({"of": "function (doc, req) { return doc.kind === req.query.kind; }"});
+    let views = json!({"odd": {"map": "function (doc) { if (doc.n % 2) emit(doc.n); }"}});
+    let design = json!({"filters": filters, "views": views});
+    world.put(&admin(), "/db/_design/d", design).await.expect(201);
+    for n in 0..4 {
+        let kind = if n < 2 { "a" } else { "b" };
+        world.put(&ann, &format!("/db/{n}"), json!({"n": n, "kind": kind})).await.expect(201);
+    }
+    let mut client = Client::new(&world, &ann).await;
+    client.subscribe("kind", "db", json!({"filter": "d/of", "query": {"kind": "b"}})).await;
+    assert_eq!(ids(&client.rows("kind", 2).await), ["2", "3"]);
+    client.subscribe("view", "db", json!({"filter": "_view", "view": "d/odd"})).await;
+    assert_eq!(ids(&client.rows("view", 2).await), ["1", "3"]);
+    for (filter, status) in [("d/nosuch", 404), ("nosuch/of", 404)] {
+        assert_eq!(client.refused("x", "db", json!({ "filter": filter })).await.0, status, "{filter}");
+    }
+    world.put(&ann, "/db/4", json!({"n": 5, "kind": "b"})).await.expect(201);
+    assert_eq!(ids(&client.rows("kind", 1).await), ["4"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -389,6 +420,9 @@ async fn what_is_malformed_costs_an_error_and_what_is_hostile_the_connection() {
     // The server may be gone before all of it was sent.
     let _ = client.socket.send(Message::text("x".repeat(300_000))).await;
     assert_eq!(client.end().await, Some(1009));
+    let mut nobody = Client::new(&world, &Identity::anonymous()).await;
+    let _ = nobody.socket.send(Message::text("x".repeat(20_000))).await;
+    assert_eq!(nobody.end().await, Some(1009));
     let mut client = Client::new(&world, &ann).await;
     for _ in 0..=100 {
         client.text("x").await;

@@ -111,7 +111,8 @@ async fn a_bookmark_leads_through_all_pages_once() {
 async fn a_bookmark_outlives_its_document_and_newer_indexes() {
     let world = world().await;
     index(&world, json!(["n"])).await;
-    let query = |bookmark: &Value| json!({"selector": {"n": {"$gt": 0}, "name": {"$gt": null}}, "limit": 2, "bookmark": bookmark});
+    let selector = json!({"n": {"$gt": 0}, "name": {"$gt": null}});
+    let query = |bookmark: &Value| json!({"selector": selector, "limit": 2, "bookmark": bookmark});
     let first = find(&world, query(&json!(null))).await;
     assert_eq!(ids(&first), ["a", "b"]);
     let rev = first["docs"][1]["_rev"].as_str().expect("a revision");
@@ -184,7 +185,8 @@ async fn many_ask_for_the_same_index_at_once() {
         .map(|n| {
             let world = std::sync::Arc::clone(&world);
             tokio::spawn(async move {
-                let index = json!({"index": {"fields": [format!("f{}", n % 4)]}, "ddoc": "shared", "name": format!("f{}", n % 4)});
+                let name = format!("f{}", n % 4);
+                let index = json!({"index": {"fields": [name]}, "ddoc": "shared", "name": name});
                 world.post(&admin(), "/db/_index", index).await.expect(200);
             })
         })

@@ -529,3 +529,32 @@ async fn in_an_app_update_handlers_see_and_write_what_their_caller_may() {
     let path = format!("/{part}/_design/d/_update/take/x");
     assert_eq!(raw(&world, &user("ann", &[]), "POST", &path, &[], "").await.0, 403, "it is read-only");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endless_functions_of_one_database_do_not_stop_those_of_another() {
+    let world = World::limited(rean::Limits { max_function_ms: 500, ..rean::Limits::default() }).await;
+    let world = std::sync::Arc::new(world);
+    for (db, function) in [("bad", "function () { for (;;) {} }"), ("good", "function (n) { if (!n.x) throw({forbidden: 'x'}); }")] {
+        world.open_db(db).await;
+        world.put(&admin(), &format!("/{db}/_design/v"), json!({"validate_doc_update": function})).await.expect(201);
+    }
+    let mut hostile = Vec::new();
+    for n in 0..20 {
+        let world = std::sync::Arc::clone(&world);
+        hostile.push(tokio::spawn(async move {
+            let answer = world.put(&user("eve", &[]), &format!("/bad/d{n}"), json!({})).await;
+            assert!(answer.status.is_server_error(), "{}", answer.text);
+        }));
+    }
+    let began = std::time::Instant::now();
+    for n in 0..20 {
+        world.put(&user("ann", &[]), &format!("/good/d{n}"), json!({"x": n + 1})).await.expect(201);
+    }
+    let took = began.elapsed();
+    println!("took {took:?}");
+    assert!(took < harness::DEADLINE, "{took:?}");
+    for task in hostile {
+        task.await.expect("refused");
+    }
+    assert_eq!(world.get(&admin(), "/bad").await.expect(200)["doc_count"], 1);
+}

@@ -184,36 +184,6 @@ async fn an_administrator_sees_what_the_store_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn functions_of_design_documents_are_told_of_once() {
-    let world = World::new().await;
-    world.open_db("db").await;
-    let db = world.pod.store.db("db").expect("a database");
-    let told = |design: &rean::design::Design| !design.tell(&db, "asked by a test");
-    let fresh = rean::design::Design::default();
-    assert!(!told(&fresh) && told(&fresh));
-    world.put(&user("ann", &[]), "/db/_design/x", json!({"views": {}})).await;
-    world.put(&admin(), "/db/_design/plain", json!({"language": "x"})).await.expect(201);
-    // What was refused and what has no functions isn't told of.
-    assert!(world.pod.design.notices(&db, &[design_edit("_design/y")]).len() == 1);
-    assert!(world.pod.design.notices(&db, &[design_edit("y")]).is_empty());
-    world.put(&admin(), "/db/_design/x", json!({"filters": {}})).await.expect(201);
-    assert!(world.pod.design.notices(&db, &[design_edit("_design/y")]).is_empty());
-    assert!(told(&world.pod.design));
-}
-
-fn design_edit(id: &str) -> rean_store::Edit {
-    rean_store::Edit {
-        id: id.to_owned(),
-        parent: None,
-        history: Vec::new(),
-        deleted: false,
-        body: r#"{"validate_doc_update":"function(){}"}"#.into(),
-        access: None,
-        attachments: Vec::new(),
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn accounts_are_their_owners_alone() {
     let world = World::new().await;
     let path = "/_users/org.couchdb.user:ann";

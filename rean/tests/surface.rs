@@ -138,6 +138,21 @@ async fn settings_take_effect() {
     world.get(&ann, "/_all_dbs").await.expect(200);
     ask(&world, "PUT", "/uuids/max_count", Some("\"5\"")).await;
     assert_eq!(world.get(&ann, "/_uuids?count=6").await.status, 400);
+
+    ask(&world, "PUT", "/replicator/checkpoint_interval", Some("\"1234\"")).await;
+    let wish = json!({"source": "open", "target": "copy", "create_target": true, "continuous": true});
+    world.post(&admin(), "/_replicate", wish).await.expect(202);
+    let told = async {
+        loop {
+            let tasks = world.get(&admin(), "/_active_tasks").await.expect(200);
+            let mut tasks = tasks.as_array().expect("a list").iter();
+            if let Some(task) = tasks.find(|task| task["type"] == "replication") {
+                return task["checkpoint_interval"].clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    assert_eq!(tokio::time::timeout(harness::DEADLINE, told).await.expect("the task is shown"), 1_234);
 }
 
 #[tokio::test]

@@ -188,6 +188,8 @@ async fn what_is_missing_or_wrong_is_told_in_couchdbs_words() {
         ("_design/v/_view/team?key=bad{", 400, "bad_request", "invalid UTF-8 JSON"),
         ("_design/erl/_view/a", 400, "unknown_query_language", "erlang"),
         ("_design/v/_search/x", 404, "not_found", "Search is not available"),
+        ("_temp_view", 410, "gone", "Temporary views are not supported in CouchDB"),
+        ("_partition/p/_design/v/_view/team", 400, "bad_request", "database is not partitioned"),
     ] {
         let answer = world.get(&admin(), &format!("/db/{path}")).await;
         assert_eq!(answer.status, status, "{path}: {}", answer.text);
@@ -300,4 +302,78 @@ async fn a_large_view_is_sent_whole() {
     let groups = ask(&world, "c?group=true&skip=10&limit=2500").await;
     assert_eq!(groups["rows"].as_array().expect("rows").len(), 2_500);
     assert_eq!(groups["rows"][0], json!({"key": 10, "value": 1}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_who_ask_at_once_get_what_was_written_before() {
+    let world = people(team()).await;
+    let world = std::sync::Arc::new(world);
+    let mut asking = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let world = std::sync::Arc::clone(&world);
+        asking.spawn(async move {
+            world.put(&admin(), &format!("/db/p{n}"), json!({"team": "p", "n": n})).await.expect(201);
+            let key = format!("team?key=%22p%22&startkey_docid=p{n}&endkey_docid=p{n}");
+            assert_eq!(ids(&ask(&world, &key).await), [format!("p{n}")]);
+        });
+    }
+    while let Some(asked) = asking.join_next().await {
+        asked.expect("it is there");
+    }
+    assert_eq!(ask(&world, "team?key=%22p%22&limit=0").await["total_rows"], 45);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_is_none_and_one_that_never_ends_cost_their_own_request() {
+    let world = World::new().await;
+    world.open_db("db").await;
+    world.put(&admin(), "/db/a", json!({"n": 1})).await.expect(201);
+    // As it comes by replication: a request may not write it.
+    let bad = json!({"docs": [{"_id": "_design/v", "_rev": "1-0123456789abcdef0123456789abcdef",
+        "autoupdate": false, "views": {"v": {"map": "function (doc) {"}}}], "new_edits": false});
+    world.post(&admin(), "/db/_bulk_docs", bad).await.expect(201);
+    let answer = world.get(&admin(), "/db/_design/v/_view/v").await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.json()["error"]),
+        (400, &json!("compilation_error")),
+        "{}",
+        answer.text
+    );
+    let good = json!({"views": {"v": {"map": "function (doc) { emit(doc.n); }"}}});
+    world.put(&admin(), "/db/_design/good", good).await.expect(201);
+    let rows = world.get(&admin(), "/db/_design/good/_view/v").await.expect(200);
+    assert_eq!(rows["total_rows"], 1);
+    let info = world.get(&admin(), "/db/_design/v/_info").await.expect(200);
+    assert_eq!(info["view_index"]["update_seq"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_hits_a_limit_fails_the_request_that_waited_and_a_bad_reduction_is_a_row() {
+    let world = World::new().await;
+    world.open_db("db").await;
+    world.put(&admin(), "/db/a", json!({"n": 1})).await.expect(201);
+    world.put(&admin(), "/db/b", json!({"n": 2})).await.expect(201);
+    let views = json!({
+        "deep": {"map": "function (doc) { if (doc.n === 2) { (function f() { f(); f(); })(); } emit(doc.n, doc.n); }"},
+        "big": {"map": "function (doc) { emit(doc.n, doc.n); }",
+            "reduce": "function () { var all = []; for (var n = 0; n < 1000; n++) all.push('wazzap'); return all; }"},
+    });
+    world.put(&admin(), "/db/_design/big", json!({"views": {"big": views["big"]}})).await.expect(201);
+    let big = world.get(&admin(), "/db/_design/big/_view/big").await.expect(200);
+    assert_eq!(
+        (&big["rows"][0]["key"], &big["rows"][0]["error"]),
+        (&Value::Null, &json!("reduce_overflow_error")),
+        "{big}"
+    );
+    assert!(big["rows"][0]["reason"].is_string() && big["rows"].as_array().expect("rows").len() == 1);
+    let deep = json!({"autoupdate": false, "views": {"deep": views["deep"]}});
+    world.put(&admin(), "/db/_design/deep", deep).await.expect(201);
+    let first = world.get(&admin(), "/db/_design/deep/_view/deep").await;
+    let rows = world.get(&admin(), "/db/_design/deep/_view/deep").await.expect(200);
+    assert_eq!(ids(&rows), ["a"]);
+    // A function may catch neither; which of its limits a deep one hits first is not said.
+    assert!(matches!(first.status.as_u16(), 200 | 500), "{}", first.text);
+    if first.status == 500 {
+        assert_eq!(first.json()["error"], "os_process_error");
+    }
 }

@@ -246,3 +246,55 @@ async fn what_is_known_of_an_index_is_for_administrators() {
     }
     world.get(&admin(), "/notes/_design/v/_info").await.expect(200);
 }
+
+/// A view whose answer is larger than what is made ahead of its reader.
+async fn large(world: &World, readers: &[&str]) {
+    let text = "x".repeat(2_000);
+    let docs: Vec<Value> =
+        (0..200).map(|n| json!({"_id": format!("l{n}"), "n": n, "text": text, "access": {"read": readers}})).collect();
+    world.post(&admin(), "/notes/_bulk_docs", json!({"docs": docs})).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_lost_ends_an_answer_in_its_middle() {
+    let world = app().await;
+    world.account("bob", &["staff"]).await;
+    large(&world, &["role:staff"]).await;
+    let bob = user("bob", &["staff"]);
+    let path = "/notes--me/_design/v/_view/n?include_docs=true";
+    let mut body = world.raw(&bob, "GET", path, None).await.into_body();
+    body.frame().await.expect("a frame").expect("a first page");
+    world.account("bob", &[]).await;
+    let mut pages = 1;
+    let broken = loop {
+        match body.frame().await {
+            Some(Ok(_)) => pages += 1,
+            Some(Err(_)) => break true,
+            None => break false,
+        }
+    };
+    assert!(broken && pages <= 2, "{pages} pages");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_of_one_account_leave_room_for_others() {
+    let world = app().await;
+    large(&world, &["users"]).await;
+    let path = "/notes--me/_design/v/_view/n?include_docs=true";
+    let (ann, bob) = (user("ann", &[]), user("bob", &[]));
+    let mut open = Vec::new();
+    let refused = loop {
+        let response = world.raw(&ann, "GET", path, None).await;
+        if response.status() != 200 {
+            break response.status();
+        }
+        open.push(response);
+        assert!(open.len() < 1_000, "there is no bound");
+    };
+    assert_eq!(refused, 429);
+    assert_eq!(world.get(&bob, path).await.expect(200)["total_rows"], 200);
+    // Short answers are not counted.
+    world.get(&ann, "/notes--me/_design/v/_view/n?limit=1").await.expect(200);
+    drop(open);
+    world.get(&ann, path).await.expect(200);
+}

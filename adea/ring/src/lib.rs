@@ -19,6 +19,7 @@ pub mod election;
 #[cfg(feature = "gossip")]
 pub mod gossip;
 pub mod identity;
+pub mod log_level;
 pub mod member;
 pub mod node_config;
 pub mod peering;

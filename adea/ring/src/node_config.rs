@@ -19,6 +19,8 @@ pub const FILE_SETTINGS_HEADER: &str = "x-adea-file-settings";
 /// The section of the administrators, whose values are passwords.
 pub const ADMINS: &str = "admins";
 
+/// What names of sessions begin with.
+const SESSION_PREFIX: &str = "session-";
 /// Settings and administrators together: CouchDB has some 200 settings.
 const MAX_SETTINGS: usize = 1_000;
 /// Bytes of the name of a section or a key; the longest of CouchDB's has 40.
@@ -49,6 +51,9 @@ pub enum NodeConfigError {
     /// A value is too long or has control characters.
     #[error("a value must have at most {MAX_VALUE_BYTES} bytes and no control characters")]
     Value,
+    /// An administrator's name can't be sent in a log-in, or means something else there.
+    #[error("an administrator's name has no colon and begins neither with _ nor with {SESSION_PREFIX}")]
+    AdminName,
     /// There are too many, or they are too long together.
     #[error("at most {MAX_SETTINGS} settings of {MAX_BYTES} bytes together")]
     TooMany,
@@ -117,8 +122,16 @@ impl NodeConfig {
             count += 1;
             bytes += section.len() + key.len() + value.len();
         }
+        if !self.admins.keys().all(|name| is_admin_name(name)) {
+            return Err(NodeConfigError::AdminName);
+        }
         if count > MAX_SETTINGS || bytes > MAX_BYTES { Err(NodeConfigError::TooMany) } else { Ok(()) }
     }
+}
+
+/// Whether an administrator may be called so: not as the pods themselves, nor as a session.
+pub fn is_admin_name(name: &str) -> bool {
+    !name.starts_with('_') && !name.starts_with(SESSION_PREFIX) && !name.contains(':')
 }
 
 fn is_name(text: &str) -> bool {
@@ -157,6 +170,8 @@ mod tests {
             json!({"sections": {"a": {"b\n": "1"}}}),
             json!({"sections": {"a": {"b": "x".repeat(20_000)}}}),
             json!({"admins": {"a": null}}),
+            json!({"admins": {"_pod": "x"}}),
+            json!({"admins": {"session-a": "x"}}),
         ] {
             assert!(NodeConfig::parse(&bad).is_err(), "{bad}");
         }

@@ -29,7 +29,7 @@ impl Records {
         let name = path.display().to_string();
         tokio::task::spawn_blocking(move || {
             loop {
-                let record = match reader.next() {
+                let record = match reader.record() {
                     Ok(Some(record)) => Ok(record),
                     Ok(None) => return,
                     Err(error) => Err(anyhow::Error::from(error).context(name.clone())),

@@ -66,8 +66,8 @@ pub struct Outcome {
     pub written: u64,
     /// Documents that it refused.
     pub refused: u64,
-    /// Differences that are left.
-    pub differences: u64,
+    /// Differences that are left; none if the sides were not compared.
+    pub differences: Option<u64>,
     /// Bytes that were carried over.
     pub bytes: u64,
 }
@@ -123,14 +123,17 @@ pub async fn copy(ends: &Ends<'_>, choice: &Choice) -> anyhow::Result<Outcome> {
         spec: spec(&ends_of_spec, None)?,
     };
     ends.teller.during("copying", &choice.to, &tally, copying.documents()).await?;
-    let designs = spec(&ends_of_spec, Some("_design"))?;
+    let designs = spec(&ends_of_spec, ends.source_is.filters_designs.then_some("_design"))?;
     copying.designs(&designs).await?;
     if copying.place.made && !copying.place.settings {
         settings::after(ends, &copying.source, &copying.target, choice).await?;
         copying.place.settings = true;
     }
     copying.mark().await?;
-    let differences = if ends.options.verify { verify::verify(ends, &copying, choice).await? } else { 0 };
+    let differences = match ends.options.verify {
+        true => Some(verify::verify(ends, &copying, choice).await?),
+        false => None,
+    };
     let (stats, refusals) = (tally.stats(), tally.refusals());
     ends.teller.refusals(&choice.to, &refusals);
     Ok(Outcome {
@@ -253,21 +256,17 @@ impl Copying {
         }
     }
 
-    /// Carries over design documents.
-    async fn designs(&mut self, filtered: &Spec) -> anyhow::Result<()> {
-        let mut spec = filtered;
+    /// Carries over design documents; those that `spec` gives besides are left out.
+    async fn designs(&mut self, spec: &Spec) -> anyhow::Result<()> {
         let mut patience = Patience::default();
         let mut round = Round { since: 0.into(), skip_designs: false };
         loop {
             match round.run(&self.source, spec, &self.carrier, &self.tally).await {
-                Ok(true) => break,
+                Ok(true) => return Ok(()),
                 Ok(false) => patience.restore(),
-                // A server that has no such filter.
-                Err(Fault::Fatal { .. }) if std::ptr::eq(spec, filtered) => spec = &self.spec,
                 Err(fault) => patience.bear(fault).await?,
             }
         }
-        Ok(())
     }
 
     async fn mark(&mut self) -> anyhow::Result<()> {

@@ -61,7 +61,7 @@ pub async fn copy(ends: &Ends<'_>) -> anyhow::Result<Outcome> {
         ends.teller.note(REPLICATIONS, &text);
     }
     ends.teller.refusals(REPLICATIONS, &refusals);
-    Ok(Outcome { documents: tally.done(), written, refused: refusals.count(), differences: 0, bytes: 0 })
+    Ok(Outcome { documents: tally.done(), written, refused: refusals.count(), differences: None, bytes: 0 })
 }
 
 /// The document as the target is to have it.

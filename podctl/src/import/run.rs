@@ -36,21 +36,22 @@ pub async fn run(
     );
     let ends = Ends { source, source_is: &source_is, target, options, teller };
     let mut sum = Outcome::default();
+    let mut differences = 0;
     for choice in &choices {
         let outcome = copy(&ends, choice).await.with_context(|| {
             format!("{} is not done; what is done is marked: give --continue to go on from there", choice.from)
         })?;
-        tell(teller, &choice.to, &outcome, options.verify);
+        tell(teller, &choice.to, &outcome);
         sum.documents += outcome.documents;
         sum.written += outcome.written;
         sum.refused += outcome.refused;
-        sum.differences += outcome.differences;
+        differences += outcome.differences.unwrap_or(0);
     }
     teller.event(&json!({
         "event": "end", "databases": choices.len(), "documents": sum.documents, "written": sum.written,
-        "refused": sum.refused, "differences": sum.differences,
+        "refused": sum.refused, "differences": differences,
     }));
-    match (sum.refused, sum.differences) {
+    match (sum.refused, differences) {
         (0, 0) => Ok(()),
         (refused, 0) => bail!("{refused} documents were refused"),
         (0, differences) => bail!("{differences} differences are left"),
@@ -58,20 +59,20 @@ pub async fn run(
     }
 }
 
-fn tell(teller: &Teller, db: &str, outcome: &Outcome, verified: bool) {
+fn tell(teller: &Teller, db: &str, outcome: &Outcome) {
     let Outcome { documents, written, refused, differences, bytes } = *outcome;
     let mut text = format!("{documents} documents, {written} revisions written ({})", size(bytes));
     if refused > 0 {
         text.push_str(&format!(", {refused} refused"));
     }
-    match (differences, verified) {
-        (0, true) => text.push_str(", compared"),
-        (0, false) => text.push_str(", not compared"),
-        (n, _) => text.push_str(&format!(", {n} differences")),
+    match differences {
+        Some(0) => text.push_str(", compared"),
+        Some(n) => text.push_str(&format!(", {n} differences")),
+        None => text.push_str(", not compared"),
     }
     teller.say(&format!("{db}: {text}"));
     teller.event(&json!({
         "event": "done", "db": db, "documents": documents, "written": written, "refused": refused,
-        "differences": differences, "bytes": bytes, "compared": verified,
+        "differences": differences, "bytes": bytes, "compared": differences.is_some(),
     }));
 }

@@ -38,6 +38,8 @@ pub struct Welcome {
     pub uuid: String,
     /// Whether it is a pod.
     pub is_pod: bool,
+    /// Whether it can give the changes of design documents alone; what only resembles CouchDB can't.
+    pub filters_designs: bool,
 }
 
 impl Address {
@@ -138,9 +140,10 @@ impl Server {
                 bail!("{}: name or password is incorrect", self.base);
             }
         }
+        let filters_designs = product == "couchdb";
         let product = if is_pod { "Adea" } else { product };
         let shown = format!("{product} {} at {}", text(&told["version"]), self.base);
-        Ok(Welcome { shown, uuid: text(&told["uuid"]), is_pod })
+        Ok(Welcome { shown, uuid: text(&told["uuid"]), is_pod, filters_designs })
     }
 
     /// The names of all its databases.

@@ -61,7 +61,7 @@ fn measure(db: &Db, indexes: &Indexes, documents: usize) {
         mapper: Arc::new(ByNumber),
     };
     let group = indexes.group(db, Arc::new(spec)).expect("an index");
-    let update = || drop(group.update(&mut |_, _| {}).expect("an update"));
+    let update = || assert!(group.update(&mut |_, _| {}).expect("an update") > 0);
     timed("  indexed", documents, update);
     let update_after = |what: &str, count: usize| {
         write(db, 0..count);
@@ -72,10 +72,14 @@ fn measure(db: &Db, indexes: &Indexes, documents: usize) {
     timed("  nothing to do", 1, update);
     let info = group.info().expect("an index");
     println!("  {} KiB of rows, {} KiB on disk", info.row_bytes >> 10, info.disk_bytes >> 10);
-    let reader = db.reader(Who { name: Some("u7".to_owned()), roles: Vec::new() });
+    let reader = |roles| Scope::Personal(db.reader(Who { name: Some("u7".to_owned()), roles }));
     let scopes = match db.kind() {
         DbKind::Plain => vec![("all", Scope::All)],
-        DbKind::App => vec![("all", Scope::All), ("personal", Scope::Personal(reader))],
+        DbKind::App => vec![
+            ("all", Scope::All),
+            ("personal, of one partial database", reader(Vec::new())),
+            ("personal, of a hundred", reader(vec!["staff".to_owned()])),
+        ],
     };
     for (name, scope) in scopes {
         let view = group.view(&scope, 0).expect("a view");
@@ -129,7 +133,7 @@ fn write(db: &Db, numbers: std::ops::Range<usize>) {
 fn edit(db: &Db, n: usize) -> Edit {
     let id = format!("{:08x}", (n as u32).wrapping_mul(2_654_435_761));
     let old = db.doc(&Scope::All, &id).expect("a read");
-    let access = json!({"read": [format!("user:u{}", n % READERS)]});
+    let access = json!({"read": [format!("user:u{}", n % READERS), "role:staff"]});
     let generation = old.as_ref().map_or(0, |old| old.winner().rev.generation);
     let body = json!({
         "access": access, "day": n % 365, "n": n as u64 + generation, "title": format!("Title number {n}"),

@@ -24,6 +24,15 @@ pub(crate) struct Cursor {
     pub rows: VecDeque<PageRow>,
 }
 
+/// A merge that goes on from page to page.
+pub(crate) struct Merge {
+    cursors: Vec<Cursor>,
+    heap: BinaryHeap<Front>,
+    /// Cursors that are not in the heap, though they may have rows.
+    unfilled: Vec<usize>,
+    descending: bool,
+}
+
 impl Cursor {
     pub fn new(tree: TreeId, span: &Span, descending: bool) -> Cursor {
         Cursor { walk: Walk::new(tree, span.clone(), descending), rows: VecDeque::new() }
@@ -76,27 +85,35 @@ fn merge_some(
     descending: bool,
     bounds: Bounds,
 ) -> Result<Vec<PageRow>, IndexError> {
-    let mut cursors: Vec<Cursor> = trees.iter().map(|tree| Cursor::new(*tree, span, descending)).collect();
-    let mut heap = BinaryHeap::new();
-    for (at, cursor) in cursors.iter_mut().enumerate() {
-        if let Some(row) = cursor.fill(snapshot)? {
-            heap.push(Front { place: row.place.clone(), at, descending });
-        }
+    Merge::new(trees, span, descending).take(snapshot, bounds)
+}
+
+impl Merge {
+    pub fn new(trees: &[TreeId], span: &Span, descending: bool) -> Merge {
+        let cursors: Vec<Cursor> = trees.iter().map(|tree| Cursor::new(*tree, span, descending)).collect();
+        let unfilled = (0..cursors.len()).collect();
+        Merge { cursors, heap: BinaryHeap::new(), unfilled, descending }
     }
-    let (mut rows, mut bytes) = (Vec::new(), 0);
-    while rows.len() < bounds.rows && bytes < bounds.bytes {
-        let Some(front) = heap.pop() else { break };
-        let cursor = &mut cursors[front.at];
-        let Some(row) = cursor.rows.pop_front() else { break };
-        bytes += size(&row);
-        rows.push(row);
-        if rows.len() < bounds.rows
-            && let Some(row) = cursor.fill(snapshot)?
-        {
-            heap.push(Front { place: row.place.clone(), ..front });
+
+    /// The next rows, up to the bounds. After an error it is worth nothing.
+    pub fn take(&mut self, snapshot: &dyn Snapshot, bounds: Bounds) -> Result<Vec<PageRow>, IndexError> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        while rows.len() < bounds.rows && bytes < bounds.bytes {
+            while let Some(at) = self.unfilled.pop() {
+                if let Some(row) = self.cursors[at].fill(snapshot)? {
+                    self.heap.push(Front { place: row.place.clone(), at, descending: self.descending });
+                }
+            }
+            let Some(Front { at, .. }) = self.heap.pop() else { break };
+            // Filled only when one more row is wanted: it may be in another page.
+            self.unfilled.push(at);
+            if let Some(row) = self.cursors[at].rows.pop_front() {
+                bytes += size(&row);
+                rows.push(row);
+            }
         }
+        Ok(rows)
     }
-    Ok(rows)
 }
 
 fn size(row: &PageRow) -> usize {

@@ -4,12 +4,19 @@ use crate::spec::IndexDoc;
 use rean_store::{IndexLive, digest_text};
 use serde_json::{Map, Value, json};
 
-/// A live document with `_id`, `_rev`, stubs of its attachments and, if wanted, the sequence of its change.
+/// A live document with `_id`, `_rev`, its conflicts, stubs of its attachments and, if wanted, the sequence of its change
+/// (<https://docs.couchdb.org/en/stable/replication/conflicts.html#view-map-functions>).
 pub(crate) fn index_doc(id: &str, live: &IndexLive, local_seq: Option<u64>) -> IndexDoc {
     let rev = live.rev.to_string();
     let mut json = format!("{{\"_id\":{},\"_rev\":\"{rev}\"", Value::from(id));
     if let Some(seq) = local_seq {
         json.push_str(&format!(",\"_local_seq\":{seq}"));
+    }
+    for (name, revs) in [("_conflicts", &live.conflicts), ("_deleted_conflicts", &live.deleted_conflicts)] {
+        if !revs.is_empty() {
+            let revs: Vec<String> = revs.iter().map(ToString::to_string).collect();
+            json.push_str(&format!(",\"{name}\":{}", Value::from(revs)));
+        }
     }
     if !live.body.attachments.is_empty() {
         let stub = |attachment: &rean_store::Attachment| {
@@ -43,8 +50,10 @@ mod tests {
     #[test]
     fn all_that_functions_look_at_is_there() {
         let rev: Rev = "2-0123456789abcdef0123456789abcdef".parse().unwrap();
+        let first: Rev = "1-0123456789abcdef0123456789abcdef".parse().unwrap();
+        let body = Body { attachments: Vec::new(), json: r#"{"a":[1]}"#.into() };
         let mut live =
-            IndexLive { rev, body: Body { attachments: Vec::new(), json: r#"{"a":[1]}"#.into() }, place: None };
+            IndexLive { rev: rev.clone(), body, place: None, conflicts: Vec::new(), deleted_conflicts: Vec::new() };
         let parsed = |live: &IndexLive, seq| serde_json::from_str::<Value>(&index_doc("x\"y", live, seq).json).unwrap();
         let rev = "2-0123456789abcdef0123456789abcdef";
         assert_eq!(parsed(&live, None), json!({"_id": "x\"y", "_rev": rev, "a": [1]}));
@@ -60,5 +69,9 @@ mod tests {
         });
         let stub = json!({"content_type": "text/plain", "revpos": 2, "digest": "md5-AAAAAAAAAAAAAAAAAAAAAA==", "length": 3, "stub": true});
         assert_eq!(parsed(&live, None)["_attachments"]["f.txt"], stub);
+        (live.conflicts, live.deleted_conflicts) = (vec![first.clone()], vec![first]);
+        let other = json!([live.conflicts[0].to_string()]);
+        let doc = parsed(&live, None);
+        assert_eq!((&doc["_conflicts"], &doc["_deleted_conflicts"]), (&other, &other));
     }
 }

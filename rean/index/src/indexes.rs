@@ -2,7 +2,7 @@
 
 use crate::error::IndexError;
 use crate::group::{Group, GroupInfo};
-use crate::keys::{self, DEAD, FORMAT, GROUP, NEXT, OF_GROUPS, ROWS, after, group_record, groups_of};
+use crate::keys::{DEAD, FORMAT, GROUP, NEXT, after, group_record, groups_of};
 use crate::page::{decode, encode};
 use crate::records::{Format, GroupRecord};
 use crate::shared::{Common, Shared};
@@ -12,12 +12,8 @@ use rean_store::engine::{Batch, Direction, Engine, EngineError, EngineKind, Spac
 use rean_store::{Db, Store};
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
-
-/// Keys that are deleted in one commit: small, so that who brings an index up to date never waits long for it.
-const CLEARED_KEYS: usize = 2_000;
 
 /// The indexes of a pod. Clones are the same.
 #[derive(Clone)]
@@ -29,7 +25,6 @@ struct Inner {
     common: Arc<Common>,
     /// By database instance and signature.
     groups: Mutex<HashMap<(String, String), Arc<Shared>>>,
-    janitor: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Indexes {
@@ -48,11 +43,12 @@ impl Indexes {
             closing: AtomicBool::new(false),
             next: AtomicU32::new(next),
             open_views: AtomicUsize::new(0),
+            janitor: Mutex::default(),
         };
-        let inner = Inner { common: Arc::new(common), groups: Mutex::default(), janitor: Mutex::default() };
+        let inner = Inner { common: Arc::new(common), groups: Mutex::default() };
         let indexes = Indexes { inner: Arc::new(inner) };
         indexes.check_format()?;
-        indexes.start_janitor();
+        indexes.inner.common.start_janitor();
         Ok(indexes)
     }
 
@@ -117,7 +113,6 @@ impl Indexes {
         let common = &self.inner.common;
         let stored = common.engine.get(Space::Meta, &group_record(&known.0, &known.1))?;
         let stored = stored.and_then(|record| decode::<GroupRecord>(&record, "an index").ok());
-        let stored = stored.filter(|record| record.views as usize == spec.views.len());
         let new = GroupRecord {
             number: 0,
             db_name: db.name().to_owned(),
@@ -129,10 +124,10 @@ impl Indexes {
         };
         let shared = match stored {
             Some(record) => {
-                let unfit = !fits(&record, db);
+                let unfit = !fits(&record, db) || record.views != new.views;
                 let shared = Shared::new(Arc::clone(common), &known.0, &known.1, record);
                 if unfit {
-                    shared.reset(db.history(), new.purges)?;
+                    shared.reset(db.history(), new.purges, new.views)?;
                 }
                 shared
             }
@@ -203,7 +198,7 @@ impl Indexes {
     /// [`IndexError::Closing`].
     pub fn close(&self) {
         self.inner.common.closing.store(true, Ordering::Release);
-        let janitor = self.inner.janitor.lock().take();
+        let janitor = self.inner.common.janitor.lock().take();
         if janitor.is_some_and(|janitor| janitor.join().is_err()) {
             tracing::error!("the thread that clears indexes panicked");
         }
@@ -248,44 +243,25 @@ impl Indexes {
 
     fn discard(&self, instance: &str, signature: &str) -> Result<(), IndexError> {
         let known = (instance.to_owned(), signature.to_owned());
-        let shared = {
-            let mut groups = self.inner.groups.lock();
-            match groups.remove(&known) {
-                Some(shared) => shared,
-                None => {
-                    let key = group_record(instance, signature);
-                    let Some(stored) = self.inner.common.engine.get(Space::Meta, &key)? else { return Ok(()) };
-                    let Ok(record) = decode(&stored, "an index") else {
-                        let mut batch = Batch::new();
-                        batch.delete(Space::Meta, key);
-                        return Ok(self.inner.common.engine.commit(batch, false)?);
-                    };
-                    Arc::new(Shared::new(Arc::clone(&self.inner.common), instance, signature, record))
-                }
+        let common = &self.inner.common;
+        // Held to the end: nobody takes it up again from its record in the meantime.
+        let mut groups = self.inner.groups.lock();
+        let shared = match groups.remove(&known) {
+            Some(shared) => shared,
+            None => {
+                let key = group_record(instance, signature);
+                let Some(stored) = common.engine.get(Space::Meta, &key)? else { return Ok(()) };
+                let Ok(record) = decode(&stored, "an index") else {
+                    let mut batch = Batch::new();
+                    batch.delete(Space::Meta, key);
+                    return Ok(common.engine.commit(batch, false)?);
+                };
+                Arc::new(Shared::new(Arc::clone(common), instance, signature, record))
             }
         };
         shared.discard()?;
-        self.start_janitor();
+        common.start_janitor();
         Ok(())
-    }
-
-    /// Clears what dropped indexes have left, on a thread of its own.
-    pub(crate) fn start_janitor(&self) {
-        let mut janitor = self.inner.janitor.lock();
-        if janitor.as_ref().is_some_and(|handle| !handle.is_finished()) {
-            // It looks for work again before it ends; what it misses is found when the next index is dropped.
-            return;
-        }
-        let weak = Arc::downgrade(&self.inner.common);
-        let spawned = std::thread::Builder::new().name("index-janitor".to_owned()).spawn(move || {
-            if let Err(error) = clear_dead(&weak) {
-                tracing::warn!(%error, "clearing dropped indexes stopped; it goes on at the next start");
-            }
-        });
-        match spawned {
-            Ok(handle) => *janitor = Some(handle),
-            Err(error) => tracing::warn!(%error, "no thread for clearing dropped indexes"),
-        }
     }
 }
 
@@ -305,33 +281,4 @@ fn is_damaged(error: &IndexError) -> bool {
 
 fn remove_folder(path: &Path) -> std::io::Result<()> {
     if path.exists() { std::fs::remove_dir_all(path) } else { Ok(()) }
-}
-
-fn clear_dead(common: &Weak<Common>) -> Result<(), IndexError> {
-    loop {
-        let Some(common) = common.upgrade() else { return Ok(()) };
-        if common.closing.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let snapshot = common.engine.snapshot();
-        let dead = snapshot.range(Space::Meta, DEAD, &after(DEAD), Direction::Forward).next().transpose()?;
-        let Some((dead, _)) = dead else { return Ok(()) };
-        let number = dead.get(DEAD.len()..).unwrap_or_default().to_vec();
-        let mut batch = Batch::new();
-        for space in OF_GROUPS {
-            let room = CLEARED_KEYS - batch.len();
-            for item in snapshot.range(space, &number, &keys::after(&number), Direction::Forward).take(room) {
-                batch.delete(space, item?.0);
-            }
-        }
-        if batch.len() < CLEARED_KEYS {
-            let rows = [ROWS, &number].concat();
-            for item in snapshot.range(Space::Meta, &rows, &after(&rows), Direction::Forward) {
-                batch.delete(Space::Meta, item?.0);
-            }
-            batch.delete(Space::Meta, dead);
-        }
-        drop(snapshot);
-        common.engine.commit(batch, false)?;
-    }
 }

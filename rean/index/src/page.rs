@@ -33,7 +33,7 @@ pub(crate) struct Head {
     pub rows: u64,
     /// Of the page.
     pub bytes: u64,
-    /// Of its rows, if the view reduces.
+    /// Of its rows, if the view reduces and it is not large.
     pub reduction: Option<Partial>,
 }
 

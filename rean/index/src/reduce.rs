@@ -44,6 +44,17 @@ impl Partial {
         Partial::Failed(error.to_owned(), reason.into())
     }
 
+    /// About how much memory it takes up.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Partial::Count(_) | Partial::Sum(Sum::Number(_)) => 32,
+            Partial::Edge(place, value) => place.len() + value.len(),
+            Partial::Json(json) => json.len(),
+            // Numbers take up more than they have digits.
+            other => 4 * crate::page::encode(other).len(),
+        }
+    }
+
     /// What a client gets.
     pub fn finish(self) -> Result<String, IndexError> {
         Ok(match self {
@@ -145,7 +156,8 @@ fn furthest(partials: Vec<Partial>, last: bool) -> Partial {
 fn ranked(values: Vec<String>, n: u16, highest: bool) -> Partial {
     let key = |text: &String| collate::sort_key(&serde_json::from_str::<Value>(text).unwrap_or_default());
     let mut keyed: Vec<(Vec<u8>, String)> = values.into_iter().map(|text| (key(&text), text)).collect();
-    keyed.sort_by(|a, b| if highest { b.0.cmp(&a.0) } else { a.0.cmp(&b.0) });
+    // Of equal ones the same text is kept, in whatever order they come.
+    keyed.sort_by(|a, b| if highest { b.0.cmp(&a.0) } else { a.0.cmp(&b.0) }.then_with(|| a.1.cmp(&b.1)));
     keyed.dedup_by(|a, b| a.0 == b.0);
     let bytes: usize = keyed.iter().take(usize::from(n)).map(|(_, text)| text.len()).sum();
     if bytes > usize::from(n) * LARGE_BYTES {
@@ -176,4 +188,58 @@ fn as_values(partial: Partial) -> Option<Vec<String>> {
 
 fn as_json(partial: Partial) -> Option<String> {
     if let Partial::Json(json) = partial { Some(json) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::place;
+    use crate::page::Cell;
+    use serde_json::json;
+
+    /// Rows with these values, in the order of their keys.
+    fn rows(values: &[Value]) -> Vec<PageRow> {
+        let row = |(n, value): (usize, &Value)| {
+            let sort_key = collate::sort_key(&json!(n));
+            let place = place(&sort_key, "d", 0);
+            let cell = Cell { sort_len: sort_key.len(), key: n.to_string().into(), value: value.to_string().into() };
+            PageRow { place, cell }
+        };
+        values.iter().enumerate().map(row).collect()
+    }
+
+    /// The reduction as one, and of its rows by two.
+    fn both(reduce: &Reduce, values: &[Value]) -> String {
+        let rows = rows(values);
+        let whole = reduce_rows(reduce, &rows).unwrap().finish().unwrap();
+        let parts = rows.chunks(2).rev().map(|some| reduce_rows(reduce, some).unwrap()).collect();
+        assert_eq!(rereduce(reduce, parts).unwrap().finish().unwrap(), whole, "{reduce:?}");
+        whole
+    }
+
+    #[test]
+    fn the_foremost_values_and_those_at_the_ends() {
+        let values = [json!(3), json!("b"), json!(1), json!(3), json!([0]), json!("a"), json!(1.0)];
+        for (name, wanted) in [
+            ("_top_2", r#"[[0],"b"]"#),
+            ("_top_100", r#"[[0],"b","a",3,1]"#),
+            ("_bottom_2", "[1,3]"),
+            ("_first", "3"),
+            ("_last", "1.0"),
+            ("_count", "7"),
+        ] {
+            assert_eq!(both(&Reduce::built_in(name).unwrap(), &values), wanted, "{name}");
+        }
+        for name in ["_top_0", "_top_101", "_top_x", "_mean", "sum", ""] {
+            assert!(Reduce::built_in(name).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_has_failed_stays_failed() {
+        let failed = Partial::failed("an_error", "so");
+        let partials = vec![Partial::Sum(Sum::Number(Number::ONE)), failed, Partial::Sum(Sum::Number(Number::ONE))];
+        let whole = rereduce(&Reduce::Sum, partials).unwrap().finish();
+        assert!(matches!(whole, Err(IndexError::Reduce { error, reason }) if error == "an_error" && reason == "so"));
+    }
 }

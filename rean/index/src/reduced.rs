@@ -20,8 +20,9 @@ use serde_json::value::RawValue;
 /// Rows that are reduced at once, and their bytes.
 const ROWS_AT_ONCE: usize = 500;
 const BYTES_AT_ONCE: usize = 1 << 20;
-/// Reductions that are collected before they are put together.
+/// Reductions that are collected before they are put together, and their bytes.
 const PARTIALS_AT_ONCE: usize = 1_000;
+const PARTIAL_BYTES_AT_ONCE: usize = 4 << 20;
 
 /// Rows put together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -222,11 +223,12 @@ struct Sum<'a> {
     rows: Vec<PageRow>,
     bytes: usize,
     partials: Vec<Partial>,
+    partial_bytes: usize,
 }
 
 impl<'a> Sum<'a> {
     fn new(reduce: &'a Reduce) -> Sum<'a> {
-        Sum { reduce, rows: Vec::new(), bytes: 0, partials: Vec::new() }
+        Sum { reduce, rows: Vec::new(), bytes: 0, partials: Vec::new(), partial_bytes: 0 }
     }
 
     fn rows(&mut self, row: Option<PageRow>) -> Result<(), IndexError> {
@@ -249,10 +251,14 @@ impl<'a> Sum<'a> {
     }
 
     fn partial(&mut self, partial: Partial) -> Result<(), IndexError> {
+        self.partial_bytes += partial.bytes();
         self.partials.push(partial);
-        if self.partials.len() >= PARTIALS_AT_ONCE {
-            let partials = std::mem::take(&mut self.partials);
-            self.partials.push(rereduce(self.reduce, partials)?);
+        let is_much = self.partials.len() >= PARTIALS_AT_ONCE || self.partial_bytes >= PARTIAL_BYTES_AT_ONCE;
+        if is_much && self.partials.len() > 1 {
+            let whole = rereduce(self.reduce, std::mem::take(&mut self.partials))?;
+            // What is left is not counted: it can be large, and need not be put together with each that follows.
+            self.partial_bytes = 0;
+            self.partials.push(whole);
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! The rows of a range, page by page.
 //!
-//! Nothing is kept between two pages but the place of the last row: a page opens what it needs anew, so that rows can
-//! wait for a slow client, and move between threads.
+//! Where there are few trees, a page goes on where the one before it stopped. Where there are many, nothing is kept but
+//! the place of the last row, and a page opens what it needs anew: rows may wait for a slow client.
 
-use crate::cursor::{Bounds, merge};
+use crate::cursor::{Bounds, Merge, merge};
 use crate::error::IndexError;
+use crate::page::PageRow;
 use crate::range::Range;
 use crate::view::View;
 use crate::walk::{Span, Walk};
@@ -12,6 +13,9 @@ use bytes::Bytes;
 
 /// Bytes of rows after which a page ends, though it could have more rows.
 const PAGE_BYTES: usize = 1 << 20;
+
+/// Trees that are kept open between two pages: each has a page of rows, and some heads, in memory.
+const KEPT_TREES: usize = 128;
 
 /// A row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,11 +34,13 @@ pub struct Rows {
     /// What is left.
     span: Span,
     descending: bool,
+    /// What stands at the beginning of `span`.
+    open: Option<Merge>,
 }
 
 impl Rows {
     pub(crate) fn new(view: View, range: &Range) -> Rows {
-        Rows { view, span: range.span(), descending: range.descending }
+        Rows { view, span: range.span(), descending: range.descending, open: None }
     }
 
     /// Leaves out the next `n` rows; gives how many there were, if fewer.
@@ -44,6 +50,7 @@ impl Rows {
     pub fn skip(&mut self, n: u64) -> Result<u64, IndexError> {
         let mut left = n;
         if let [_] = self.view.trees() {
+            self.open = None;
             let pages = self.skip_pages(left);
             left -= self.view.noting(pages)?;
         }
@@ -64,14 +71,25 @@ impl Rows {
     /// The engine failed.
     pub fn next_page(&mut self, limit: usize) -> Result<Vec<Row>, IndexError> {
         let bounds = Bounds { rows: limit.max(1), bytes: PAGE_BYTES };
-        let found = merge(self.view.snapshot(), self.view.trees(), &self.span, self.descending, bounds);
+        let found = self.take(bounds);
         let rows = self.view.noting(found)?;
         if let Some(last) = rows.last() {
             self.go_behind(&last.place);
         }
-        let row = |row: crate::page::PageRow| Ok(Row { id: row.id()?, key: row.cell.key, value: row.cell.value });
+        let row = |row: PageRow| Ok(Row { id: row.id()?, key: row.cell.key, value: row.cell.value });
         let rows = rows.into_iter().map(row).collect();
         self.view.noting(rows)
+    }
+
+    fn take(&mut self, bounds: Bounds) -> Result<Vec<PageRow>, IndexError> {
+        let (snapshot, trees) = (self.view.snapshot(), self.view.trees());
+        if trees.len() > KEPT_TREES {
+            return merge(snapshot, trees, &self.span, self.descending, bounds);
+        }
+        let mut open = self.open.take().unwrap_or_else(|| Merge::new(trees, &self.span, self.descending));
+        let rows = open.take(snapshot, bounds)?;
+        self.open = Some(open);
+        Ok(rows)
     }
 
     fn go_behind(&mut self, place: &[u8]) {

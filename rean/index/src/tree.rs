@@ -20,6 +20,10 @@ const SPLIT_BYTES: usize = 6 << 10;
 /// A page below this takes in its neighbour.
 const SMALL_BYTES: usize = 1 << 10;
 
+/// A head with more bytes goes without its reduction, which is made of the page whenever it is asked for: heads are
+/// read many at a time, and are for knowing of pages without reading them.
+const HEAD_BYTES: usize = 8 << 10;
+
 /// A change of a row: what it is now; `None`: it is gone.
 pub(crate) type Change = (Vec<u8>, Option<Cell>);
 
@@ -77,7 +81,7 @@ impl Writer<'_> {
         let last_before = rows.last().map(|row| row.place.clone());
         loop {
             let mine = |change: &Change| next.as_ref().is_none_or(|next| change.0 < *next);
-            let some: Vec<Change> = std::iter::from_fn(|| changes.next_if(&mine)).collect();
+            let some: Vec<Change> = std::iter::from_fn(|| changes.next_if(mine)).collect();
             rows = merge(rows, some);
             let Some(neighbour) = next.as_ref().filter(|_| !rows.is_empty() && bytes_of(&rows) < SMALL_BYTES) else {
                 break;
@@ -101,11 +105,11 @@ impl Writer<'_> {
 
     /// Reads a page, which is to be written anew or to go.
     fn take(&mut self, page: &[u8]) -> Result<Vec<PageRow>, IndexError> {
-        let rows = load(self.snapshot, self.tree, page)?;
+        let (rows, bytes) = load(self.snapshot, self.tree, page)?;
         self.batch.delete(Space::Bodies, self.tree.page(page));
         self.batch.delete(Space::Seqs, self.tree.page(page));
         self.delta.rows -= rows.len() as i64;
-        self.delta.page_bytes -= encode_page(&rows).len() as i64;
+        self.delta.page_bytes -= bytes as i64;
         Ok(rows)
     }
 
@@ -115,7 +119,10 @@ impl Writer<'_> {
             Reduce::None => None,
             reduce => Some(reduce_rows(reduce, rows)?),
         };
-        let head = Head { rows: rows.len() as u64, bytes: encoded.len() as u64, reduction };
+        let mut head = Head { rows: rows.len() as u64, bytes: encoded.len() as u64, reduction };
+        if encode(&head).len() > HEAD_BYTES {
+            head.reduction = None;
+        }
         self.delta.rows += rows.len() as i64;
         self.delta.page_bytes += encoded.len() as i64;
         self.batch.put(Space::Bodies, self.tree.page(page), encoded);

@@ -111,7 +111,7 @@ impl<'a> Run<'a> {
             Some(purges) => purges,
             None => {
                 // Too many purges ago: which rows are to go is not known any more.
-                shared.reset(group.db.history(), group.db.newest().purges)?;
+                shared.reset(group.db.history(), group.db.newest().purges, group.spec.views.len() as u32)?;
                 shared.damaged.store(false, Ordering::Release);
                 rean_store::Purges { until: shared.record().purges, gone: Vec::new() }
             }
@@ -141,9 +141,9 @@ impl<'a> Run<'a> {
                 total = self.total(page.rows.len() as u64, page.is_last);
             }
             done += page.rows.len() as u64;
-            self.record.seq = page.until;
             let is_end = page.is_last || page.until >= self.target.seq;
             self.take(page.rows)?;
+            self.record.seq = page.until;
             if self.pending.is_full() || is_end {
                 self.commit()?;
             }
@@ -196,6 +196,10 @@ impl<'a> Run<'a> {
             let views =
                 emitted.into_iter().enumerate().map(|(view, emitted)| self.rows_of(&id, view, emitted)).collect();
             self.pending.set(self.engine(), &id, part, views)?;
+            if self.pending.is_full() {
+                // The sequence stays that of the page before: a document that comes again changes nothing.
+                self.commit()?;
+            }
         }
         Ok(())
     }

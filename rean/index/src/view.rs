@@ -7,7 +7,7 @@ use crate::range::{Bound, Grouping, Range};
 use crate::records::GroupRecord;
 use crate::reduced::Reduced;
 use crate::rows::Rows;
-use crate::shared::Shared;
+use crate::shared::{Common, Shared};
 use crate::spec::GroupSpec;
 use crate::walk::{Span, Walk};
 use rean_store::engine::{Snapshot, Space};
@@ -35,7 +35,11 @@ struct Inner {
     /// Those with rows, and how many.
     trees: Vec<TreeId>,
     total_rows: u64,
+    _permit: Permit,
 }
+
+/// Room among the open views.
+struct Permit(Arc<Common>);
 
 impl View {
     pub(crate) fn open(group: &Group, scope: &Scope, view: usize) -> Result<View, IndexError> {
@@ -43,34 +47,23 @@ impl View {
         if group.db.is_gone() {
             return Err(IndexError::Gone);
         }
-        if common.open_views.fetch_add(1, Ordering::AcqRel) >= MAX_OPEN {
-            common.open_views.fetch_sub(1, Ordering::AcqRel);
-            return Err(IndexError::Busy("Too many queries at once: try again later.".to_owned()));
-        }
-        // From here on dropping it counts it out.
-        let mut inner = Inner {
-            snapshot: common.engine.snapshot(),
-            spec: Arc::clone(&group.spec),
-            shared: Arc::clone(&group.shared),
-            view,
-            seq: 0,
-            trees: Vec::new(),
-            total_rows: 0,
-        };
+        let permit = Permit::take(common)?;
         let look = |record: &GroupRecord| (common.engine.snapshot(), record.number, record.seq);
         let (snapshot, number, seq) = group.shared.with_record(look)?;
-        (inner.snapshot, inner.seq) = (snapshot, seq);
         // After the snapshot: a right that was lost since then is lost for this view.
-        let parts =
-            group.db.parts_in(scope).map_or_else(|| vec![ALL], |parts| parts.iter().map(|part| part + 1).collect());
+        let parts = group.db.parts_in(scope);
+        let parts = parts.map_or_else(|| vec![ALL], |parts| parts.iter().map(|part| part + 1).collect());
+        let (mut trees, mut total_rows) = (Vec::new(), 0);
         for part in parts {
             let tree = TreeId { group: number, view: view as u16, part };
-            let rows = stored_rows(inner.snapshot.as_ref(), tree)?;
+            let rows = stored_rows(snapshot.as_ref(), tree)?;
             if rows > 0 {
-                inner.trees.push(tree);
-                inner.total_rows += rows;
+                trees.push(tree);
+                total_rows += rows;
             }
         }
+        let (spec, shared) = (Arc::clone(&group.spec), Arc::clone(&group.shared));
+        let inner = Inner { snapshot, spec, shared, view, seq, trees, total_rows, _permit: permit };
         Ok(View { inner: Arc::new(inner) })
     }
 
@@ -145,9 +138,21 @@ impl View {
     }
 }
 
-impl Drop for Inner {
+impl Permit {
+    fn take(common: &Arc<Common>) -> Result<Permit, IndexError> {
+        let open = common.open_views.fetch_add(1, Ordering::AcqRel);
+        let permit = Permit(Arc::clone(common));
+        if open < MAX_OPEN {
+            Ok(permit)
+        } else {
+            Err(IndexError::Busy("Too many queries at once: try again later.".to_owned()))
+        }
+    }
+}
+
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.shared.common.open_views.fetch_sub(1, Ordering::AcqRel);
+        self.0.open_views.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -86,7 +86,7 @@ impl Walk {
 
     /// The rows of a page that are in the span, in the walk's direction.
     pub fn rows(&self, snapshot: &dyn Snapshot, page: &PageAt) -> Result<VecDeque<PageRow>, IndexError> {
-        let mut rows = VecDeque::from(load(snapshot, self.tree, &page.separator)?);
+        let mut rows = VecDeque::from(load(snapshot, self.tree, &page.separator)?.0);
         if !self.span.covers(page) {
             rows.retain(|row| self.span.contains(&row.place));
         }
@@ -154,6 +154,9 @@ impl Walk {
 
     /// The page that the span begins in, or where it would be.
     fn lowest(&self, snapshot: &dyn Snapshot) -> Result<Vec<u8>, IndexError> {
+        if self.span.lo.is_empty() {
+            return Ok(Vec::new());
+        }
         Ok(at_or_before(snapshot, self.tree, &self.span.lo)?.unwrap_or_else(|| self.span.lo.clone()))
     }
 }
@@ -170,10 +173,15 @@ pub(crate) fn at_or_after(snapshot: &dyn Snapshot, tree: TreeId, place: &[u8]) -
     first_of(snapshot, &tree.page(place), &tree.end(), Direction::Forward)
 }
 
-/// The rows of a page.
-pub(crate) fn load(snapshot: &dyn Snapshot, tree: TreeId, separator: &[u8]) -> Result<Vec<PageRow>, IndexError> {
+/// The rows of a page, and its bytes.
+pub(crate) fn load(
+    snapshot: &dyn Snapshot,
+    tree: TreeId,
+    separator: &[u8],
+) -> Result<(Vec<PageRow>, usize), IndexError> {
     let page = snapshot.get(Space::Bodies, &tree.page(separator))?;
-    decode_page(&page.ok_or(IndexError::Damaged("a page that is not there"))?)
+    let page = page.ok_or(IndexError::Damaged("a page that is not there"))?;
+    Ok((decode_page(&page)?, page.len()))
 }
 
 fn first_of(

@@ -2,22 +2,17 @@
 
 mod device;
 
-use device::{CUSTOM, Device, PLAIN, RowMapper, SUM, edit, open_store, spec, submit};
+use device::{CUSTOM, Device, PLAIN, RowMapper, SUM, open_store, spec, update, wait_until};
 use rean_index::{
-    Emitted, Group, GroupSpec, Grouping, IndexDoc, IndexError, Indexes, MapError, Mapper, Range, Reduce, ReduceError,
-    Reducer, ViewSpec,
+    Emit, Emitted, Group, GroupSpec, Grouping, IndexDoc, IndexError, Indexes, MapError, Mapper, Range, Reduce,
+    ReduceError, Reducer, ViewSpec,
 };
 use rean_store::engine::memory::MemoryEngine;
 use rean_store::engine::{Batch, Direction, Engine, EngineError, EngineStats, Snapshot, Space, Value as Bytes};
-use rean_store::{AppRules, DbKind, Mode, Scope};
+use rean_store::{AppRules, DbKind, Scope};
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
-
-fn update(group: &Group) -> Result<u64, IndexError> {
-    group.update(&mut |_, _| {})
-}
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 /// Keys and ids of all rows of a view.
 fn rows(group: &Group, scope: &Scope, view: usize) -> Vec<(Value, String)> {
@@ -44,14 +39,6 @@ fn keys_in(engine: &MemoryEngine) -> Vec<(Space, Vec<u8>)> {
         range.map(move |item| (space, item.unwrap().0.to_vec())).collect::<Vec<_>>()
     };
     Space::ALL.into_iter().flat_map(keys).collect()
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "it did not come to be: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// An engine of which what a crash would leave is kept, before and after each commit.
@@ -221,7 +208,7 @@ fn indexes_that_are_not_wanted_go_and_come_again() {
     let other = device.indexes.group(&device.db, other).unwrap();
     update(&other).unwrap();
     assert_eq!(device.indexes.groups(&device.db).unwrap().len(), 2);
-    assert_eq!(device.indexes.keep_only(&device.db, &[device.spec.signature.clone()]).unwrap(), 1);
+    assert_eq!(device.indexes.keep_only(&device.db, std::slice::from_ref(&device.spec.signature)).unwrap(), 1);
     assert_eq!(device.indexes.groups(&device.db).unwrap()[0].signature, device.spec.signature);
     assert!(matches!(update(&other), Err(IndexError::Gone)));
     assert!(group.info().unwrap().row_bytes > 0);
@@ -390,81 +377,6 @@ fn a_damaged_index_is_made_anew() {
     }
 }
 
-/// Waits within `map` until it is let go.
-struct Gate {
-    entered: Mutex<mpsc::Sender<()>>,
-    leave: Mutex<mpsc::Receiver<()>>,
-    calls: AtomicU64,
-}
-
-impl Mapper for Gate {
-    fn map(&self, docs: Vec<IndexDoc>) -> Result<Vec<Vec<Emitted>>, MapError> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        self.entered.lock().unwrap().send(()).unwrap();
-        self.leave.lock().unwrap().recv().unwrap();
-        Ok(docs.iter().map(|_| vec![Ok(Vec::new())]).collect())
-    }
-}
-
-fn gated(device: &Device) -> (Arc<Gate>, Arc<GroupSpec>, mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let (entered, enters) = mpsc::channel();
-    let (go, leave) = mpsc::channel();
-    let gate = Arc::new(Gate { entered: Mutex::new(entered), leave: Mutex::new(leave), calls: AtomicU64::new(0) });
-    let views = vec![ViewSpec { names: vec!["v".to_owned()], reduce: Reduce::None }];
-    let mapper: Arc<dyn Mapper> = Arc::clone(&gate) as Arc<dyn Mapper>;
-    let spec = GroupSpec { signature: "2".repeat(32), views, mapper, ..(*device.spec).clone() };
-    (gate, Arc::new(spec), enters, go)
-}
-
-#[test]
-fn one_brings_it_up_to_date_and_the_others_wait() {
-    let device = Device::new(DbKind::Plain);
-    device.put_rows("a", &[], &json!([]));
-    let (gate, spec, enters, go) = gated(&device);
-    let group = device.indexes.group(&device.db, spec).unwrap();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| update(&group))).collect();
-        enters.recv().unwrap();
-        wait_until("three wait", || group.waiting() == 3);
-        assert!(group.info().unwrap().updating && !group.is_current());
-        go.send(()).unwrap();
-        for thread in threads {
-            assert_eq!(thread.join().unwrap().unwrap(), device.db.newest().seq);
-        }
-    });
-    assert_eq!(gate.calls.load(Ordering::Relaxed), 1);
-    assert!(group.is_current());
-}
-
-#[test]
-fn an_update_ends_when_its_database_or_the_program_does() {
-    for ends in ["database", "index", "program"] {
-        let device = Device::new(DbKind::Plain);
-        for n in 0..3_000 {
-            submit(&device.db, vec![edit(&format!("d{n}"), None, json!({}))], Mode::Interactive);
-        }
-        let (gate, spec, enters, go) = gated(&device);
-        let group = device.indexes.group(&device.db, spec).unwrap();
-        std::thread::scope(|scope| {
-            let running = scope.spawn(|| update(&group));
-            enters.recv().unwrap();
-            match ends {
-                "database" => assert!(device.store.delete_db("notes").unwrap()),
-                "index" => assert_eq!(device.indexes.keep_only(&device.db, &[]).unwrap(), 1),
-                _ => device.indexes.close(),
-            }
-            // It may be let into further pages before it commits.
-            (0..5).for_each(|_| go.send(()).unwrap());
-            let ended = running.join().unwrap();
-            match ends {
-                "program" => assert!(matches!(ended, Err(IndexError::Closing)), "{ended:?}"),
-                _ => assert!(matches!(ended, Err(IndexError::Gone)), "{ended:?}"),
-            }
-        });
-        assert!(gate.calls.load(Ordering::Relaxed) <= 3);
-    }
-}
-
 struct Broken(&'static str);
 
 impl Reducer for Broken {
@@ -500,6 +412,36 @@ fn reductions_that_fail_leave_the_rows() {
             _ => assert!(whole.is_ok()),
         }
     }
+}
+
+/// Emits a thousand numbers of each document.
+struct Wide;
+
+impl Mapper for Wide {
+    fn map(&self, docs: Vec<IndexDoc>) -> Result<Vec<Vec<Emitted>>, MapError> {
+        let numbers = Value::from((0..1_000).collect::<Vec<i64>>());
+        let emit = |doc: &IndexDoc| Emit { key: Value::from(doc.id.as_str()).to_string(), value: numbers.to_string() };
+        Ok(docs.iter().map(|doc| vec![Ok(vec![emit(doc)])]).collect())
+    }
+}
+
+#[test]
+fn reductions_that_are_large_are_made_when_they_are_asked_for() {
+    let device = Device::new(DbKind::Plain);
+    for n in 0..300 {
+        device.put(&format!("d{n}"), json!({}));
+    }
+    let views = vec![ViewSpec { names: Vec::new(), reduce: Reduce::Stats }];
+    let spec = GroupSpec { signature: "4".repeat(32), views, mapper: Arc::new(Wide), ..(*device.spec).clone() };
+    let group = device.indexes.group(&device.db, Arc::new(spec)).unwrap();
+    update(&group).unwrap();
+    let whole = group.view(&Scope::All, 0).unwrap().reduce(Range::default(), Grouping::None).next_page(1).unwrap();
+    let whole: Value = serde_json::from_slice(&whole[0].value).unwrap();
+    assert_eq!(whole.as_array().unwrap().len(), 1_000);
+    assert_eq!(whole[999], json!({"sum": 299_700, "count": 300, "min": 999, "max": 999, "sumsqr": 299_400_300}));
+    let snapshot = device.index_engine.snapshot();
+    let heads = snapshot.range(Space::Seqs, &[0], &[0xff; 40], Direction::Forward);
+    assert!(heads.map(|head| head.unwrap().1.len()).max().unwrap() < 100, "a head is small");
 }
 
 #[test]

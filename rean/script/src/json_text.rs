@@ -33,6 +33,8 @@ pub(crate) fn mend_surrogates(text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::any, prop_assert_eq, prop_oneof, proptest};
+
     use super::mend_surrogates;
 
     #[test]
@@ -42,5 +44,24 @@ mod tests {
         assert_eq!(mend(r#""\udead\udbff""#), r#""\ufffd\ufffd""#);
         assert_eq!(mend(r#""\\ud83d \ud7ff \n""#), r#""\\ud83d \ud7ff \n""#);
         assert_eq!(mend(r#""é😀 \\""#), r#""é😀 \\""#);
+    }
+
+    /// What the engine writes for a text of UTF-16 units: halves escaped, the rest as serde_json does.
+    fn as_written(units: &[u16]) -> String {
+        let parts = char::decode_utf16(units.iter().copied()).map(|part| match part {
+            Ok(char) => serde_json::to_string(&char).unwrap().trim_matches('"').to_owned(),
+            Err(half) => format!("\\u{:x}", half.unpaired_surrogate()),
+        });
+        // A lone quote loses all its marks above.
+        let text: Vec<_> = parts.map(|part| if part == "\\" { "\\\"".to_owned() } else { part }).collect();
+        format!("\"{}\"", text.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_engine_writes_can_be_read(units in vec(prop_oneof![any::<u16>(), 0xd800_u16..0xe000, 0x20_u16..0x7f, 0x5c_u16..0x5d], 0..40)) {
+            let read: String = serde_json::from_str(&mend_surrogates(as_written(&units))).unwrap();
+            prop_assert_eq!(read, String::from_utf16_lossy(&units));
+        }
     }
 }

@@ -29,10 +29,8 @@ type Intrinsics = (
 );
 
 const SETUP: &str = include_str!("setup.js");
-/// A runtime that holds more than this between calls is made anew: sixteen of them a thread are kept.
-const MOST_KEPT_BYTES: i64 = 8 << 20;
-/// How often what it holds is counted, which takes some 100 us.
-const CALLS_A_COUNT: u32 = 64;
+/// A runtime that holds more than this between calls is made anew: many of them are kept on each thread.
+const MOST_KEPT_BYTES: usize = 8 << 20;
 /// Longest text of a function: libraries are smaller, and the compiler, which no clock stops, takes twenty seconds for
 /// the worst text of this length. `setup.js` has the same for modules.
 const MOST_TEXT_BYTES: usize = 1 << 20;
@@ -51,7 +49,7 @@ pub(crate) struct Machine {
     runtime: Option<Runtime>,
     clock: Rc<Clock>,
     spoiled: bool,
-    calls: u32,
+    held_bytes: usize,
 }
 
 struct Tools {
@@ -80,7 +78,7 @@ impl Machine {
             runtime: Some(runtime),
             clock: Rc::clone(clock),
             spoiled: false,
-            calls: 0,
+            held_bytes: 0,
         };
         let tools = machine.inside(|ctx| set_up(ctx, design));
         machine.tools = Some(tools?);
@@ -99,7 +97,6 @@ impl Machine {
 
     /// A call ended: nothing that the next one would see may stay.
     pub(crate) fn end(&mut self) {
-        self.calls = self.calls.wrapping_add(1);
         if self.spoiled {
             return;
         }
@@ -116,13 +113,18 @@ impl Machine {
         });
         let Some(runtime) = &self.runtime else { return };
         self.spoiled = clean != Ok(true) || runtime.is_job_pending();
-        if !self.spoiled
-            && self.calls.is_multiple_of(CALLS_A_COUNT)
-            && runtime.memory_usage().malloc_size > MOST_KEPT_BYTES
-        {
+        // Some six microseconds, as long as it holds little.
+        self.held_bytes = held(runtime);
+        if self.held_bytes > MOST_KEPT_BYTES {
             runtime.run_gc();
-            self.spoiled = runtime.memory_usage().malloc_size > MOST_KEPT_BYTES;
+            self.held_bytes = held(runtime);
         }
+        self.spoiled |= self.held_bytes > MOST_KEPT_BYTES;
+    }
+
+    /// Bytes that it held after its last call.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes
     }
 
     /// Compiles a function, if it isn't yet.
@@ -322,6 +324,10 @@ impl Drop for Machine {
             mem::forget(runtime);
         }
     }
+}
+
+fn held(runtime: &Runtime) -> usize {
+    usize::try_from(runtime.memory_usage().malloc_size).unwrap_or(usize::MAX)
 }
 
 /// JSON text as a value.

@@ -8,8 +8,10 @@ use crate::{
     machine::Machine,
 };
 
-/// Machines that a thread keeps; a database rarely has more design documents in use, and each holds some 300 KiB.
-const MOST_MACHINES: usize = 16;
+/// Machines that a thread keeps, one a design document in use. Most hold 200 KiB, and one takes a millisecond to make.
+const MOST_MACHINES: usize = 64;
+/// Bytes that they may hold together.
+const MOST_HELD_BYTES: usize = 64 << 20;
 
 /// What one thread has.
 pub(crate) struct Worker {
@@ -76,6 +78,9 @@ impl Worker {
             machine.end();
         }
         self.machines.retain(|machine| !machine.spoiled());
+        while self.machines.iter().map(Machine::held_bytes).sum::<usize>() > MOST_HELD_BYTES {
+            self.machines.remove(0);
+        }
     }
 
     /// Something went wrong that should never: nothing is kept.

@@ -115,6 +115,25 @@ fn a_user_cannot_bring_a_hash_and_nobody_a_costly_one() {
 }
 
 #[test]
+fn hashes_of_couchdb_stay_as_they_are_if_a_log_in_can_check_them() {
+    let brought = |secret: Value| edit(ANN, ann(secret));
+    let pbkdf2 = |iterations: u64| json!({"password_scheme": "pbkdf2", "derived_key": "abcd", "salt": "0f", "iterations": iterations});
+    let simple = json!({"password_sha": "abcd", "salt": "0f"});
+    for secret in [pbkdf2(10), simple.clone()] {
+        let (body, password) = written(plan(&brought(secret.clone()), None, &admin(), true));
+        assert_eq!(password, None);
+        for (member, value) in object(secret) {
+            assert_eq!(body[&member], value);
+        }
+    }
+    assert!(reason(plan(&brought(pbkdf2(u64::MAX)), None, &admin(), true)).contains("cost"));
+    // A user brings none, of whatever kind.
+    let old = stored(ann(json!({"derived_key": "$old", "password_scheme": "argon2id"})));
+    let (body, _) = written(plan(&brought(simple), Some(&old), &user("ann"), false));
+    assert!(body["derived_key"] == "$old" && !body.contains_key("password_sha"));
+}
+
+#[test]
 fn users_keep_to_their_own_document_and_roles() {
     let old = || stored(ann(json!({"roles": ["staff"]})));
     let write = |author: &Author, body: Value| plan(&edit(ANN, body), Some(&old()), author, false);

@@ -32,8 +32,9 @@ use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+
+pub use super::leaf::{Leaf, Stub};
 
 /// What a backup of this version begins with.
 pub const MAGIC: [u8; 8] = *b"ADEABK\x01\n";
@@ -322,7 +323,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// When the file is damaged, cut off or can't be read.
-    pub fn next(&mut self) -> Result<Option<Record>, FormatError> {
+    pub fn record(&mut self) -> Result<Option<Record>, FormatError> {
         if !self.fill()? {
             return Ok(None);
         }
@@ -430,68 +431,17 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// What is to be known of a leaf to read on behind it.
-#[derive(Debug, Default, Deserialize)]
-pub struct Leaf<'a> {
-    /// The document.
-    #[serde(rename = "_id")]
-    pub id: String,
-    /// Its revision.
-    #[serde(rename = "_rev")]
-    pub rev: String,
-    /// Its attachments, in order.
-    #[serde(rename = "_attachments", default, borrow, deserialize_with = "in_order")]
-    pub attachments: Vec<(String, Stub, &'a RawValue)>,
-}
-
-/// An attachment whose bytes follow.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub struct Stub {
-    /// Its media type.
-    #[serde(default)]
-    pub content_type: String,
-    /// Its bytes.
-    #[serde(default)]
-    pub length: u64,
-    /// The generation in which it was written.
-    #[serde(default)]
-    pub revpos: u64,
-}
-
-/// The members of an object in the order in which they stand there.
-fn in_order<'de: 'a, 'a, D>(deserializer: D) -> Result<Vec<(String, Stub, &'a RawValue)>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-{
-    struct InOrder;
-    impl<'de> serde::de::Visitor<'de> for InOrder {
-        type Value = Vec<(String, Stub, &'de RawValue)>;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("an object of attachments")
-        }
-        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut out = Vec::new();
-            while let Some((name, text)) = map.next_entry::<String, &'de RawValue>()? {
-                let stub = serde_json::from_str(text.get()).map_err(serde::de::Error::custom)?;
-                out.push((name, stub, text));
-            }
-            Ok(out)
-        }
-    }
-    deserializer.deserialize_map(InOrder)
-}
-
 /// Reads a backup to its end and checks that it is whole and in order. Gives what it is of, its databases and their sums.
 ///
 /// # Errors
 /// What is wrong, and where.
 pub fn check<R: Read>(input: R) -> Result<(Head, Vec<(Database, Sum)>), FormatError> {
     let mut reader = Reader::new(input)?;
-    let Some(Record::Head(head)) = reader.next()? else { return Err(reader.damaged("it has no head")) };
+    let Some(Record::Head(head)) = reader.record()? else { return Err(reader.damaged("it has no head")) };
     let mut databases = Vec::new();
     let mut total = Sum::default();
     loop {
-        match reader.next()? {
+        match reader.record()? {
             Some(Record::Database(database)) => {
                 let sum = check_database(&mut reader)?;
                 total.add(&sum);
@@ -501,7 +451,7 @@ pub fn check<R: Read>(input: R) -> Result<(Head, Vec<(Database, Sum)>), FormatEr
             _ => return Err(reader.damaged("what is in it is not what it says")),
         }
     }
-    if reader.next()?.is_some() {
+    if reader.record()?.is_some() {
         return Err(reader.damaged("there are records behind the end"));
     }
     Ok((head, databases))
@@ -511,7 +461,7 @@ fn check_database<R: Read>(reader: &mut Reader<R>) -> Result<Sum, FormatError> {
     let mut found = Sum::default();
     let mut left = 0_u64;
     loop {
-        match reader.next()? {
+        match reader.record()? {
             Some(Record::Revision(text)) if left == 0 => {
                 let leaf: Leaf<'_> = reader.parse_leaf(&text)?;
                 found.revisions += 1;

@@ -67,7 +67,7 @@ fn what_was_written_is_read() {
         assert_eq!(databases[0].0, database());
         let mut reader = Reader::new(&file[..]).expect("a backup");
         let mut pieces = Vec::new();
-        while let Some(record) = reader.next().expect("whole") {
+        while let Some(record) = reader.record().expect("whole") {
             if let Record::Piece(piece) = record {
                 pieces.push(piece);
             }

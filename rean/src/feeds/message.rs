@@ -16,7 +16,10 @@ use crate::query::Query;
 use crate::route::Request;
 
 /// The longest message that a client may send, in bytes: a filter of the longest that `_changes` takes, and the rest.
-pub const MAX_MESSAGE_BYTES: usize = 264 * 1024;
+const MAX_MESSAGE_BYTES: usize = 264 * 1024;
+/// The same for those who have not logged in, of whom there may be many: what they have sent of messages that never end takes
+/// some 40 MiB at the most.
+const MAX_MESSAGE_BYTES_ANONYMOUS: usize = 16 * 1024;
 /// The longest name that a client may give a subscription, in bytes. It comes back with each batch.
 const MAX_ID_BYTES: usize = 64;
 /// Parameters of `_changes` that have no meaning here, or a member of their own.
@@ -187,9 +190,14 @@ fn plain(value: &Value) -> Cow<'_, str> {
     }
 }
 
+/// The longest message that this client may send, in bytes.
+pub fn longest(user: Option<&str>) -> usize {
+    if user.is_some() { MAX_MESSAGE_BYTES } else { MAX_MESSAGE_BYTES_ANONYMOUS }
+}
+
 /// The first message: what this server is, who the client is to it, and what it takes.
 pub fn hello(user: Option<&str>, subscriptions: usize) -> String {
-    let limits = json!({"subscriptions": subscriptions, "message_bytes": MAX_MESSAGE_BYTES});
+    let limits = json!({"subscriptions": subscriptions, "message_bytes": longest(user)});
     json!({"op": "hello", "protocol": 1, "user": user, "limits": limits}).to_string()
 }
 

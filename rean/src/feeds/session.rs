@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes, error::CapacityE
 
 use crate::changes;
 use crate::error::ApiError;
-use crate::feeds::message::{self, FromClient, MAX_MESSAGE_BYTES, Subscribe};
+use crate::feeds::message::{self, FromClient, Subscribe};
 use crate::feeds::rate::Rate;
 use crate::feeds::sockets::Seat;
 use crate::feeds::subscriptions::{MAX_SUBSCRIPTIONS, Spoken, Subscriptions};
@@ -71,11 +71,12 @@ enum Event {
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
     /// A client over a socket whose handshake is done.
     pub async fn new(pod: &'a Arc<Pod>, who: &'a Identity, closed: Vec<String>, socket: S, seat: Seat) -> Self {
+        let longest = message::longest(who.name.as_deref());
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
-            .max_message_size(Some(MAX_MESSAGE_BYTES))
-            .max_frame_size(Some(MAX_MESSAGE_BYTES));
+            .max_message_size(Some(longest))
+            .max_frame_size(Some(longest));
         let socket = WebSocketStream::from_raw_socket(socket, Role::Server, Some(config)).await;
         let now = Instant::now();
         Self {

@@ -1,6 +1,7 @@
 //! The answer of `_find`, made page by page.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rean_index::mango::IndexDef;
@@ -15,13 +16,15 @@ use super::project::project;
 use super::source::{Hit, Source};
 use crate::error::ApiError;
 use crate::page_body::{Out, Pages};
+use crate::pod::Pod;
 use crate::standing::Standing;
 use crate::target::Target;
+use crate::views::readers::Seat;
 
 /// Documents that are looked at before others get the thread.
 const DOCS_A_PAGE: u64 = 256;
 /// Or so long: a document may be large, and a selector dear.
-const TIME_A_PAGE: Duration = Duration::from_millis(10);
+const TIME_A_PAGE: Duration = Duration::from_millis(3);
 /// More documents than this for each that is given deserve a warning: CouchDB's `index_scan_warning_threshold`.
 const SCAN_WARNING_RATIO: u64 = 10;
 const NO_INDEX: &str = "No matching index found, create an index to optimize query time.";
@@ -30,6 +33,9 @@ const LONG_SCAN: &str = "The number of documents examined is high in proportion 
 
 /// An answer on its way.
 pub struct Answer {
+    pod: Arc<Pod>,
+    /// Its place among the account's long answers, once it is one.
+    seat: Option<Seat>,
     standing: Standing,
     target: Target,
     args: FindArgs,
@@ -62,10 +68,19 @@ enum Looked {
 
 impl Answer {
     /// Begins one.
-    pub fn new(standing: Standing, target: Target, args: FindArgs, planned: Planned, source: Source) -> Self {
+    pub fn new(
+        pod: &Arc<Pod>,
+        standing: Standing,
+        target: Target,
+        args: FindArgs,
+        planned: Planned,
+        source: Source,
+    ) -> Self {
         // Others get nothing but documents that were read for them at this moment.
         let covering = planned.plan.covering && target.whole() && !args.conflicts;
         Self {
+            pod: Arc::clone(pod),
+            seat: None,
             standing,
             target,
             covering,
@@ -78,6 +93,33 @@ impl Answer {
             planned,
             source,
         }
+    }
+
+    fn page(&mut self, out: &mut Out) -> Result<bool, ApiError> {
+        if !std::mem::replace(&mut self.started, true) {
+            out.text.extend_from_slice(b"{\"docs\":[");
+        }
+        let (began, mut looked) = (Instant::now(), 0);
+        while !out.is_full() {
+            if looked == DOCS_A_PAGE || began.elapsed() > TIME_A_PAGE {
+                return Ok(true);
+            }
+            looked += 1;
+            let hit = if self.left == 0 { None } else { self.source.next(&self.target)? };
+            let Some(hit) = hit else {
+                self.push_tail(&mut out.text);
+                return Ok(false);
+            };
+            self.stats.keys += 1;
+            let Looked::Yes(text) = self.look(&hit)? else { continue };
+            self.last = Some(place_of(self.planned.index(), &hit));
+            match self.skip.checked_sub(1) {
+                Some(skip) => self.skip = skip,
+                None => self.give(out, &text),
+            }
+        }
+        self.source.rest();
+        Ok(true)
     }
 
     fn look(&mut self, hit: &Hit) -> Result<Looked, ApiError> {
@@ -146,29 +188,11 @@ impl Answer {
 impl Pages for Answer {
     fn fill(&mut self, out: &mut Out) -> Result<bool, ApiError> {
         self.standing.check(&self.target, Target::require_read)?;
-        if !std::mem::replace(&mut self.started, true) {
-            out.text.extend_from_slice(b"{\"docs\":[");
+        let more = self.page(out)?;
+        if more && self.seat.is_none() {
+            self.seat = Some(self.pod.views.readers.admit(&self.target.who)?);
         }
-        let (began, mut looked) = (Instant::now(), 0);
-        while !out.is_full() {
-            if looked == DOCS_A_PAGE || began.elapsed() > TIME_A_PAGE {
-                return Ok(true);
-            }
-            looked += 1;
-            let hit = if self.left == 0 { None } else { self.source.next(&self.target)? };
-            let Some(hit) = hit else {
-                self.push_tail(&mut out.text);
-                return Ok(false);
-            };
-            self.stats.keys += 1;
-            let Looked::Yes(text) = self.look(&hit)? else { continue };
-            self.last = Some(place_of(self.planned.index(), &hit));
-            match self.skip.checked_sub(1) {
-                Some(skip) => self.skip = skip,
-                None => self.give(out, &text),
-            }
-        }
-        Ok(true)
+        Ok(more)
     }
 }
 

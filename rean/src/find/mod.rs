@@ -18,14 +18,13 @@ use std::sync::Arc;
 
 use adea_ring::Identity;
 use http::StatusCode;
-use rean_index::IndexError;
 use rean_index::mango::MangoError;
 
 use crate::body_in::read_json;
 use crate::databases::json_line;
 use crate::error::ApiError;
 use crate::page_body::paged;
-use crate::pod::{Pod, stopped};
+use crate::pod::Pod;
 use crate::render;
 use crate::route::{Request, Response};
 use crate::standing::Standing;
@@ -58,7 +57,7 @@ pub async fn find(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     }
     let source = source::open(pod, &target, &args, &planned).await?;
     let db = target.db.clone();
-    let answer = Answer::new(standing, target, args, planned, source);
+    let answer = Answer::new(pod, standing, target, args, planned, source);
     Ok(render::json(StatusCode::OK, paged(&db, answer)?))
 }
 
@@ -66,18 +65,5 @@ impl From<MangoError> for ApiError {
     fn from(error: MangoError) -> Self {
         let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
         Self::new(status, error.error(), error.to_string())
-    }
-}
-
-/// What a query says of an index that can't be read.
-fn index_error(error: IndexError) -> ApiError {
-    match error {
-        IndexError::Gone => ApiError::no_database(),
-        IndexError::Closing => stopped(),
-        IndexError::Store(error) => error.into(),
-        IndexError::Busy(_) => {
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", "too many queries at once; try again")
-        }
-        other => ApiError::internal("the index failed; the server's log says more").with_cause(other),
     }
 }

@@ -1,14 +1,14 @@
 //! Which of a database's indexes serves a query.
 
+use rean_index::Group;
 use rean_index::mango::{self, Choice, IndexDef, MangoError, Plan, Query, UseIndex};
-use rean_index::{Group, IndexError};
 use rean_store::selector::FieldPath;
 
 use super::args::FindArgs;
-use super::index_error;
 use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::target::Target;
+use crate::views::index_error;
 
 /// A query with its plan.
 pub struct Planned {
@@ -86,17 +86,6 @@ pub fn group_of(pod: &Pod, target: &Target, wanted: &IndexDef) -> Result<Option<
         return Ok(None);
     };
     let Some(spec) = mango::group_of(indexes) else { return Ok(None) };
-    let group = pod.indexes.group(&target.db, spec).map_err(index_error)?;
+    let group = pod.indexes.group(&target.db, spec).map_err(|error| index_error(error, &target.db))?;
     Ok(Some((group, at)))
-}
-
-/// Brings an index up to date, off the threads that serve requests: the first time may take minutes.
-///
-/// # Errors
-/// See [`IndexError`].
-pub async fn update(group: &Group) -> Result<(), IndexError> {
-    let group = group.clone();
-    let done = tokio::task::spawn_blocking(move || group.update(&mut |_, _| {}).map(|_| ())).await;
-    // The program is ending.
-    done.unwrap_or(Err(IndexError::Closing))
 }

@@ -2,23 +2,23 @@
 //! than is wanted, in the wanted order.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::vec::IntoIter;
 
 use http::StatusCode;
 use rean_index::mango::plan::IdBounds;
 use rean_index::mango::{Choice, IndexDef, KeyRange};
-use rean_index::{Bound, IndexError, Range, Row, Rows};
+use rean_index::{Bound, Group, IndexError, Range, Row, Rows};
 use rean_store::collate::{array_prefix, sort_key};
 use rean_store::{DocRow, IdRange};
 use serde_json::Value;
 
 use super::args::FindArgs;
-use super::bookmark::Bookmark;
-use super::index_error;
-use super::planning::{Planned, group_of, update};
+use super::planning::{Planned, group_of};
 use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::target::Target;
+use crate::views::{Wanted, fresh, index_error};
 
 /// Rows that are read at once.
 const ROWS_A_READ: usize = 256;
@@ -38,14 +38,22 @@ pub enum Source {
     /// The documents in a range of ids: what was read, and where to go on.
     Range(VecDeque<DocRow>, Option<IdRange>),
     /// The rows of an index.
-    Index(IndexRows),
+    Index(Box<IndexRows>),
 }
 
 /// The rows of an index that are left.
 pub struct IndexRows {
-    rows: Rows,
+    group: Group,
+    view: usize,
+    range: Range,
+    /// The range, opened. A client takes its time, and an open view holds back the removal of old data: between two
+    /// pages it is let go of. So a document that changes meanwhile may come again at its new place, as it may with
+    /// bookmarks.
+    rows: Option<Rows>,
     read: VecDeque<Row>,
-    /// Everything up to this row was in an earlier answer.
+    /// The last row that was taken.
+    last: Option<Row>,
+    /// Everything up to this row was taken before the range was opened.
     after: Option<(Vec<u8>, String)>,
 }
 
@@ -75,7 +83,7 @@ impl Hit {
 ///
 /// # Errors
 /// The index or the store failed.
-pub async fn open(pod: &Pod, target: &Target, args: &FindArgs, planned: &Planned) -> Result<Source, ApiError> {
+pub async fn open(pod: &Arc<Pod>, target: &Target, args: &FindArgs, planned: &Planned) -> Result<Source, ApiError> {
     if planned.plan.nothing {
         return Ok(Source::Nothing);
     }
@@ -117,7 +125,7 @@ fn of_ids(bounds: &IdBounds, args: &FindArgs) -> Source {
 }
 
 async fn of_index(
-    pod: &Pod,
+    pod: &Arc<Pod>,
     target: &Target,
     args: &FindArgs,
     index: &IndexDef,
@@ -126,15 +134,25 @@ async fn of_index(
     let is_stale_fine = target.whole() && args.takes_stale();
     for _ in 0..ATTEMPTS {
         let Some((group, view)) = group_of(pod, target, index)? else { return Err(changed()) };
-        let updated = if is_stale_fine { Ok(()) } else { update(&group).await };
+        let updated = if is_stale_fine { Ok(()) } else { fresh(pod, &group, &index.ddoc, Wanted::Now).await };
         match updated.and_then(|()| group.view(&target.scope, view)) {
-            Ok(view) => {
-                let bounds = bounds_of(range, args.sort.descending);
-                let (bounds, after) = behind(bounds, args.bookmark.as_ref());
-                return Ok(Source::Index(IndexRows { rows: view.rows(bounds), read: VecDeque::new(), after }));
+            Ok(open) => {
+                let mut range = bounds_of(range, args.sort.descending);
+                let place = args.bookmark.as_ref().and_then(|bookmark| Some((bookmark.row.as_ref()?, &bookmark.id)));
+                let after = place.map(|(row, id)| go_on(&mut range, &Value::Array(row.key.clone()), id));
+                let rows = Some(open.rows(range.clone()));
+                return Ok(Source::Index(Box::new(IndexRows {
+                    group,
+                    view,
+                    range,
+                    rows,
+                    read: VecDeque::new(),
+                    last: None,
+                    after,
+                })));
             }
             Err(IndexError::Gone) if !target.db.is_gone() => {}
-            Err(error) => return Err(index_error(error)),
+            Err(error) => return Err(index_error(error, &target.db)),
         }
     }
     Err(changed())
@@ -161,14 +179,11 @@ fn prefix(values: &[Value]) -> Option<Vec<u8>> {
     (!values.is_empty()).then(|| array_prefix(&key, values.len()).unwrap_or(&key).to_vec())
 }
 
-/// The part of a range from a bookmark on, and the row to leave out.
-fn behind(mut range: Range, bookmark: Option<&Bookmark>) -> (Range, Option<(Vec<u8>, String)>) {
-    let Some((bookmark, row)) = bookmark.and_then(|bookmark| Some((bookmark, bookmark.row.as_ref()?))) else {
-        return (range, None);
-    };
-    let key = sort_key(&Value::Array(row.key.clone()));
-    range.start = Some(Bound { key: key.clone(), doc_id: Some(bookmark.id.clone()) });
-    (range, Some((key, bookmark.id.clone())))
+/// Lets a range begin at a row, and gives this row, which is to be left out.
+fn go_on(range: &mut Range, key: &Value, id: &str) -> (Vec<u8>, String) {
+    let key = sort_key(key);
+    range.start = Some(Bound { key: key.clone(), doc_id: Some(id.to_owned()) });
+    (key, id.to_owned())
 }
 
 impl Source {
@@ -187,11 +202,18 @@ impl Source {
                     }
                     rows.pop_front().map(Hit::Listed)
                 }
-                Source::Index(rows) => rows.next()?.map(Hit::Row),
+                Source::Index(rows) => rows.next(target)?.map(Hit::Row),
             };
             if hit.as_ref().is_none_or(|hit| !hit.id().starts_with(DESIGN)) {
                 return Ok(hit);
             }
+        }
+    }
+
+    /// Holds nothing open until the next one is asked for.
+    pub fn rest(&mut self) {
+        if let Source::Index(rows) = self {
+            rows.rest();
         }
     }
 }
@@ -208,18 +230,40 @@ fn read_on(target: &Target, rows: &mut VecDeque<DocRow>, rest: &mut Option<IdRan
 }
 
 impl IndexRows {
-    fn next(&mut self) -> Result<Option<Row>, ApiError> {
+    fn next(&mut self, target: &Target) -> Result<Option<Row>, ApiError> {
+        let failed = |error| index_error(error, &target.db);
         loop {
             if self.read.is_empty() {
-                self.read = self.rows.next_page(ROWS_A_READ).map_err(index_error)?.into();
+                let rows = match &mut self.rows {
+                    Some(rows) => rows,
+                    closed => {
+                        let view = self.group.view(&target.scope, self.view).map_err(failed)?;
+                        closed.insert(view.rows(self.range.clone()))
+                    }
+                };
+                self.read = rows.next_page(ROWS_A_READ).map_err(failed)?.into();
             }
             let Some(row) = self.read.pop_front() else { return Ok(None) };
-            // Only the first row can be the one that was given before: there is one a document.
-            let Some((key, id)) = self.after.take() else { return Ok(Some(row)) };
-            let is_known = row.id == id && serde_json::from_slice(&row.key).is_ok_and(|found| sort_key(&found) == key);
+            // Only the first row can be the one that was taken before: there is one a document.
+            let is_known = self.after.take().is_some_and(|(key, id)| row.id == id && key_of(&row) == Some(key));
             if !is_known {
+                self.last = Some(row.clone());
                 return Ok(Some(row));
             }
         }
     }
+
+    fn rest(&mut self) {
+        self.rows = None;
+        self.read.clear();
+        if let Some(last) = self.last.take()
+            && let Ok(key) = serde_json::from_slice(&last.key)
+        {
+            self.after = Some(go_on(&mut self.range, &key, &last.id));
+        }
+    }
+}
+
+fn key_of(row: &Row) -> Option<Vec<u8>> {
+    serde_json::from_slice(&row.key).ok().map(|key| sort_key(&key))
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use adea_ring::Identity;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, StatusCode};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rean_store::Mode;
 use rean_store::document::{IncomingDoc, parse_document, validate_id};
 use serde_json::{Map, Value};
@@ -29,6 +29,8 @@ use crate::target::{self, Target};
 
 const NEW_REV: HeaderName = HeaderName::from_static("x-couch-update-newrev");
 const NEW_ID: HeaderName = HeaderName::from_static("x-couch-id");
+/// What stands unescaped in an id that a header gives, as CouchDB has it.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b':');
 /// The type of a form (<https://url.spec.whatwg.org/#application/x-www-form-urlencoded>).
 const FORM: &str = "application/x-www-form-urlencoded";
 
@@ -60,7 +62,7 @@ pub async fn update(pod: &Arc<Pod>, who: &Identity, mut request: Request) -> Res
     let mut answer = respond::answer(&updated.response, StatusCode::CREATED)?;
     let (id, rev) = write(pod, &target, text).await?;
     let headers = answer.headers_mut();
-    for (name, text) in [(NEW_REV, rev), (NEW_ID, utf8_percent_encode(&id, NON_ALPHANUMERIC).to_string())] {
+    for (name, text) in [(NEW_REV, rev), (NEW_ID, utf8_percent_encode(&id, ESCAPED).to_string())] {
         if let Ok(value) = HeaderValue::try_from(text) {
             headers.insert(name, value);
         }

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use adea_ring::node_config::{ADMINS, FILE_SETTINGS_HEADER, NODE_CONFIG_ID};
-use adea_ring::{Identity, NodeConfig};
+use adea_ring::node_config::{ADMINS, FILE_SETTINGS_HEADER, NODE_CONFIG_ID, is_admin_name};
+use adea_ring::{Identity, NodeConfig, NodeConfigError};
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -30,8 +30,6 @@ const NODES: [&str; 3] = ["_local", NODE, "nonode@nohost"];
 const HIDDEN: &str = "-argon2id-hidden";
 /// Tries to change the document while others change it too.
 const TRIES: usize = 5;
-/// What the proxy puts before the id of a session: no account may be called so.
-const SESSION_PREFIX: &str = "session-";
 
 /// Section -> key -> value, as it is shown.
 type Sections = BTreeMap<String, BTreeMap<String, String>>;
@@ -192,9 +190,8 @@ fn require_name(headers: &HeaderMap, name: &str) -> Result<(), ApiError> {
     if is_of_file(headers, name) {
         return Err(of_the_file());
     }
-    // What can't be sent in a log-in, and what means something else there.
-    if name.starts_with('_') || name.starts_with(SESSION_PREFIX) || name.contains(':') {
-        return Err(ApiError::bad_request("An administrator's name has no colon, and begins not with _ or session-"));
+    if !is_admin_name(name) {
+        return Err(ApiError::bad_request(NodeConfigError::AdminName.to_string()));
     }
     Ok(())
 }

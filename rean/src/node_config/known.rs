@@ -4,6 +4,8 @@
 //! Those of the proxy (cross-origin requests, log-ins, cookies) have no value here: the proxy tells with each request what
 //! its own file says.
 
+use adea_ring::log_level;
+
 use crate::config::Limits;
 
 /// Ids that one `_uuids` gives, unless something else is set; CouchDB's bound.
@@ -32,39 +34,41 @@ enum Kind {
     /// A number of bytes from 1, or `infinity`.
     Size,
     OneOf(&'static [&'static str]),
+    /// How much is logged.
+    Level,
 }
 
 /// What counts when nobody has set it.
 enum Default {
     Text(&'static str),
     Limit(fn(&Limits) -> u64),
-    /// What the proxy says.
-    Proxy,
+    /// What somebody else says: nearly always the proxy.
+    Elsewhere,
 }
 
 const fn known(section: &'static str, key: &'static str, kind: Kind, default: Default) -> Known {
     Known { section, key, kind, default }
 }
 
-const KNOWN: [Known; 24] = [
+const KNOWN: [Known; 28] = [
     known("chttpd", "admin_only_all_dbs", Kind::Bool, Default::Text("true")),
-    known("chttpd", "authentication_handlers", Kind::Text, Default::Proxy),
-    known("chttpd", "enable_cors", Kind::Bool, Default::Proxy),
+    known("chttpd", "authentication_handlers", Kind::Text, Default::Elsewhere),
+    known("chttpd", "enable_cors", Kind::Bool, Default::Elsewhere),
     known("chttpd", "max_db_number_for_dbs_info_req", Kind::Number(1, MAX_LISTED), Default::Text("100")),
-    known("chttpd", "max_http_request_size", Kind::Size, Default::Proxy),
-    known("chttpd", "require_valid_user", Kind::Bool, Default::Proxy),
-    known("chttpd", "require_valid_user_except_for_up", Kind::Bool, Default::Proxy),
-    known("chttpd_auth", "allow_persistent_cookies", Kind::Bool, Default::Proxy),
-    known("chttpd_auth", "cookie_domain", Kind::Text, Default::Proxy),
-    known("chttpd_auth", "require_valid_user", Kind::Bool, Default::Proxy),
-    known("chttpd_auth", "same_site", Kind::OneOf(&["", "none", "lax", "strict"]), Default::Proxy),
-    known("chttpd_auth", "timeout", Kind::Number(1, MAX_TIME), Default::Proxy),
-    known("couch_httpd_auth", "timeout", Kind::Number(1, MAX_TIME), Default::Proxy),
-    known("cors", "credentials", Kind::Bool, Default::Proxy),
-    known("cors", "headers", Kind::Text, Default::Proxy),
-    known("cors", "max_age", Kind::Number(0, MAX_TIME), Default::Proxy),
-    known("cors", "methods", Kind::Text, Default::Proxy),
-    known("cors", "origins", Kind::Text, Default::Proxy),
+    known("chttpd", "max_http_request_size", Kind::Size, Default::Elsewhere),
+    known("chttpd", "require_valid_user", Kind::Bool, Default::Elsewhere),
+    known("chttpd", "require_valid_user_except_for_up", Kind::Bool, Default::Elsewhere),
+    known("chttpd_auth", "allow_persistent_cookies", Kind::Bool, Default::Elsewhere),
+    known("chttpd_auth", "cookie_domain", Kind::Text, Default::Elsewhere),
+    known("chttpd_auth", "require_valid_user", Kind::Bool, Default::Elsewhere),
+    known("chttpd_auth", "same_site", Kind::OneOf(&["", "none", "lax", "strict"]), Default::Elsewhere),
+    known("chttpd_auth", "timeout", Kind::Number(1, MAX_TIME), Default::Elsewhere),
+    known("couch_httpd_auth", "timeout", Kind::Number(1, MAX_TIME), Default::Elsewhere),
+    known("cors", "credentials", Kind::Bool, Default::Elsewhere),
+    known("cors", "headers", Kind::Text, Default::Elsewhere),
+    known("cors", "max_age", Kind::Number(0, MAX_TIME), Default::Elsewhere),
+    known("cors", "methods", Kind::Text, Default::Elsewhere),
+    known("cors", "origins", Kind::Text, Default::Elsewhere),
     known(
         "couchdb",
         "default_security",
@@ -73,6 +77,10 @@ const KNOWN: [Known; 24] = [
     ),
     known("couchdb", "max_attachment_size", Kind::Size, Default::Limit(|limits| limits.max_attachment_bytes)),
     known("couchdb", "max_document_size", Kind::Size, Default::Limit(|limits| limits.max_document_bytes as u64)),
+    known("log", "level", Kind::Level, Default::Elsewhere),
+    known("replicator", "checkpoint_interval", Kind::Number(1, MAX_TIME), Default::Text("5000")),
+    known("replicator", "use_checkpoints", Kind::Bool, Default::Text("true")),
+    known("replicator", "worker_batch_size", Kind::Number(1, 2_000), Default::Text("500")),
     known("uuids", "algorithm", Kind::Text, Default::Text("random")),
     known("uuids", "max_count", Kind::Number(1, MAX_LISTED), Default::Text("1000")),
     known("purge", "max_document_id_number", Kind::Text, Default::Text("1000")),
@@ -88,7 +96,7 @@ pub fn defaults(limits: &Limits) -> impl Iterator<Item = (&'static str, &'static
         let value = match known.default {
             Default::Text(text) => text.to_owned(),
             Default::Limit(limit) => limit(limits).to_string(),
-            Default::Proxy => return None,
+            Default::Elsewhere => return None,
         };
         Some((known.section, known.key, value))
     })
@@ -103,6 +111,7 @@ pub fn fits(section: &str, key: &str, value: &str) -> bool {
         Kind::Number(from, to) => value.parse().is_ok_and(|number: u64| (from..=to).contains(&number)),
         Kind::Size => value == "infinity" || value.parse().is_ok_and(|bytes: u64| bytes > 0),
         Kind::OneOf(values) => values.contains(&value),
+        Kind::Level => log_level::names().any(|name| name == value),
     }
 }
 
@@ -114,6 +123,7 @@ pub fn allowed(section: &str, key: &str) -> String {
         Some(Kind::Number(from, to)) => format!("a whole number from {from} to {to}"),
         Some(Kind::Size) => "a number of bytes, or infinity".to_owned(),
         Some(Kind::OneOf(values)) => format!("one of {values:?}"),
+        Some(Kind::Level) => format!("one of {:?}", log_level::names().collect::<Vec<_>>()),
     }
 }
 

@@ -47,7 +47,7 @@ pub async fn replicate(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resu
     if object.get("cancel") == Some(&Value::Bool(true)) {
         return cancel(pod, who, &object).await;
     }
-    let spec = Spec::parse(&object).map_err(ApiError::bad_request)?;
+    let spec = Spec::parse_with(&pod.settings.get(), &object).map_err(ApiError::bad_request)?;
     let continuous = spec.continuous;
     let job = match Replications::start(pod, spec, who, None) {
         Started::New(job) | Started::Known(job) => job,

@@ -140,7 +140,7 @@ async fn follow(pod: &Arc<Pod>, db: &Db, row: &FeedRow) -> Result<(), StoreError
         pod.replications.cancel(&job).await;
     }
     let was_crashing = stored.state() == Some("crashing");
-    let started = match stored.spec() {
+    let started = match stored.spec(pod) {
         Ok((spec, owner)) => Replications::start(pod, spec, &owner, Some(origin.clone())),
         Err(reason) => {
             write_state(pod, &origin, &[("_replication_state", "failed".into()), reason_member(&reason)]).await;
@@ -293,8 +293,8 @@ impl Stored {
     }
 
     /// What is to be replicated, and as whom: only administrators write here, so its owner is one.
-    fn spec(&self) -> Result<(Spec, Identity), String> {
-        let spec = Spec::parse(&self.body)?;
+    fn spec(&self, pod: &Pod) -> Result<(Spec, Identity), String> {
+        let spec = Spec::parse_with(&pod.settings.get(), &self.body)?;
         let owner = self.body.get("owner").and_then(Value::as_str).ok_or("the document has no `owner`")?;
         Ok((spec, Identity { name: Some(owner.to_owned()), roles: vec![ADMIN_ROLE.to_owned()] }))
     }

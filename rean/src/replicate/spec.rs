@@ -10,6 +10,8 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::node_config::{InForce, known};
+
 /// Changes of one round; CouchDB's `worker_batch_size`.
 const BATCH_ROWS: u64 = 500;
 /// The most that may be asked for: the answer of one `_revs_diff` stays small.
@@ -116,6 +118,24 @@ impl Spec {
             batch_rows: number(object, "worker_batch_size")?.unwrap_or(BATCH_ROWS).clamp(1, MAX_BATCH_ROWS),
             user_ctx: user_ctx(object.get("user_ctx"))?,
         })
+    }
+
+    /// Reads one, with what administrators have set for all replications that don't say otherwise
+    /// (<https://docs.couchdb.org/en/stable/config/replicator.html>).
+    ///
+    /// # Errors
+    /// As [`Spec::parse`].
+    pub fn parse_with(settings: &InForce, object: &Map<String, Value>) -> Result<Self, String> {
+        let mut object = object.clone();
+        for member in ["use_checkpoints", "checkpoint_interval", "worker_batch_size"] {
+            let set = settings.config.get("replicator", member).filter(|text| known::fits("replicator", member, text));
+            if let Some(value) = set.and_then(|text| serde_json::from_str(text).ok())
+                && object.get(member).is_none_or(Value::is_null)
+            {
+                object.insert(member.to_owned(), value);
+            }
+        }
+        Self::parse(&object)
     }
 
     /// The id under which its checkpoints lie on both sides: the same for the same ends, users and filter, and another

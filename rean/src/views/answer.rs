@@ -6,7 +6,7 @@ use std::iter::Peekable;
 use std::sync::Arc;
 
 use ::http::StatusCode;
-use rean_index::{Bound, Grouping, Range, Reduced, ReducedRow, Row, Rows, View};
+use rean_index::{Bound, Grouping, IndexError, Range, Reduced, ReducedRow, Row, Rows, View};
 use rean_store::Rev;
 use rean_store::json::push_string;
 use serde::Deserialize;
@@ -134,6 +134,8 @@ enum Source {
 enum Next {
     Row(Row),
     Reduced(ReducedRow),
+    /// Why there are no more: CouchDB's `error` and `reason`.
+    Failed(String, String),
     /// Something, after others have had the thread.
     Later,
     End,
@@ -200,6 +202,15 @@ impl Answer {
                     }
                     out.text.push(b'}');
                 }
+                Next::Failed(error, reason) => {
+                    self.begin_row(out);
+                    out.text.extend_from_slice(b"{\"key\":null,\"error\":");
+                    push_string(&mut out.text, &error);
+                    out.text.extend_from_slice(b",\"reason\":");
+                    push_string(&mut out.text, &reason);
+                    out.text.push(b'}');
+                    self.left = 0;
+                }
                 Next::Reduced(row) => {
                     self.begin_row(out);
                     push_key_and_value(&mut out.text, b"{\"key\":", &row.key, &row.value);
@@ -235,14 +246,18 @@ impl Answer {
             }
             let Some(left) = reads_left.checked_sub(1) else { return Ok(Next::Later) };
             *reads_left = left;
-            if !self.read_on().map_err(|error| index_error(error, &target.db))? {
-                return Ok(Next::End);
+            match self.read_on() {
+                Ok(true) => {}
+                Ok(false) => return Ok(Next::End),
+                // A reduction that can't be made is a row that says so, as in CouchDB.
+                Err(IndexError::Reduce { error, reason }) => return Ok(Next::Failed(error, reason)),
+                Err(error) => return Err(index_error(error, &target.db)),
             }
         }
     }
 
     /// Reads the next rows, or opens the next range; `false`: there are no more.
-    fn read_on(&mut self) -> Result<bool, rean_index::IndexError> {
+    fn read_on(&mut self) -> Result<bool, IndexError> {
         let limit = usize::try_from(self.left).map_or(ROWS_A_READ, |left| left.min(ROWS_A_READ));
         match &mut self.source {
             Source::Rows { open: Some(rows), read } => {

@@ -369,6 +369,10 @@ impl Given<'_> {
     fn text(&self, name: &str) -> Result<String, ApiError> {
         match self {
             Self::Text(text) => Ok((*text).to_owned()),
+            // CouchDB takes a number for its digits.
+            Self::Json(text) if text.starts_with(|first: char| first == '-' || first.is_ascii_digit()) => {
+                Ok((*text).to_owned())
+            }
             Self::Json(text) => {
                 serde_json::from_str(text).map_err(|_| ApiError::query(format!("`{name}` must be a string.")))
             }
@@ -473,6 +477,10 @@ mod tests {
         let Ok(Asked::One(args)) = ViewArgs::from_body(&query, body) else { panic!("one") };
         assert_eq!((args.limit, args.skip, args.update), (1, 2, Update::Never));
         assert_eq!(args.start_doc_id.as_deref(), Some("xA"));
+        let Ok(Asked::One(args)) = ViewArgs::from_body(&query, br#"{"endkey_docid":21}"#) else { panic!("one") };
+        assert_eq!(args.end_doc_id.as_deref(), Some("21"));
+        assert!(ViewArgs::from_body(&query, br#"{"endkey_docid":[]}"#).is_err());
+        let Ok(Asked::One(args)) = ViewArgs::from_body(&query, body) else { panic!("one") };
         assert_eq!(args.keys, Some(vec![Key::of(&json!("a")), Key::of(&json!(1))]));
         let several = br#"{"queries":[{"limit":7},{"key":[1]}]}"#;
         let Ok(Asked::Several(list)) = ViewArgs::from_body(&query, several) else { panic!("several") };

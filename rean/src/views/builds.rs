@@ -5,14 +5,15 @@
 //! written before the request; all who wait for a run share it. A client that goes away stops nothing: what was begun
 //! is of use to the next one.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rean_index::{Group, IndexError};
+use rean_index::{Group, IndexError, MapError};
 use rean_script::Lane;
+use rean_store::DbKind;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -37,11 +38,18 @@ const TASK: &str = "indexer";
 thread_local! {
     /// Who waits for what this thread asks of functions.
     static LANE: Cell<Lane> = const { Cell::new(Lane::Request) };
+    /// The last limit that a document of this thread's run hit.
+    static LIMIT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// Who waits for the functions that this thread runs.
 pub fn lane() -> Lane {
     LANE.get()
+}
+
+/// Notes that a document hit a limit in the functions that this thread runs.
+pub fn note_limit(words: &str) {
+    LIMIT.set(Some(words.to_owned()));
 }
 
 /// Who wants an index to be brought up to date.
@@ -57,7 +65,7 @@ pub enum Wanted {
 pub struct Builds {
     flights: Mutex<HashMap<Key, Flight>>,
     /// By instance and kind.
-    owners: Mutex<HashMap<(Box<str>, Kind), Weak<Semaphore>>>,
+    owners: Mutex<HashMap<OwnerKey, Weak<Semaphore>>>,
     short: Arc<Semaphore>,
     long: Arc<Semaphore>,
     working: Arc<Semaphore>,
@@ -70,13 +78,20 @@ enum Kind {
     PerhapsLong,
 }
 
+/// The instance of a database, and a kind of run.
+type OwnerKey = (Box<str>, Kind);
+
 /// An index: the instance of its database, and its signature.
 type Key = (Box<str>, Box<str>);
 
+/// Those who wait for a run.
+type Waiting = Vec<oneshot::Sender<Result<(), IndexError>>>;
+
 /// An index that is being brought up to date, and who waits for the next time.
-#[derive(Default)]
 struct Flight {
-    waiting: Vec<oneshot::Sender<Result<(), IndexError>>>,
+    /// The newest handle: an index that was dropped and made again is another one.
+    group: Group,
+    waiting: Waiting,
     /// Whether one of them is a request.
     urgent: bool,
 }
@@ -117,31 +132,29 @@ fn join(pod: &Arc<Pod>, group: &Group, name: &str, wanted: Wanted) -> oneshot::R
     let key: Key = (group.db().instance().into(), group.spec().signature.as_str().into());
     let mut flights = pod.views.builds.flights.lock();
     let runs = flights.contains_key(&key);
-    let flight = flights.entry(key.clone()).or_default();
+    let flight = flights.entry(key.clone()).or_insert_with(|| Flight {
+        group: group.clone(),
+        waiting: Vec::new(),
+        urgent: false,
+    });
+    flight.group = group.clone();
     flight.waiting.push(sender);
     flight.urgent |= wanted == Wanted::Now;
     drop(flights);
     if !runs {
-        tokio::spawn(fly(Arc::clone(pod), group.clone(), name.to_owned(), key));
+        tokio::spawn(fly(Arc::clone(pod), name.to_owned(), key));
     }
     done
 }
 
 /// Runs until nobody waits any more.
-async fn fly(pod: Arc<Pod>, group: Group, name: String, key: Key) {
+async fn fly(pod: Arc<Pod>, name: String, key: Key) {
     let builds = &pod.views.builds;
-    loop {
+    while let Some(group) = builds.wanted(&key) {
         // Asked for anew for each run, so that one index that is always asked for doesn't keep its place.
         let places = builds.places(&group).await;
-        let (waiting, urgent) = {
-            let mut flights = builds.flights.lock();
-            let Some(flight) = flights.get_mut(&key).filter(|flight| !flight.waiting.is_empty()) else {
-                flights.remove(&key);
-                break;
-            };
-            (std::mem::take(&mut flight.waiting), std::mem::take(&mut flight.urgent))
-        };
-        let (pod, group, name) = (Arc::clone(&pod), group.clone(), name.clone());
+        let Some((group, waiting, urgent)) = builds.depart(&key) else { break };
+        let (pod, name) = (Arc::clone(&pod), name.clone());
         let run = tokio::task::spawn_blocking(move || Run::new(&pod, &group, &name, urgent).update());
         let result = match run.await {
             Ok(result) => result,
@@ -159,6 +172,25 @@ async fn fly(pod: Arc<Pod>, group: Group, name: String, key: Key) {
 }
 
 impl Builds {
+    /// The index, if somebody waits for a run; else there is no flight any more.
+    fn wanted(&self, key: &Key) -> Option<Group> {
+        let mut flights = self.flights.lock();
+        if let Some(flight) = flights.get(key)
+            && !flight.waiting.is_empty()
+        {
+            return Some(flight.group.clone());
+        }
+        flights.remove(key);
+        None
+    }
+
+    /// Takes those who wait along. Whoever comes from now on waits for the next run.
+    fn depart(&self, key: &Key) -> Option<(Group, Waiting, bool)> {
+        let mut flights = self.flights.lock();
+        let flight = flights.get_mut(key)?;
+        Some((flight.group.clone(), std::mem::take(&mut flight.waiting), std::mem::take(&mut flight.urgent)))
+    }
+
     /// Waits for the places that a run needs: one of its database's and one of the pod's.
     async fn places(&self, group: &Group) -> [Option<OwnedSemaphorePermit>; 2] {
         let kind = match group.db().newest().seq.saturating_sub(group.seq()) {
@@ -177,7 +209,7 @@ impl Builds {
 
     /// The places of one database.
     fn owner(&self, instance: &str, kind: Kind) -> Arc<Semaphore> {
-        let key = (instance.into(), kind);
+        let key: OwnerKey = (instance.into(), kind);
         let mut owners = self.owners.lock();
         if let Some(owner) = owners.get(&key).and_then(Weak::upgrade) {
             return owner;
@@ -218,7 +250,13 @@ impl<'a> Run<'a> {
         let result = group.update(&mut |done, total| self.step(done, total));
         // Threads are used again.
         LANE.set(Lane::Request);
+        let limit = LIMIT.take();
         match result {
+            // Once, to those who waited for it, as CouchDB's queries fail; from then on the document has no rows.
+            // Readers of an app are not to learn what documents of others do.
+            Ok(_) if group.db().kind() == DbKind::Plain => {
+                limit.map_or(Ok(()), |words| Err(IndexError::Map(MapError::Documents(words))))
+            }
             Ok(_) => Ok(()),
             Err(error) => {
                 let stopping = self.pod.hub.follow().borrow().ended;

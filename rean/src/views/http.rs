@@ -119,16 +119,13 @@ pub fn no_search(pod: &Pod, who: &Identity, request: &Request) -> Result<Respons
     Err(ApiError::not_found("Search is not available on this server."))
 }
 
-/// `_temp_view` and `_partition/..`: views that nobody stored, and databases that are divided by the beginnings of ids.
+/// `_temp_view`: views that nobody stored.
 ///
 /// # Errors
-/// 410 and 400, as CouchDB has them, or what comes before it.
-pub fn not_here(pod: &Pod, who: &Identity, request: &Request) -> Result<Response, ApiError> {
+/// 410 as CouchDB, or what comes before it.
+pub fn temporary(pod: &Pod, who: &Identity, request: &Request) -> Result<Response, ApiError> {
     target::resolve(pod, who, request.db_name())?.require_read()?;
-    Err(match request.segments.get(1).map(String::as_str) {
-        Some("_partition") => ApiError::bad_request("database is not partitioned"),
-        _ => ApiError::new(StatusCode::GONE, "gone", "Temporary views are not supported: store a design document."),
-    })
+    Err(ApiError::new(StatusCode::GONE, "gone", "Temporary views are not supported in CouchDB"))
 }
 
 /// The design document that a request names.

@@ -131,7 +131,8 @@ pub fn index_error(error: IndexError, db: &Db) -> ApiError {
             ApiError::new(StatusCode::BAD_REQUEST, "compilation_error", words)
         }
         IndexError::Map(MapError::Documents(words)) => {
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "map_error", words)
+            // CouchDB's word for a function that was ended by a limit.
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "os_process_error", words)
         }
         IndexError::Reduce { error, reason } => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error, reason),
         IndexError::Store(error) => error.into(),

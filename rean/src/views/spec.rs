@@ -16,7 +16,7 @@ use rean_script::{Design, MappedDoc, ScriptError, Scripts};
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
-use crate::views::lane;
+use crate::views::builds::{lane, note_limit};
 
 /// Documents that cross to the functions at once: some milliseconds of work, so that others get their turn.
 const DOCS_A_CALL: usize = 256;
@@ -26,6 +26,9 @@ const BYTES_A_CALL: usize = 1 << 20;
 const JAVASCRIPT: &str = "javascript";
 /// That of Mango's indexes, which are asked with `_find`.
 pub const QUERY: &str = "query";
+
+/// Built-in reduce functions that are known by the beginning of what is written: CouchDB takes what follows.
+const BUILT_IN: [&str; 4] = ["_sum", "_count", "_stats", "_approx_count_distinct"];
 
 /// The views of one design document.
 pub struct DesignViews {
@@ -138,6 +141,12 @@ impl From<SpecError> for ApiError {
     }
 }
 
+/// The built-in reduce function of this name; `None`: there is none.
+pub fn built_in(name: &str) -> Option<Reduce> {
+    let known = || BUILT_IN.into_iter().find(|known| name.starts_with(known)).and_then(Reduce::built_in);
+    Reduce::built_in(name).or_else(known)
+}
+
 fn clip(text: &str) -> String {
     /// More of a name that isn't there helps nobody.
     const SHOWN_CHARS: usize = 40;
@@ -202,7 +211,7 @@ impl<'a> Layout<'a> {
             }
         };
         self.views[view].names.push(source.name.to_owned());
-        let unknown = |name: &&str| name.starts_with('_') && Reduce::built_in(name).is_none();
+        let unknown = |name: &&str| name.starts_with('_') && built_in(name).is_none();
         let place = ViewPlace {
             view,
             has_reduce: source.reduce.is_some(),
@@ -217,7 +226,7 @@ impl LaidView<'_> {
         let reduce = match self.reduce {
             None => Reduce::None,
             // An unknown one is refused when it is asked for.
-            Some(name) if name.starts_with('_') => Reduce::built_in(name).unwrap_or(Reduce::None),
+            Some(name) if name.starts_with('_') => built_in(name).unwrap_or(Reduce::None),
             Some(_) => Reduce::Custom(Arc::new(JsReducer {
                 scripts: scripts.clone(),
                 design: design.clone(),
@@ -294,7 +303,15 @@ impl Mapper for JsMapper {
 
 impl JsMapper {
     fn call(&self, docs: Vec<String>, out: &mut Vec<Vec<Emitted>>) -> Result<(), MapError> {
-        let mapped = self.scripts.map(lane(), &self.design, &self.maps, docs).map_err(map_error)?;
+        let alone = docs.len() == 1;
+        let mapped = self.scripts.map(lane(), &self.design, &self.maps, docs).map_err(|error| {
+            let error = map_error(error);
+            if let (true, MapError::Documents(words)) = (alone, &error) {
+                // It has no rows then; whoever asks is to hear of it.
+                note_limit(words);
+            }
+            error
+        })?;
         out.extend(mapped.into_iter().map(|doc| self.laid_out(doc)));
         Ok(())
     }
@@ -356,7 +373,7 @@ fn reduce_error(error: ScriptError) -> ReduceError {
 
 #[cfg(test)]
 mod tests {
-    use super::{DesignViews, SpecError};
+    use super::{DesignViews, SpecError, built_in};
     use rean_index::Reduce;
     use rean_script::{Design, ScriptLimits, Scripts};
     use serde_json::{Value, json};
@@ -394,6 +411,11 @@ mod tests {
         assert!(["g", "h", "lib", "none"].iter().all(|name| views.view(name).is_err()));
         assert_eq!(views.group.views.len(), 3);
         assert!(matches!(views.group.views[place("d").view].reduce, Reduce::Count));
+        for (name, known) in
+            [("_sum\n", true), ("_statsorama", true), ("_top_3", true), ("_zork", false), ("sum", false)]
+        {
+            assert_eq!(built_in(name).is_some(), known, "{name}");
+        }
         assert_eq!(views.group.signature.len(), 32);
     }
 

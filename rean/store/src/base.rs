@@ -3,11 +3,12 @@
 //! It is found by the same steps that the commit takes, without its effects: so the commit can tell whether the document
 //! is still what the validator saw.
 
-use crate::apply::{check_leaves, known_already, parent_of, taken_history};
+use crate::apply::{check_leaves, parent_of, taken_history};
 use crate::db::{Db, DbKind};
 use crate::edit::{Author, Base, Edit, Mode, OldRevision};
 use crate::engine::Space;
 use crate::error::StoreError;
+use crate::known::known_already;
 use crate::record::{DocRecord, Seq, key};
 use crate::rev::Rev;
 use crate::rights::admit;

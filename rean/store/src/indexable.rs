@@ -3,7 +3,8 @@
 use crate::db::{Db, DbKind};
 use crate::engine::{Direction, Snapshot, Space, Value};
 use crate::error::StoreError;
-use crate::record::{Clock, DbState, PartNo, Seq, SeqRow, decode, decode_body, key};
+use crate::partition::visible;
+use crate::record::{Clock, DbState, Leaf, PartNo, Seq, SeqRow, decode, decode_body, key};
 use crate::rev::Rev;
 use crate::view::{Body, Scope};
 
@@ -50,6 +51,10 @@ pub struct IndexLive {
     pub body: Body,
     /// The partial database that it is in.
     pub place: Option<PartNo>,
+    /// Its other leaves, as far as the readers of that partial database may see them.
+    pub conflicts: Vec<Rev>,
+    /// Those of them that are deleted.
+    pub deleted_conflicts: Vec<Rev>,
 }
 
 /// What was purged after a moment.
@@ -115,11 +120,19 @@ impl Db {
             return Ok(None);
         };
         let (attachments, json) = decode_body(&value)?;
-        let place = match self.kind() {
-            DbKind::Plain => None,
-            DbKind::App => self.inner().app.read().part_of_acl(winner.acl),
+        let (rev, body) = (winner.rev.clone(), Body { attachments, json });
+        let (place, leaves) = match self.kind() {
+            DbKind::Plain => (None, row.leaves.clone()),
+            DbKind::App => {
+                let app = self.inner().app.read();
+                let place = app.part_of_acl(winner.acl);
+                // Whoever is in none is an administrator, and sees all.
+                (place, place.map_or_else(|| row.leaves.clone(), |part| visible(&app, row.leaves.clone(), part)))
+            }
         };
-        Ok(Some(IndexLive { rev: winner.rev.clone(), body: Body { attachments, json }, place }))
+        let (deleted, conflicts): (Vec<Leaf>, Vec<Leaf>) = leaves.into_iter().skip(1).partition(|leaf| leaf.deleted);
+        let revs = |leaves: Vec<Leaf>| leaves.into_iter().map(|leaf| leaf.rev).collect();
+        Ok(Some(IndexLive { rev, body, place, conflicts: revs(conflicts), deleted_conflicts: revs(deleted) }))
     }
 
     /// The documents that were purged after so many purges. `None`: that is longer ago than purges are remembered,

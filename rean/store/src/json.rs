@@ -144,7 +144,7 @@ pub fn push_string(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Where the string that starts at `start` is over.
-fn string_end(bytes: &[u8], start: usize) -> usize {
+pub(crate) fn string_end(bytes: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while let Some(found) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
         at += found;

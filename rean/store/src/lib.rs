@@ -71,6 +71,7 @@ mod error;
 mod feed;
 mod indexable;
 pub mod json;
+mod known;
 mod listing;
 mod local;
 mod moves;

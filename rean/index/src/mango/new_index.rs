@@ -147,7 +147,9 @@ fn map_of(definition: &Value) -> Result<Value, MangoError> {
 #[cfg(test)]
 mod tests {
     use super::{NewIndex, without};
-    use serde_json::{Value, json};
+    use crate::mango::IndexDef;
+    use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
+    use serde_json::{Map, Value, json};
 
     fn parse(body: Value) -> NewIndex {
         NewIndex::parse(&body).unwrap()
@@ -207,6 +209,54 @@ mod tests {
             (json!([]), "invalid_value"),
         ] {
             assert_eq!(NewIndex::parse(&body).unwrap_err().error(), error, "{body}");
+        }
+    }
+
+    /// JSON in which names are often those of requests and design documents.
+    fn values() -> impl Strategy<Value = Value> {
+        let known = vec![
+            "index",
+            "fields",
+            "name",
+            "ddoc",
+            "type",
+            "views",
+            "map",
+            "language",
+            "options",
+            "a",
+            "a.b",
+            "a..b",
+            "$gt",
+            "partial_filter_selector",
+            "_id",
+        ];
+        let text = prop_oneof![Just("query"), Just("json"), Just("asc"), Just("a"), Just("")].prop_map(Value::from);
+        let simple = prop_oneof![3 => text, 1 => any::<i64>().prop_map(Value::from), 1 => Just(Value::Null)];
+        simple.prop_recursive(6, 40, 5, move |inner| {
+            let member = (prop::sample::select(known.clone()).prop_map(str::to_owned), inner.clone());
+            prop_oneof![
+                1 => prop::collection::vec(inner, 0..4).prop_map(Value::from),
+                3 => prop::collection::vec(member, 0..5).prop_map(|all| Value::Object(all.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_and_no_design_document_panics(body in values(), fields in values(), design in values()) {
+            let _ = IndexDef::of_design("_design/x", &design);
+            let bodies = [body, json!({"index": {"fields": fields}}), json!({"index": {"fields": [fields]}, "ddoc": "x"})];
+            for body in bodies {
+                let Ok(index) = NewIndex::parse(&body) else { continue };
+                let Ok(Some(stored)) = index.put_into(design.as_object()) else { continue };
+                let there = IndexDef::of_design(&index.ddoc, &Value::Object(stored.clone()));
+                prop_assert!(there.iter().any(|one| one.name == index.name), "{body} {stored:?}");
+                prop_assert_eq!(index.put_into(Some(&stored)), Ok(None));
+                let left = without(&stored, &index.name).unwrap_or_else(Map::new);
+                let there = IndexDef::of_design(&index.ddoc, &Value::Object(left));
+                prop_assert!(there.iter().all(|one| one.name != index.name));
+            }
         }
     }
 }

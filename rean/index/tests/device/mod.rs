@@ -2,7 +2,8 @@
 #![allow(dead_code)]
 
 use rean_index::{
-    Emit, Emitted, Group, GroupSpec, IndexDoc, Indexes, MapError, Mapper, Reduce, ReduceError, Reducer, ViewSpec,
+    Emit, Emitted, Group, GroupSpec, IndexDoc, IndexError, Indexes, MapError, Mapper, Reduce, ReduceError, Reducer,
+    ViewSpec,
 };
 use rean_store::engine::memory::MemoryEngine;
 use rean_store::{
@@ -11,6 +12,7 @@ use rean_store::{
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Views by their numbers.
@@ -212,4 +214,16 @@ pub fn submit(db: &Db, edits: Vec<Edit>, mode: Mode) -> Vec<Result<Written, Writ
     let done = Box::new(move |result: Result<Vec<_>, _>| sender.send(result).unwrap());
     db.submit(Write { edits, author: Author::admin(Who::default()), mode }, done);
     receiver.recv().unwrap().unwrap()
+}
+
+pub fn update(group: &Group) -> Result<u64, IndexError> {
+    group.update(&mut |_, _| {})
+}
+
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it did not come to be: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }

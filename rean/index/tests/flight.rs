@@ -1,0 +1,85 @@
+//! Who brings an index up to date, who waits, and what ends it.
+
+mod device;
+
+use device::{Device, edit, submit, update, wait_until};
+use rean_index::{Emitted, GroupSpec, IndexDoc, IndexError, MapError, Mapper, Reduce, ViewSpec};
+use rean_store::{DbKind, Mode};
+use serde_json::json;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+/// Waits within `map` until it is let go.
+struct Gate {
+    entered: Mutex<mpsc::Sender<()>>,
+    leave: Mutex<mpsc::Receiver<()>>,
+    calls: AtomicU64,
+}
+
+impl Mapper for Gate {
+    fn map(&self, docs: Vec<IndexDoc>) -> Result<Vec<Vec<Emitted>>, MapError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.entered.lock().unwrap().send(()).unwrap();
+        self.leave.lock().unwrap().recv().unwrap();
+        Ok(docs.iter().map(|_| vec![Ok(Vec::new())]).collect())
+    }
+}
+
+fn gated(device: &Device) -> (Arc<Gate>, Arc<GroupSpec>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (entered, enters) = mpsc::channel();
+    let (go, leave) = mpsc::channel();
+    let gate = Arc::new(Gate { entered: Mutex::new(entered), leave: Mutex::new(leave), calls: AtomicU64::new(0) });
+    let views = vec![ViewSpec { names: vec!["v".to_owned()], reduce: Reduce::None }];
+    let mapper: Arc<dyn Mapper> = Arc::clone(&gate) as Arc<dyn Mapper>;
+    let spec = GroupSpec { signature: "2".repeat(32), views, mapper, ..(*device.spec).clone() };
+    (gate, Arc::new(spec), enters, go)
+}
+
+#[test]
+fn one_brings_it_up_to_date_and_the_others_wait() {
+    let device = Device::new(DbKind::Plain);
+    device.put_rows("a", &[], &json!([]));
+    let (gate, spec, enters, go) = gated(&device);
+    let group = device.indexes.group(&device.db, spec).unwrap();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| update(&group))).collect();
+        enters.recv().unwrap();
+        wait_until("three wait", || group.waiting() == 3);
+        assert!(group.info().unwrap().updating && !group.is_current());
+        go.send(()).unwrap();
+        for thread in threads {
+            assert_eq!(thread.join().unwrap().unwrap(), device.db.newest().seq);
+        }
+    });
+    assert_eq!(gate.calls.load(Ordering::Relaxed), 1);
+    assert!(group.is_current());
+}
+
+#[test]
+fn an_update_ends_when_its_database_or_the_program_does() {
+    for ends in ["database", "index", "program"] {
+        let device = Device::new(DbKind::Plain);
+        for n in 0..3_000 {
+            submit(&device.db, vec![edit(&format!("d{n}"), None, json!({}))], Mode::Interactive);
+        }
+        let (gate, spec, enters, go) = gated(&device);
+        let group = device.indexes.group(&device.db, spec).unwrap();
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| update(&group));
+            enters.recv().unwrap();
+            match ends {
+                "database" => assert!(device.store.delete_db("notes").unwrap()),
+                "index" => assert_eq!(device.indexes.keep_only(&device.db, &[]).unwrap(), 1),
+                _ => device.indexes.close(),
+            }
+            // It may be let into further pages before it commits.
+            (0..5).for_each(|_| go.send(()).unwrap());
+            let ended = running.join().unwrap();
+            match ends {
+                "program" => assert!(matches!(ended, Err(IndexError::Closing)), "{ended:?}"),
+                _ => assert!(matches!(ended, Err(IndexError::Gone)), "{ended:?}"),
+            }
+        });
+        assert!(gate.calls.load(Ordering::Relaxed) <= 3);
+    }
+}
