@@ -377,3 +377,18 @@ async fn a_function_that_hits_a_limit_fails_the_request_that_waited_and_a_bad_re
         assert_eq!(first.json()["error"], "os_process_error");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn map_functions_see_conflicts_of_the_winner() {
+    let world = people(json!({"c": {"map":
+        "function (doc) { if (doc._conflicts || doc._deleted_conflicts) emit(doc._conflicts, doc._deleted_conflicts); }"}}))
+    .await;
+    assert_eq!(ask(&world, "c").await["rows"], json!([]));
+    let rev = |letter: &str| format!("1-{}", letter.repeat(32));
+    for (letter, deleted) in [("c", false), ("b", false), ("a", true)] {
+        let docs = json!({"docs": [{"_id": "x", "_rev": rev(letter), "_deleted": deleted}], "new_edits": false});
+        world.post(&admin(), "/db/_bulk_docs", docs).await.expect(201);
+    }
+    let row = json!({"id": "x", "key": [rev("b")], "value": [rev("a")]});
+    assert_eq!(ask(&world, "c").await["rows"], json!([row]));
+}

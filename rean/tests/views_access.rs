@@ -298,3 +298,29 @@ async fn slow_readers_of_one_account_leave_room_for_others() {
     drop(open);
     world.get(&ann, path).await.expect(200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn map_functions_tell_readers_of_the_conflicts_that_they_may_see() {
+    let world = app().await;
+    let design = json!({"views": {"c": {"map": "function (doc) { emit(doc._id, doc._conflicts); }"}}});
+    world.put(&admin(), "/notes/_design/c", design).await.expect(201);
+    let rev = |letter: &str| format!("1-{}", letter.repeat(32));
+    let put = async |id: &str, letter: &str, reader: &str| {
+        let doc = json!({"_id": id, "_rev": rev(letter), "access": {"read": [reader]}});
+        world.post(&admin(), "/notes/_bulk_docs", json!({"docs": [doc], "new_edits": false})).await.expect(201);
+    };
+    let rows = async || {
+        let answer = bytes(&world, &user("ann", &[]), "/notes--me/_design/c/_view/c?update_seq=true").await;
+        assert_eq!(answer.0, 200, "{}", answer.2);
+        answer
+    };
+    put("d", "b", "user:ann").await;
+    let before = rows().await;
+    put("d", "a", "user:bob").await;
+    let hidden = rows().await;
+    assert_eq!(before.2, hidden.2, "a branch that she may not see");
+    put("e", "b", "user:ann").await;
+    put("e", "a", "user:ann").await;
+    let shown = rows().await;
+    assert!(shown.2.contains(&format!("\"value\":[\"{}\"]", rev("a"))), "{}", shown.2);
+}
