@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use adea_ring::{NodeConfig, log_level};
 use adea_ring::node_config::{ADMINS, NODE_CONFIG_ID};
+use adea_ring::{NodeConfig, log_level};
 use http::{HeaderValue, Method, StatusCode};
 use parking_lot::RwLock;
 use serde_json::Value;

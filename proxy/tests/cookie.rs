@@ -75,6 +75,30 @@ async fn a_cookie_logs_in_and_a_log_out_ends_it() {
 }
 
 #[tokio::test]
+async fn forms_are_sent_on_and_bad_ones_refused() {
+    let pod = pod().await;
+    let form = |path: &str| {
+        request("POST", path, None)
+            .header("content-type", "application/x-www-form-urlencoded")
+            .header("origin", "http://pod")
+    };
+    let sent = pod.ask(form("/_session?next=%2Fapp%2Findex.html"), "username=ann&password=right").await;
+    assert_eq!((sent.status, sent.header("location")), (StatusCode::FOUND, Some("/app/index.html")));
+    let away = pod.ask(form("/_session?next=//evil.example"), "name=ann&password=right").await;
+    assert_eq!((away.status, away.header("location")), (StatusCode::OK, None));
+    assert_eq!(
+        pod.ask(form("/_session"), "name=ann&username=bob&password=right").await.status,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(pod.ask(form("/_session"), "name=ann&password=wrong").await.status, StatusCode::UNAUTHORIZED);
+    let me = request("GET", "/_session?basic=true", None);
+    assert_eq!(pod.ask(me, "").await.status, StatusCode::UNAUTHORIZED);
+    let out = request("DELETE", "/_session?next=/bye", None).header("cookie", pair(&sent));
+    let out = pod.ask(out, "").await;
+    assert_eq!((out.status, out.header("location")), (StatusCode::FOUND, Some("/bye")));
+}
+
+#[tokio::test]
 async fn foreign_pages_have_no_use_of_it() {
     let pod = pod().await;
     let cookie = pair(&log_in(&pod, &[]).await);

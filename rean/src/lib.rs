@@ -3,7 +3,8 @@
 //! What flows through it: the proxy forwards each request over HTTP with a signed identity ([`server`]); [`route`]
 //! finds the resource; [`target`] turns the database's name and the identity into a database, a scope to read
 //! through and an author to write as; the handlers ([`docs`], [`bulk`], [`all_docs`], [`attachments`], [`changes`],
-//! [`databases`]) speak CouchDB's HTTP API (<https://docs.couchdb.org/en/stable/api/index.html>) over `rean-store`.
+//! [`databases`]) speak CouchDB's HTTP API (<https://docs.couchdb.org/en/stable/api/index.html>) over `rean-store`. What
+//! design documents ([`designs`]) say of writes and feeds is done by their [`functions`].
 //!
 //! What always holds: nothing is read but through [`target::Target`]'s scope; an unreadable document and a missing
 //! one give the same answer; a feed, a list or an attachment is never wholly in memory; a write is acknowledged

@@ -373,6 +373,11 @@ async fn filters_let_through_what_they_say() {
     }
     let all = changes("filter=d/leaf&style=all_docs").await.expect(200);
     assert_eq!(all["results"][0]["changes"], json!([{"rev": "1-c"}, {"rev": "1-b"}]));
+    let selector = json!({"selector": {"v": 1}});
+    let all = world.post(&ann, "/db/_changes?filter=_selector&style=all_docs", selector.clone()).await.expect(200);
+    assert_eq!(all["results"][0]["changes"], json!([{"rev": "1-a"}]));
+    let main = world.post(&ann, "/db/_changes?filter=_selector", selector).await.expect(200);
+    assert_eq!(ids(&main), Vec::<&str>::new());
 }
 
 /// Makes the filter compare text with text.
@@ -534,12 +539,14 @@ async fn in_an_app_update_handlers_see_and_write_what_their_caller_may() {
 async fn endless_functions_of_one_database_do_not_stop_those_of_another() {
     let world = World::limited(rean::Limits { max_function_ms: 500, ..rean::Limits::default() }).await;
     let world = std::sync::Arc::new(world);
-    for (db, function) in [("bad", "function () { for (;;) {} }"), ("good", "function (n) { if (!n.x) throw({forbidden: 'x'}); }")] {
+    for (db, function) in
+        [("bad", "function () { for (;;) {} }"), ("good", "function (n) { if (!n.x) throw({forbidden: 'x'}); }")]
+    {
         world.open_db(db).await;
         world.put(&admin(), &format!("/{db}/_design/v"), json!({"validate_doc_update": function})).await.expect(201);
     }
     let mut hostile = Vec::new();
-    for n in 0..20 {
+    for n in 0..12 {
         let world = std::sync::Arc::clone(&world);
         hostile.push(tokio::spawn(async move {
             let answer = world.put(&user("eve", &[]), &format!("/bad/d{n}"), json!({})).await;
@@ -551,7 +558,6 @@ async fn endless_functions_of_one_database_do_not_stop_those_of_another() {
         world.put(&user("ann", &[]), &format!("/good/d{n}"), json!({"x": n + 1})).await.expect(201);
     }
     let took = began.elapsed();
-    println!("took {took:?}");
     assert!(took < harness::DEADLINE, "{took:?}");
     for task in hostile {
         task.await.expect("refused");

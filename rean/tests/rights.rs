@@ -161,7 +161,7 @@ async fn names_that_are_no_resource_are_404_for_everybody() {
         let put = world.put(&who, "/_zork/_local/_config/a/b", json!({})).await;
         refused(&put, 404, "not_found");
     }
-    for path in ["/_node/_local/_config/a/b", "/_reshard", "/_utils"] {
+    for path in ["/_node/_local/_config/a/b", "/_reshard/zork", "/_utils"] {
         refused(&world.get(&admin(), path).await, 404, "not_found");
     }
     refused(&world.send(&admin(), "PUT", "/_zork", None).await, 400, "illegal_database_name");

@@ -392,3 +392,44 @@ async fn map_functions_see_conflicts_of_the_winner() {
     let row = json!({"id": "x", "key": [rev("b")], "value": [rev("a")]});
     assert_eq!(ask(&world, "c").await["rows"], json!([row]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_collation_orders_strings_by_their_bytes() {
+    let world = World::new().await;
+    world.open_db("db").await;
+    let sorted = [
+        json!(1),
+        json!(2),
+        json!(false),
+        json!(null),
+        json!(true),
+        json!({"a": 1}),
+        json!({"b": 1}),
+        json!(["a"]),
+        json!(["b", "c"]),
+        json!("A"),
+        json!("B"),
+        json!("a"),
+        json!("aa"),
+        json!("b"),
+    ];
+    let docs: Vec<Value> =
+        sorted.iter().enumerate().map(|(n, key)| json!({"_id": format!("{}", 99 - n), "k": key})).collect();
+    world.post(&admin(), "/db/_bulk_docs", json!({"docs": docs})).await.expect(201);
+    let map = "function (doc) { emit(doc.k, 1); }";
+    let raw = json!({"collation": "raw"});
+    let views = json!({"raw": {"map": map, "options": raw}, "count": {"map": map, "reduce": "_count", "options": raw},
+        "icu": {"map": map}});
+    world.put(&admin(), "/db/_design/v", json!({"views": views})).await.expect(201);
+    let keys = |answer: &Value| -> Vec<Value> {
+        answer["rows"].as_array().expect("rows").iter().map(|row| row["key"].clone()).collect()
+    };
+    assert_eq!(keys(&ask(&world, "raw").await), sorted);
+    assert_eq!(keys(&ask(&world, "raw?startkey=%22Z%22&endkey=%22a%22").await), [json!("a")]);
+    assert_eq!(keys(&ask(&world, "raw?keys=[%22A%22,%22b%22]").await), [json!("A"), json!("b")]);
+    assert_eq!(keys(&ask(&world, "raw?endkey=%22b%22&inclusive_end=false").await), sorted[..13]);
+    let groups = ask(&world, "count?group_level=1&startkey=[]&endkey=%22%22").await;
+    assert_eq!(keys(&groups), [json!(["a"]), json!(["b"])]);
+    let icu = ["a", "A", "aa", "b", "B"].map(Value::from);
+    assert_eq!(keys(&ask(&world, "icu?startkey=%22%22&endkey=%22z%22").await), icu);
+}

@@ -1,5 +1,7 @@
 //! What an index is made of: its views, the functions that make its rows, and those that reduce them.
 
+use rean_store::collate;
+use serde_json::Value;
 use std::fmt;
 use std::sync::Arc;
 
@@ -124,6 +126,11 @@ pub trait Mapper: Send + Sync {
     /// # Errors
     /// See [`MapError`]: what is to be done about it differs.
     fn map(&self, docs: Vec<IndexDoc>) -> Result<Vec<Vec<Emitted>>, MapError>;
+
+    /// What decides about the place of a view's row among the others.
+    fn sort_key(&self, _view: usize, key: &Value) -> Vec<u8> {
+        collate::sort_key(key)
+    }
 }
 
 /// A batch of documents could not be mapped.

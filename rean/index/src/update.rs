@@ -15,7 +15,7 @@ use crate::spec::{Emitted, IndexDoc, MapError};
 use crate::tree;
 use bytes::Bytes;
 use rean_store::engine::{Batch, Space};
-use rean_store::{IndexRow, Newest, Seq, collate};
+use rean_store::{IndexRow, Newest, Seq};
 use std::sync::atomic::Ordering;
 
 /// Documents that are read and mapped at once, and their bytes: enough to share out the cost of a call, and little to
@@ -259,7 +259,7 @@ impl<'a> Run<'a> {
                 self.tell(id, view, "a key is no JSON value that can be sorted");
                 continue;
             };
-            let sort_key = collate::sort_key(&key);
+            let sort_key = self.group.spec.mapper.sort_key(view, &key);
             if place(&sort_key, id, u32::MAX).len() > MAX_PLACE_BYTES {
                 self.tell(id, view, "a key is too long to be sorted");
                 continue;

@@ -8,6 +8,7 @@ mod shown;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rean_script::{Refusal, Scripts, ValidateCase};
 use rean_store::{Base, Db, Edit, Mode, StoreError, Write, WriteError, Written};
@@ -15,7 +16,7 @@ use rean_store::{Base, Db, Edit, Mode, StoreError, Write, WriteError, Written};
 use crate::designs::{DesignDoc, Designs, PREFIX};
 use crate::error::ApiError;
 use crate::functions::{call, require_language, security_object, user_ctx};
-use crate::pod::Pod;
+use crate::pod::{Pod, stopped};
 use crate::target::{self, Target};
 
 /// How often validators are asked again because a document changed meanwhile: each time somebody else's write of the same
@@ -37,6 +38,17 @@ struct Court {
     designs: Arc<Designs>,
     user_ctx: String,
     security: String,
+    /// Set when nobody waits for the verdicts any more.
+    abandoned: Arc<AtomicBool>,
+}
+
+/// Tells the court when its request is gone: a client that leaves must not leave an hour's work behind.
+struct Request(Arc<AtomicBool>);
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Whether writes to a database are shown to validators.
@@ -94,9 +106,10 @@ async fn write_wave(
 ) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
     let mut results: Vec<Result<Written, ApiError>> = edits.iter().map(|_| Err(WriteError::Overtaken.into())).collect();
     let mut waiting: Vec<(usize, Edit)> = edits.into_iter().enumerate().collect();
+    let request = Request(Arc::default());
     for _ in 0..ATTEMPTS {
         let (places, edits): (Vec<usize>, Vec<Edit>) = waiting.into_iter().unzip();
-        let court = Court::of(pod, target, designs, mode)?;
+        let court = Court::of(pod, target, designs, mode, &request)?;
         let (edits, verdicts) = call(pod, designs, move |scripts| {
             let verdicts = court.judge(scripts, &edits);
             (edits, verdicts)
@@ -149,7 +162,7 @@ async fn submit(
 }
 
 impl Court {
-    fn of(pod: &Pod, target: &Target, designs: &Arc<Designs>, mode: Mode) -> Result<Self, ApiError> {
+    fn of(pod: &Pod, target: &Target, designs: &Arc<Designs>, mode: Mode, request: &Request) -> Result<Self, ApiError> {
         // As whom it will be written, or the commit finds another base.
         let target = target::resolve(pod, &target.who, &target.name)?;
         Ok(Self {
@@ -159,6 +172,7 @@ impl Court {
             db: target.db,
             mode,
             designs: Arc::clone(designs),
+            abandoned: Arc::clone(&request.0),
         })
     }
 
@@ -211,6 +225,11 @@ impl Court {
     /// Shows a batch to each validator; the first refusal of a document counts.
     fn hear(&self, scripts: &Scripts, batch: Batch, verdicts: &mut [Verdict]) {
         let Batch { mut places, mut cases, .. } = batch;
+        if self.abandoned.load(Ordering::Relaxed) {
+            // Nobody reads them; that they are refusals is for safety.
+            places.iter().for_each(|place| verdicts[*place] = Err(stopped()));
+            return;
+        }
         if let Some(id) = self.designs.unreadable_validator() {
             for place in &places {
                 verdicts[*place] = Err(ApiError::internal(format!("The validator in {id} can't be read.")));

@@ -21,8 +21,9 @@ const SHOWN_CHARS: usize = 80;
 /// A key that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// Its place in the order of keys.
+    /// Its place in the order of the view's keys.
     pub sort: Vec<u8>,
+    value: Value,
 }
 
 /// Whether an index is brought up to date before it answers.
@@ -248,6 +249,12 @@ impl ViewArgs {
         queries.into_iter().map(one).collect()
     }
 
+    /// Takes keys for those of a view in raw collation. To be done before they are checked.
+    pub fn collate_raw(&mut self) {
+        let keys = self.start.iter_mut().chain(&mut self.end).chain(self.keys.iter_mut().flatten());
+        keys.for_each(|key| key.sort = collate::raw_sort_key(&key.value));
+    }
+
     /// Checks what doesn't go together, for a view that has a reduce function or has none. `Some`: the rows are
     /// reduced in this way.
     ///
@@ -353,7 +360,7 @@ impl Given<'_> {
     }
 
     fn key(&self) -> Result<Key, ApiError> {
-        serde_json::from_str::<Value>(self.json()).map(|value| Key::of(&value)).map_err(|_| ApiError::invalid_json())
+        serde_json::from_str::<Value>(self.json()).map(Key::of).map_err(|_| ApiError::invalid_json())
     }
 
     fn keys(&self) -> Result<Vec<Key>, ApiError> {
@@ -363,7 +370,7 @@ impl Given<'_> {
             return Err(ApiError::query("`keys` must be an array of strings."));
         }
         let keys: CappedList<Value> = capped::parse(self.json().as_bytes(), "`keys` must be an array of strings.")?;
-        Ok(keys.0.iter().map(Key::of).collect())
+        Ok(keys.0.into_iter().map(Key::of).collect())
     }
 
     fn text(&self, name: &str) -> Result<String, ApiError> {
@@ -382,8 +389,8 @@ impl Given<'_> {
 
 impl Key {
     /// The key of a JSON value.
-    pub fn of(value: &Value) -> Self {
-        Self { sort: collate::sort_key(value) }
+    pub fn of(value: Value) -> Self {
+        Self { sort: collate::sort_key(&value), value }
     }
 }
 
@@ -425,8 +432,8 @@ mod tests {
              &reduce=false&include_docs=TRUE&conflicts=true&attachments=true&att_encoding_info=true&update_seq=true\
              &sorted=false&stable=true&update=lazy&zork=1",
         );
-        assert_eq!(args.start, Some(Key::of(&json!(1))));
-        assert_eq!(args.end, Some(Key::of(&json!(2))));
+        assert_eq!(args.start, Some(Key::of(json!(1))));
+        assert_eq!(args.end, Some(Key::of(json!(2))));
         assert_eq!((args.start_doc_id.as_deref(), args.end_doc_id.as_deref()), (Some("a"), Some("b")));
         assert!(!args.inclusive_end && !args.descending && args.include_docs && args.update_seq && !args.sorted);
         assert_eq!((args.limit, args.skip, args.update), (5, 2, Update::Later));
@@ -467,6 +474,11 @@ mod tests {
         refused("startkey=2&endkey=1", false, "set descending=true");
         refused("startkey=1&endkey=2&descending=true", false, "set descending=false");
         assert!(args("startkey=1&endkey=1.0").check(false).is_ok());
+        let raw = "startkey=%22Z%22&endkey=%22a%22";
+        refused(raw, false, "set descending=true");
+        let mut raw = args(raw);
+        raw.collate_raw();
+        assert!(raw.check(false).is_ok());
         assert!(args("keys=[]&key=1").check(false).is_ok());
     }
 
@@ -481,7 +493,7 @@ mod tests {
         assert_eq!(args.end_doc_id.as_deref(), Some("21"));
         assert!(ViewArgs::from_body(&query, br#"{"endkey_docid":[]}"#).is_err());
         let Ok(Asked::One(args)) = ViewArgs::from_body(&query, body) else { panic!("one") };
-        assert_eq!(args.keys, Some(vec![Key::of(&json!("a")), Key::of(&json!(1))]));
+        assert_eq!(args.keys, Some(vec![Key::of(json!("a")), Key::of(json!(1))]));
         let several = br#"{"queries":[{"limit":7},{"key":[1]}]}"#;
         let Ok(Asked::Several(list)) = ViewArgs::from_body(&query, several) else { panic!("several") };
         assert_eq!(list.iter().map(|args| args.limit).collect::<Vec<_>>(), [7, 1]);

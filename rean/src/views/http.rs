@@ -174,7 +174,10 @@ impl Plan {
 }
 
 fn plans(asked: Vec<ViewArgs>, place: &ViewPlace) -> Result<Vec<Plan>, ApiError> {
-    let plan = |args: ViewArgs| {
+    let plan = |mut args: ViewArgs| {
+        if place.is_raw {
+            args.collate_raw();
+        }
         let group = args.check(place.has_reduce)?;
         if group.is_some() {
             place.require_reduce()?;

@@ -3,8 +3,7 @@
 //!
 //! All views of a design document are one index. Views with the same map function are mapped once; those that agree in
 //! their reduce function too are one. The index is known by a signature of all that decides about its rows, so a change
-//! elsewhere in the document leaves it as it is. Rows are always in CouchDB's collation: `"collation": "raw"` asks for
-//! speed that isn't needed here.
+//! elsewhere in the document leaves it as it is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use http::StatusCode;
 use md5::{Digest, Md5};
 use rean_index::{Emit, Emitted, GroupSpec, IndexDoc, MapError, Mapper, Reduce, ReduceError, Reducer, ViewSpec};
 use rean_script::{Design, MappedDoc, ScriptError, Scripts};
+use rean_store::collate;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
@@ -44,6 +44,8 @@ pub struct ViewPlace {
     pub view: usize,
     /// Whether it has a reduce function.
     pub has_reduce: bool,
+    /// Whether its rows are in the order of raw collation.
+    pub is_raw: bool,
     /// The reduce function's name, if there is no built-in one of that name.
     unknown_reduce: Option<String>,
 }
@@ -62,6 +64,7 @@ struct Source<'a> {
     name: &'a str,
     map: &'a str,
     reduce: Option<&'a str>,
+    is_raw: bool,
 }
 
 impl DesignViews {
@@ -91,6 +94,7 @@ impl DesignViews {
             design: design.clone(),
             maps: layout.maps.iter().map(|(_, name)| (*name).to_owned()).collect(),
             map_of_view: layout.views.iter().map(|view| view.map).collect(),
+            raw_views: layout.views.iter().map(|view| view.is_raw).collect(),
         };
         let group = GroupSpec {
             signature,
@@ -160,7 +164,9 @@ fn sources(views: &Map<String, Value>) -> Vec<Source<'_>> {
         .filter_map(|(name, view)| {
             let map = view.get("map")?.as_str()?;
             let reduce = view.get("reduce").and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty());
-            Some(Source { name, map, reduce })
+            let collation = view.get("options").and_then(|options| options.get("collation"));
+            let is_raw = collation.is_some_and(|collation| collation == "raw");
+            Some(Source { name, map, reduce, is_raw })
         })
         .collect();
     sources.sort_by_key(|source| source.name);
@@ -177,6 +183,7 @@ struct Layout<'a> {
 
 struct LaidView<'a> {
     map: usize,
+    is_raw: bool,
     reduce: Option<&'a str>,
     /// A view that has this reduce function.
     name: &'a str,
@@ -202,11 +209,20 @@ impl<'a> Layout<'a> {
                 self.maps.len() - 1
             }
         };
-        let same = |view: &LaidView<'_>| view.map == map && (source.reduce.is_none() || view.reduce == source.reduce);
+        let same = |view: &LaidView<'_>| {
+            let rows = view.map == map && view.is_raw == source.is_raw;
+            rows && (source.reduce.is_none() || view.reduce == source.reduce)
+        };
         let view = match self.views.iter().position(same) {
             Some(view) => view,
             None => {
-                self.views.push(LaidView { map, reduce: source.reduce, name: source.name, names: Vec::new() });
+                self.views.push(LaidView {
+                    map,
+                    is_raw: source.is_raw,
+                    reduce: source.reduce,
+                    name: source.name,
+                    names: Vec::new(),
+                });
                 self.views.len() - 1
             }
         };
@@ -215,6 +231,7 @@ impl<'a> Layout<'a> {
         let place = ViewPlace {
             view,
             has_reduce: source.reduce.is_some(),
+            is_raw: source.is_raw,
             unknown_reduce: source.reduce.filter(unknown).map(clip),
         };
         self.names.insert(source.name.to_owned(), place);
@@ -239,7 +256,8 @@ impl LaidView<'_> {
 
 /// 32 hexadecimal digits of all that decides about the rows.
 fn signature(sources: &[Source<'_>], options: &Value, lib: Option<&Value>) -> String {
-    let views: Vec<Value> = sources.iter().map(|source| json!([source.name, source.map, source.reduce])).collect();
+    let views: Vec<Value> =
+        sources.iter().map(|source| json!([source.name, source.map, source.reduce, source.is_raw])).collect();
     let mut text = String::new();
     push_canonical(&mut text, &json!({"lib": lib, "options": options, "views": views}));
     hex::encode(Md5::digest(text.as_bytes()))
@@ -279,6 +297,8 @@ struct JsMapper {
     maps: Vec<String>,
     /// For each view of the index its map function.
     map_of_view: Vec<usize>,
+    /// For each view of the index whether its rows are in raw collation.
+    raw_views: Vec<bool>,
 }
 
 impl Mapper for JsMapper {
@@ -298,6 +318,10 @@ impl Mapper for JsMapper {
             self.call(call, &mut out)?;
         }
         Ok(out)
+    }
+
+    fn sort_key(&self, view: usize, key: &Value) -> Vec<u8> {
+        if self.raw_views.get(view) == Some(&true) { collate::raw_sort_key(key) } else { collate::sort_key(key) }
     }
 }
 
@@ -431,6 +455,7 @@ mod tests {
             json!({"views": {"a": {"map": "M", "reduce": "_sum"}}}),
             json!({"views": {"a": {"map": "M"}, "lib": {"x": ""}}}),
             json!({"views": {"a": {"map": "M"}}, "options": {"include_design": true}}),
+            json!({"views": {"a": {"map": "M", "options": {"collation": "raw"}}}}),
         ] {
             assert_ne!(signature(&base), signature(&other), "{other}");
         }

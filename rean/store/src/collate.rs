@@ -29,6 +29,17 @@ mod tag {
     pub const OBJECT: u8 = 7;
 }
 
+/// The same for raw collation.
+mod raw_tag {
+    pub const NUMBER: u8 = 17;
+    pub const FALSE: u8 = 18;
+    pub const NULL: u8 = 19;
+    pub const TRUE: u8 = 20;
+    pub const OBJECT: u8 = 21;
+    pub const ARRAY: u8 = 22;
+    pub const STRING: u8 = 23;
+}
+
 /// Ends a string, an array or an object within a sort key: below all that could follow otherwise.
 const END: u8 = 0;
 
@@ -97,11 +108,57 @@ pub fn write_sort_key(value: &Value, key: &mut Vec<u8>) {
     }
 }
 
+/// As [`sort_key`], for views that ask for raw collation: `numbers < false < null < true < objects < arrays < strings`,
+/// strings by their bytes (<https://docs.couchdb.org/en/stable/ddocs/views/collation.html#raw-collation>).
+pub fn raw_sort_key(value: &Value) -> Vec<u8> {
+    let mut key = Vec::new();
+    write_raw_sort_key(value, &mut key);
+    key
+}
+
+fn write_raw_sort_key(value: &Value, key: &mut Vec<u8>) {
+    match value {
+        Value::Null => key.push(raw_tag::NULL),
+        Value::Bool(false) => key.push(raw_tag::FALSE),
+        Value::Bool(true) => key.push(raw_tag::TRUE),
+        Value::Number(number) => {
+            key.push(raw_tag::NUMBER);
+            key.extend_from_slice(&number_key(number));
+        }
+        Value::String(text) => write_raw_string(text, key),
+        Value::Array(elements) => {
+            key.push(raw_tag::ARRAY);
+            elements.iter().for_each(|element| write_raw_sort_key(element, key));
+            key.push(END);
+        }
+        Value::Object(members) => {
+            key.push(raw_tag::OBJECT);
+            for (name, value) in members {
+                write_raw_string(name, key);
+                write_raw_sort_key(value, key);
+            }
+            key.push(END);
+        }
+    }
+}
+
+/// The two lowest bytes become pairs that begin with the second of them, so that what ends a string is below all of it.
+fn write_raw_string(text: &str, key: &mut Vec<u8>) {
+    key.push(raw_tag::STRING);
+    for byte in text.bytes() {
+        match byte {
+            0 | 1 => key.extend_from_slice(&[1, byte + 1]),
+            other => key.push(other),
+        }
+    }
+    key.push(END);
+}
+
 /// Of an array's sort key the bytes of its first `elements` elements, with what they begin with: all arrays that
 /// begin with equal elements begin with them, and nothing else does. `None`: it is no array, or not that long.
 pub fn array_prefix(key: &[u8], elements: usize) -> Option<&[u8]> {
     let mut at = 1;
-    if *key.first()? != tag::ARRAY {
+    if !matches!(*key.first()?, tag::ARRAY | raw_tag::ARRAY) {
         return None;
     }
     for _ in 0..elements {
@@ -120,10 +177,10 @@ fn end_of(key: &[u8], mut at: usize) -> Option<usize> {
         let tag = *key.get(at)?;
         at += 1;
         match tag {
-            tag::NULL | tag::FALSE | tag::TRUE => {}
-            tag::NUMBER => at += NUMBER_BYTES,
-            tag::STRING => at += memchr::memchr(END, key.get(at..)?)? + 1,
-            tag::ARRAY | tag::OBJECT => open += 1,
+            tag::NULL | tag::FALSE | tag::TRUE | raw_tag::NULL | raw_tag::FALSE | raw_tag::TRUE => {}
+            tag::NUMBER | raw_tag::NUMBER => at += NUMBER_BYTES,
+            tag::STRING | raw_tag::STRING => at += memchr::memchr(END, key.get(at..)?)? + 1,
+            tag::ARRAY | tag::OBJECT | raw_tag::ARRAY | raw_tag::OBJECT => open += 1,
             END => open = open.checked_sub(1)?,
             _ => return None,
         }
@@ -233,8 +290,48 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::{array_prefix, compare, fingerprint, sort_key};
+    use super::{array_prefix, compare, fingerprint, raw_sort_key, sort_key};
     use proptest::prelude::*;
+
+    #[test]
+    fn raw_keys_follow_the_documented_order() {
+        let sorted = [
+            json!(-1),
+            json!(1),
+            json!(1.5),
+            json!(10),
+            json!(false),
+            json!(null),
+            json!(true),
+            json!({}),
+            json!({"a": 1}),
+            json!({"a": 2}),
+            json!({"b": 1}),
+            json!([]),
+            json!(["a"]),
+            json!(["b"]),
+            json!(["b", "c"]),
+            json!(["b", "d"]),
+            json!(""),
+            json!("\u{0}"),
+            json!("\u{0}a"),
+            json!("\u{1}"),
+            json!("A"),
+            json!("B"),
+            json!("a"),
+            json!("aa"),
+            json!("b"),
+            json!("ä"),
+        ];
+        let keys: Vec<Vec<u8>> = sorted.iter().map(raw_sort_key).collect();
+        assert!(keys.windows(2).all(|pair| pair[0] < pair[1]));
+        let pair = raw_sort_key(&json!(["b\u{0}", {"a": [1, null]}, true]));
+        for (elements, value) in [(1, json!(["b\u{0}"])), (2, json!(["b\u{0}", {"a": [1, null]}]))] {
+            let whole = raw_sort_key(&value);
+            assert_eq!(array_prefix(&pair, elements), Some(&whole[..whole.len() - 1]));
+        }
+        assert_eq!(array_prefix(&pair, 4), None);
+    }
 
     #[test]
     fn types_and_values_follow_the_documented_order() {
