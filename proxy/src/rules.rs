@@ -128,10 +128,14 @@ fn reads(method: &Method, within: &[Cow<'_, str>]) -> bool {
         ["_all_docs", "_bulk_get", "_changes", "_design_docs", "_explain", "_find", "_local_docs"];
     // The database itself, that is how many documents it has, is open: a replicator asks for it before it writes.
     let Some(first) = within.first() else { return false };
+    // Its name may be a segment of its own, or not.
+    let is_design = first == "_design" || first.starts_with("_design/");
     match *method {
         // A replicator's checkpoints.
         Method::GET | Method::HEAD => first != "_local",
-        Method::POST if first == "_design" => within.get(2).is_none_or(|kind| kind != "_update"),
+        Method::POST if is_design => true,
+        // An update handler answers with what it likes, the document among it.
+        Method::PUT => is_design && within.iter().skip(1).any(|segment| segment == "_update"),
         Method::POST => READING_POSTS.contains(&&**first),
         // COPY reads what it copies, but shows nothing of it.
         _ => false,
@@ -186,7 +190,7 @@ mod tests {
             (Method::POST, "/notes/_bulk_docs"),
             (Method::POST, "/notes/_revs_diff"),
             (Method::GET, "/notes/_local/x"),
-            (Method::POST, "/notes/_design/d/_update/f"),
+            (Method::PUT, "/notes/_design/d"),
             (Method::GET, "/other/a"),
         ] {
             assert_eq!(check(Access::WriteOnly, method, path), Ok(()), "{path}");
@@ -198,6 +202,9 @@ mod tests {
             (Method::POST, "/notes/_find"),
             (Method::POST, "/notes/_bulk%5Fget"),
             (Method::POST, "/notes/_design/d/_view/v"),
+            (Method::POST, "/notes/_design%2Fd/_view/v"),
+            (Method::POST, "/notes/_design/d/_update/f"),
+            (Method::PUT, "/notes/_design%2Fd/_update/f/a"),
         ] {
             assert_eq!(check(Access::WriteOnly, method, path), Err(Refusal::WriteOnly), "{path}");
         }

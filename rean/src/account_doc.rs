@@ -54,7 +54,7 @@ pub fn plan(edit: &Edit, stored: Option<&Stored>, author: &Author, replicated: b
         return if author.is_admin() {
             Ok(Plan::Verbatim)
         } else {
-            Err(ApiError::unauthorized("You are not a db or server admin."))
+            Err(forbidden("You are not a db or server admin."))
         };
     }
     if !author.is_admin() {

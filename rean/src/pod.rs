@@ -8,7 +8,9 @@ use adea_ring::tls::{Credentials, TlsError};
 use adea_ring::{RingSecret, Signer};
 use rean_index::{IndexError, Indexes};
 use rean_script::{ScriptLimits, Scripts};
-use rean_store::{Base, Db, DbKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written};
+use rean_store::{
+    Base, Db, DbKind, EngineKind, OpenError, Store, StoreError, StoreKeys, StoreOptions, Write, WriteError, Written,
+};
 use tokio::sync::oneshot;
 
 use crate::accounts::Accounts;
@@ -106,7 +108,7 @@ impl Pod {
             observer: Arc::clone(&hub) as Arc<dyn rean_store::Observer>,
         })?;
         // They wait for no flush, and can always be made again.
-        let indexes = Indexes::open_in(config.engine, &config.data_dir.join("indexes"))?;
+        let indexes = Indexes::open_in(index_engine(config.engine), &config.data_dir.join("indexes"))?;
         // Before anything is written: what the indexes know of sequences that a crash took back must go.
         indexes.settle(&store)?;
         for name in SYSTEM_DATABASES {
@@ -185,6 +187,11 @@ impl Pod {
             None => Err(ApiError::internal("the store gave no result")),
         }
     }
+}
+
+/// Indexes are read through snapshots, which sled has none of.
+fn index_engine(store: EngineKind) -> EngineKind {
+    if store == EngineKind::Sled { EngineKind::Fjall } else { store }
 }
 
 fn doors(config: &Config, secret: &RingSecret) -> Result<Doors, TlsError> {

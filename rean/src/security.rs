@@ -21,8 +21,10 @@ const NEVER_SET: &[u8] = b"{}";
 pub struct Security {
     #[serde(default)]
     admins: Group,
-    #[serde(default)]
-    members: Group,
+    members: Option<Group>,
+    /// What CouchDB 1.0 called the members. CouchDB still takes it where there are no `members`, so a database with this
+    /// member alone must not stand open.
+    readers: Option<Group>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -44,7 +46,7 @@ impl Security {
 
     fn closed() -> Self {
         let administrators = || Group { names: Vec::new(), roles: vec![ADMIN_ROLE.to_owned()] };
-        Self { admins: administrators(), members: administrators() }
+        Self { admins: administrators(), members: Some(administrators()), readers: None }
     }
 
     /// Whether this identity administers the database.
@@ -54,12 +56,16 @@ impl Security {
 
     /// Whether this identity may read the database and write plain documents to it.
     pub fn is_member(&self, who: &Identity) -> bool {
-        self.is_public() || self.members.holds(who) || self.is_admin(who)
+        self.is_public() || self.members().is_some_and(|members| members.holds(who)) || self.is_admin(who)
     }
 
     /// Whether the database is open to everyone.
     pub fn is_public(&self) -> bool {
-        self.members.names.is_empty() && self.members.roles.is_empty()
+        self.members().is_none_or(|members| members.names.is_empty() && members.roles.is_empty())
+    }
+
+    fn members(&self) -> Option<&Group> {
+        self.members.as_ref().or(self.readers.as_ref())
     }
 }
 
@@ -87,7 +93,7 @@ pub fn check(text: &[u8]) -> Result<Vec<u8>, ApiError> {
     let Value::Object(members) = &value else {
         return Err(ApiError::bad_request("Request body must be a JSON object"));
     };
-    for group in ["admins", "members"] {
+    for group in ["admins", "members", "readers"] {
         match members.get(group) {
             None => {}
             Some(Value::Object(lists)) => {
@@ -148,6 +154,16 @@ mod tests {
         assert!(!security.is_member(&named("staff", &[])));
         assert!(security.is_member(&named("cy", &[])) && security.is_admin(&named("cy", &[])));
         assert!(!security.is_admin(&named("ann", &[])));
+    }
+
+    #[test]
+    fn readers_are_members_where_there_are_no_members() {
+        let old = Security::of(br#"{"readers":{"names":["ann"],"roles":[]}}"#);
+        assert!(old.is_member(&named("ann", &[])));
+        assert!(!old.is_member(&named("bob", &[])) && !old.is_member(&Identity::anonymous()) && !old.is_public());
+        let both = Security::of(br#"{"members":{"names":["bob"]},"readers":{"names":["ann"]}}"#);
+        assert!(both.is_member(&named("bob", &[])) && !both.is_member(&named("ann", &[])));
+        assert!(check(br#"{"readers":{"names":"ann"}}"#).is_err());
     }
 
     #[test]

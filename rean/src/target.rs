@@ -266,6 +266,12 @@ fn no_reader(anonymous: bool) -> ApiError {
     }
 }
 
+/// 401 for nobody in particular, who may still log in; 403 for somebody, as in CouchDB.
+fn no_db_admin(anonymous: bool) -> ApiError {
+    let reason = "You are not a db or server admin.";
+    if anonymous { ApiError::unauthorized(reason) } else { ApiError::forbidden(reason) }
+}
+
 impl Target {
     /// Whether this is a partial database.
     pub fn reader_only(&self) -> bool {
@@ -319,7 +325,7 @@ impl Target {
         self.require_write()?;
         if id.starts_with("_design/") && !self.rights.db_admin {
             return Err(if self.whole() {
-                ApiError::unauthorized("You are not a db or server admin.")
+                no_db_admin(self.rights.anonymous)
             } else {
                 ApiError::forbidden("Design documents are written to the app, by an administrator.")
             });
@@ -340,9 +346,9 @@ impl Target {
     }
 
     /// # Errors
-    /// 401 `unauthorized` for all but administrators of the database.
+    /// 401 `unauthorized` for nobody in particular, 403 `forbidden` for who is no administrator of the database.
     pub fn require_db_admin(&self) -> Result<(), ApiError> {
-        if self.rights.db_admin { Ok(()) } else { Err(ApiError::unauthorized("You are not a db or server admin.")) }
+        if self.rights.db_admin { Ok(()) } else { Err(no_db_admin(self.rights.anonymous)) }
     }
 
     /// # Errors

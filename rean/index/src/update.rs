@@ -182,7 +182,7 @@ impl<'a> Run<'a> {
             match row.live.as_ref().filter(|_| spec.include_design || !is_design) {
                 Some(live) => {
                     parts.push(live.place.map_or(0, |part| part + 1));
-                    docs.push(index_doc(&row.id, live, spec.local_seq.then_some(row.seq)));
+                    docs.push(index_doc(&row.id, live, spec.local_seq.then(|| self.group.db.shown_seq(row.seq))));
                 }
                 None => self.pending.set(self.engine(), &row.id, 0, Vec::new())?,
             }

@@ -108,6 +108,11 @@ impl Clock {
         self.pulse.unwanted() || self.whole.over()
     }
 
+    /// Whether nobody waits for the call any more.
+    pub(crate) fn unwanted(&self) -> bool {
+        self.pulse.unwanted()
+    }
+
     /// Whether the function that runs must stop; the engine asks every some thousand steps.
     pub(crate) fn check(&self) -> bool {
         if self.tripped.get() {

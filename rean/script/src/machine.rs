@@ -309,6 +309,9 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.functions.clear();
         self.tools = None;
+        if let Some(runtime) = &self.runtime {
+            clear_jobs(runtime);
+        }
         self.context = None;
         let Some(runtime) = self.runtime.take() else { return };
         runtime.run_gc();
@@ -324,6 +327,17 @@ impl Drop for Machine {
             mem::forget(runtime);
         }
     }
+}
+
+/// Takes what waits to be run after a call (promises, asynchronous functions) out of the queue, which holds on to
+/// objects. Without room on the stack no function can begin, so nothing is done and nothing new is added.
+fn clear_jobs(runtime: &Runtime) {
+    if !runtime.is_job_pending() {
+        return;
+    }
+    runtime.set_max_stack_size(1);
+    // Each step takes one out; a failure is what is meant here.
+    while !matches!(runtime.execute_pending_job(), Ok(false)) {}
 }
 
 fn held(runtime: &Runtime) -> usize {

@@ -51,6 +51,8 @@ struct State {
     threads: usize,
     idle: usize,
     lost: usize,
+    /// The threads that were given up and have not ended, and in whose functions they are stuck.
+    stuck: Vec<(Arc<Pulse>, Arc<str>)>,
     pulses: Vec<Arc<Pulse>>,
     closed: bool,
 }
@@ -91,6 +93,12 @@ impl Pool {
         })
         .map_err(|error| (error, false))?;
         self.wait(&ticket, &owner, function)
+    }
+
+    /// Whether a thread was given up in a function of this owner's, and has not ended. Nothing of the owner's is run
+    /// meanwhile: the next function could take the next thread.
+    pub(crate) fn has_lost_one(&self, owner: &str) -> bool {
+        self.state.lock().has_lost_one(owner)
     }
 
     /// Stops what runs, and lets nothing begin.
@@ -154,6 +162,7 @@ impl Pool {
         let mut state = self.state.lock();
         pulse.give_up();
         tracing::error!(function, lane = self.name, "a thread is stuck in a function and is given up");
+        state.stuck.push((Arc::clone(pulse), Arc::clone(owner)));
         if state.lost < MOST_LOST {
             state.lost += 1;
             state.threads -= 1;
@@ -217,6 +226,10 @@ impl Pool {
             state.threads -= 1;
         }
         state.pulses.retain(|other| !Arc::ptr_eq(other, pulse));
+        state.stuck.retain(|(other, _)| !Arc::ptr_eq(other, pulse));
+        drop(state);
+        // What waits may be of an owner who may go on now.
+        self.wake.notify_all();
     }
 
     /// How many threads one owner may hold at once: one is left for the others.
@@ -232,10 +245,15 @@ impl State {
         let (at, busy) = self
             .waiting
             .iter()
-            .map(|waiting| running(&waiting.owner))
             .enumerate()
+            .filter(|(_, waiting)| !self.has_lost_one(&waiting.owner))
+            .map(|(at, waiting)| (at, running(&waiting.owner)))
             .min_by_key(|&(at, busy)| (busy, at))?;
         if busy >= most_of_one { None } else { self.waiting.remove(at) }
+    }
+
+    fn has_lost_one(&self, owner: &str) -> bool {
+        self.stuck.iter().any(|(_, other)| **other == *owner)
     }
 
     /// A call of this owner's runs no longer.
@@ -324,10 +342,13 @@ mod tests {
         let stuck = pool.run(Arc::from("a"), "f", move |_| Ok(gate.recv().is_err()));
         assert_eq!(stuck, Err((ScriptError::TooLong { function: "f".to_owned() }, true)));
         assert_eq!(pool.state.lock().lost, 1);
-        assert_eq!(pool.run(Arc::from("a"), "f", |_| Ok(1)), Ok(1));
+        assert!(pool.has_lost_one("a") && !pool.has_lost_one("b"));
+        assert_eq!(pool.run(Arc::from("b"), "f", |_| Ok(1)), Ok(1));
         drop(open);
         until("it ends", || pool.state.lock().lost == 0);
         until("nothing is counted", || pool.state.lock().running.is_empty());
+        assert!(!pool.has_lost_one("a"));
+        assert_eq!(pool.run(Arc::from("a"), "f", |_| Ok(1)), Ok(1));
         assert_eq!(pool.state.lock().threads, 1);
     }
 

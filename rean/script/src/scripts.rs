@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::Deserialize;
+
 use crate::{
     Design, FunctionName, Refusal, ScriptError, ScriptLimits, breaker::Breaker, pool::Pool, thrown::Thrown,
     worker::Worker,
@@ -16,8 +18,11 @@ const MOST_REQUEST_WAIT: Duration = Duration::from_secs(30);
 const MOST_BACKGROUND_WAIT: Duration = Duration::from_secs(300);
 /// Threads for background work. With few cores one is enough to be always busy.
 const MOST_BACKGROUND_THREADS: usize = 2;
-/// Bytes of rows that one call may make of all its documents; who asks with fewer documents gets them.
+/// Bytes of rows that one call may make of all its documents; who asks with the rest gets more.
 const MOST_BATCH_BYTES: usize = 128 << 20;
+/// Documents of a call with which map functions may hit a limit: enough for some odd ones among many, and no more than
+/// three times the time of one for a function that never ends.
+const MOST_COSTLY: usize = 3;
 /// A thread that was stuck is worth so many hits: its function rests for a minute at once.
 const STRIKES_FOR_A_THREAD: usize = 9;
 
@@ -71,6 +76,21 @@ pub type MappedRow = (String, String);
 pub struct MappedDoc {
     /// For each view that was asked for, its rows in the order in which they were emitted, or why it has none.
     pub views: Vec<Result<Vec<MappedRow>, String>>,
+    /// Whether a function hit a limit of time or memory with it.
+    pub costly: bool,
+}
+
+/// Who asks, as far as the breaker needs it.
+#[derive(Deserialize)]
+struct Asker {
+    name: Option<String>,
+}
+
+/// The same in a request.
+#[derive(Deserialize)]
+struct Asked {
+    #[serde(rename = "userCtx")]
+    user: Option<Asker>,
 }
 
 impl Scripts {
@@ -123,7 +143,8 @@ impl Scripts {
     ) -> Vec<Result<(), Refusal>> {
         let name = FunctionName::Validate;
         let (count, user, security) = (cases.len(), user_ctx.to_owned(), sec_obj.to_owned());
-        let answers = self.run(Lane::Request, design, &name, count, move |worker, design| {
+        let asker = || serde_json::from_str(user_ctx).ok().map(Asker::name);
+        let answers = self.run_for(&asker, Lane::Request, design, &name, count, move |worker, design| {
             let name = FunctionName::Validate;
             let mut answers = Vec::with_capacity(cases.len());
             for case in &cases {
@@ -140,8 +161,9 @@ impl Scripts {
         });
         match answers {
             Ok(answers) => {
-                if answers.iter().any(|answer| answer.as_ref().is_err_and(Thrown::is_costly)) {
-                    self.shared.breaker.strike(design.hash(), &name.to_string(), Instant::now());
+                if answers.contains(&Err(Thrown::TooLong)) {
+                    let asker = asker();
+                    self.shared.breaker.strike(design.hash(), &name.to_string(), asker.as_deref(), Instant::now());
                 }
                 answers.into_iter().map(|answer| answer.map_err(|thrown| thrown.refusal(&name))).collect()
             }
@@ -154,20 +176,27 @@ impl Scripts {
     /// # Errors
     /// If it fails with any of the documents.
     pub fn filter(&self, design: &Design, name: &str, docs: Vec<String>, req: &str) -> Result<Vec<bool>, ScriptError> {
+        let asker = || asker_of(req);
         let (name, req) = (FunctionName::Filter(name.to_owned()), req.to_owned());
-        self.run(Lane::Request, design, &name.clone(), docs.len(), move |worker, design| {
+        self.run_for(&asker, Lane::Request, design, &name.clone(), docs.len(), move |worker, design| {
             let machine = worker.machine(design, std::slice::from_ref(&name))?;
             machine.filter(&name, &docs, &req).map_err(|thrown| thrown.error(&name))
         })
     }
 
-    /// Asks whether the map function of a view emits anything (`filter=_view`).
+    /// Asks whether the map function of a view emits anything (`filter=_view`); it does not see the request.
     ///
     /// # Errors
     /// If the function cannot be compiled or hits a limit; a document with which it throws doesn't pass.
-    pub fn view_filter(&self, design: &Design, view: &str, docs: Vec<String>) -> Result<Vec<bool>, ScriptError> {
+    pub fn view_filter(
+        &self,
+        design: &Design,
+        view: &str,
+        docs: Vec<String>,
+        req: &str,
+    ) -> Result<Vec<bool>, ScriptError> {
         let name = FunctionName::Map(view.to_owned());
-        self.run(Lane::Request, design, &name.clone(), docs.len(), move |worker, design| {
+        self.run_for(&|| asker_of(req), Lane::Request, design, &name.clone(), docs.len(), move |worker, design| {
             let mut passed = Vec::with_capacity(docs.len());
             for doc in &docs {
                 worker.clock.step();
@@ -185,17 +214,20 @@ impl Scripts {
     /// If it fails, or returns no pair of document and response.
     pub fn update(&self, design: &Design, name: &str, doc: Option<&str>, req: &str) -> Result<Updated, ScriptError> {
         let name = FunctionName::Update(name.to_owned());
+        let asker = || asker_of(req);
         let (doc, req) = (doc.map(str::to_owned), req.to_owned());
-        self.run(Lane::Request, design, &name.clone(), 1, move |worker, design| {
+        self.run_for(&asker, Lane::Request, design, &name.clone(), 1, move |worker, design| {
             worker.machine(design, std::slice::from_ref(&name))?.update(&name, doc.as_deref(), &req)
         })
     }
 
-    /// Runs the map functions of views over documents. One answer for each document, in their order.
+    /// Runs the map functions of views over documents. One answer for each document, in their order; what goes wrong
+    /// with one document is told with it. There are fewer answers than documents, but never none, when the time for
+    /// the whole is up, there are too many rows for one call, or some documents were [`MappedDoc::costly`]: the rest
+    /// was not looked at.
     ///
     /// # Errors
-    /// If a function cannot be compiled, or the whole takes too long ([`ScriptError::TooLong`]) or makes too many rows
-    /// ([`ScriptError::TooMuchMemory`]); both may pass with fewer documents. What goes wrong with one document is told with it.
+    /// If a function cannot be compiled or run.
     pub fn map(
         &self,
         lane: Lane,
@@ -207,20 +239,15 @@ impl Scripts {
         let Some(first) = names.first().cloned() else { return Ok(vec![MappedDoc::default(); docs.len()]) };
         self.run(lane, design, &first, docs.len(), move |worker, design| {
             worker.machine(design, &names)?;
-            let (mut mapped, mut bytes) = (Vec::with_capacity(docs.len()), 0);
+            let (mut mapped, mut bytes, mut costly) = (Vec::with_capacity(docs.len()), 0, 0);
             for doc in &docs {
-                worker.clock.step();
-                let mut views = Vec::with_capacity(names.len());
-                for name in &names {
-                    let rows = worker.machine(design, std::slice::from_ref(name))?.map(name, doc);
-                    worker.in_time(name)?;
-                    bytes += rows.iter().flatten().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-                    if bytes > MOST_BATCH_BYTES {
-                        return Err(Thrown::TooMuchMemory.error(name));
-                    }
-                    views.push(rows.map_err(|thrown| thrown.text()));
+                let made = map_one(worker, design, &names, doc)?;
+                bytes += made.bytes();
+                costly += usize::from(made.costly);
+                mapped.push(made);
+                if bytes > MOST_BATCH_BYTES || costly >= MOST_COSTLY || worker.clock.all_over() {
+                    break;
                 }
-                mapped.push(MappedDoc { views });
             }
             Ok(mapped)
         })
@@ -247,7 +274,7 @@ impl Scripts {
         })
     }
 
-    /// Runs a call on a thread of its lane, unless the function rests.
+    /// As [`Scripts::run_for`], where it doesn't matter who asks.
     fn run<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -256,9 +283,28 @@ impl Scripts {
         documents: usize,
         work: impl FnOnce(&mut Worker, &Design) -> Result<T, ScriptError> + Send + 'static,
     ) -> Result<T, ScriptError> {
+        self.run_for(&|| None, lane, design, name, documents, work)
+    }
+
+    /// Runs a call on a thread of its lane, unless the function rests or its owner has lost a thread.
+    fn run_for<T: Send + 'static>(
+        &self,
+        asker: &dyn Fn() -> Option<String>,
+        lane: Lane,
+        design: &Design,
+        name: &FunctionName,
+        documents: usize,
+        work: impl FnOnce(&mut Worker, &Design) -> Result<T, ScriptError> + Send + 'static,
+    ) -> Result<T, ScriptError> {
         let (function, breaker) = (name.to_string(), &self.shared.breaker);
-        if let Some(rest) = breaker.rests(design.hash(), &function, Instant::now()) {
+        if breaker.knows_any()
+            && let Some(rest) = breaker.rests(design.hash(), &function, asker().as_deref(), Instant::now())
+        {
             return Err(ScriptError::Resting { function, for_ms: rest.as_millis() as u64 });
+        }
+        // In whichever lane: one owner costs one core at most that no clock can take back.
+        if self.shared.requests.has_lost_one(design.owner()) || self.shared.background.has_lost_one(design.owner()) {
+            return Err(ScriptError::Busy);
         }
         let pool = match lane {
             Lane::Request => &self.shared.requests,
@@ -272,14 +318,47 @@ impl Scripts {
         let (result, strikes) = match result {
             Ok(result) => (Ok(result), 0),
             Err((error, stuck)) if stuck => (Err(error), STRIKES_FOR_A_THREAD),
-            Err((error @ (ScriptError::TooLong { .. } | ScriptError::TooMuchMemory { .. }), _)) => (Err(error), 1),
+            Err((error @ ScriptError::TooLong { .. }, _)) => (Err(error), 1),
             Err((error, _)) => (Err(error), 0),
         };
+        let asker = if strikes > 0 { asker() } else { None };
         for _ in 0..strikes {
-            breaker.strike(design.hash(), &function, Instant::now());
+            breaker.strike(design.hash(), &function, asker.as_deref(), Instant::now());
         }
         result
     }
+}
+
+impl MappedDoc {
+    fn bytes(&self) -> usize {
+        self.views.iter().flatten().flatten().map(|(key, value)| key.len() + value.len()).sum()
+    }
+}
+
+impl Asker {
+    /// All who have not logged in are one.
+    fn name(self) -> String {
+        self.name.unwrap_or_default()
+    }
+}
+
+/// What the views make of one document.
+fn map_one(worker: &mut Worker, design: &Design, names: &[FunctionName], doc: &str) -> Result<MappedDoc, ScriptError> {
+    worker.clock.step();
+    let mut made = MappedDoc::default();
+    for name in names {
+        let rows = worker.machine(design, std::slice::from_ref(name))?.map(name, doc);
+        // It was stopped for something else than its time.
+        worker.is_wanted(name)?;
+        made.costly |= rows.as_ref().is_err_and(Thrown::is_costly);
+        made.views.push(rows.map_err(|thrown| thrown.text()));
+    }
+    Ok(made)
+}
+
+/// Who made a request. Looked for only when something rests or has just taken too long.
+fn asker_of(req: &str) -> Option<String> {
+    serde_json::from_str::<Asked>(req).ok()?.user.map(Asker::name)
 }
 
 impl Shared {

@@ -59,23 +59,72 @@
   };
   ['reverse', 'slice', 'splice', 'shift', 'unshift', 'copyWithin', 'join', 'toString', 'toLocaleString', 'sort', 'fill', 'flat', 'concat',
     'toSorted', 'toReversed', 'toSpliced', 'with'].forEach(guardLists);
+  // Long texts: what goes over one costs steps by its length. Whatever is no text is made one first, as the engine would.
+  const LONG_TEXT = 4096;
+  const replaceOn = (on, name, make) => {
+    const plain = on[name];
+    if (typeof plain !== 'function') return;
+    const guarded = make(plain);
+    defineProperty(guarded, 'name', { value: name, configurable: true });
+    defineProperty(guarded, 'length', { value: plain.length, configurable: true });
+    defineProperty(on, name, hidden(guarded));
+  };
+  const asText = (what) => typeof what === 'string' || what === null || what === undefined ? what : `${what}`;
+  const longText = (what) => {
+    const text = asText(what);
+    if (typeof text === 'string' && text.length > LONG_TEXT) poll(text.length);
+    return text;
+  };
+  const guardText = (name) => replaceOn(String.prototype, name, (plain) => ({ guarded(...args) {
+    return apply(plain, longText(this), args);
+  } }).guarded);
+  ['toUpperCase', 'toLowerCase', 'toLocaleUpperCase', 'toLocaleLowerCase', 'normalize', 'slice', 'substring', 'substr', 'trim', 'trimStart',
+    'trimEnd', 'localeCompare', 'match', 'matchAll', 'search', 'concat', 'startsWith', 'endsWith', 'isWellFormed', 'toWellFormed'].forEach(guardText);
+  // What is made longer than it was.
+  ['repeat', 'padStart', 'padEnd'].forEach((name) => replaceOn(String.prototype, name, (plain) => ({ guarded(...args) {
+    return longText(apply(plain, longText(this), args));
+  } }).guarded));
+  for (const name of ['encodeURI', 'encodeURIComponent', 'decodeURI', 'decodeURIComponent', 'escape', 'unescape', 'parseInt', 'parseFloat']) {
+    replaceOn(world, name, (plain) => ({ guarded(what, base) { return plain(longText(what), base); } }).guarded);
+  }
   // A search for a long text in a long one takes as long as their lengths multiplied.
   const MOST_COMPARED = 4000000000;
-  const guardSearch = (name) => {
-    const plain = String.prototype[name];
-    const guarded = { [name](what, second) {
-      if (typeof this === 'string' && typeof what === 'string') {
-        if (this.length > 4096) {
-          if (what.length > 256 && this.length * what.length > MOST_COMPARED) throw new RangeErr('the texts are too long');
-          poll(this.length);
-        }
-      }
-      return arguments.length < 2 ? apply(plain, this, [what]) : apply(plain, this, [what, second]);
-    } }[name];
-    defineProperty(guarded, 'length', { value: plain.length, configurable: true });
-    defineProperty(String.prototype, name, hidden(guarded));
-  };
+  const { match: matchBy, replace: replaceBy, split: splitBy } = Symbol;
+  const guardSearch = (name) => replaceOn(String.prototype, name, (plain) => ({ guarded(what, second) {
+    const text = longText(this);
+    if (typeof text === 'string' && text.length > LONG_TEXT) {
+      if (typeof what === 'object' && what !== null && what[matchBy] === undefined && what[replaceBy] === undefined && what[splitBy] === undefined) what = `${what}`;
+      if (typeof what === 'string' && what.length > 256 && text.length * what.length > MOST_COMPARED) throw new RangeErr('the texts are too long');
+    }
+    return arguments.length < 2 ? apply(plain, text, [what]) : apply(plain, text, [what, second]);
+  } }).guarded);
   ['indexOf', 'lastIndexOf', 'includes', 'split', 'replace', 'replaceAll'].forEach(guardSearch);
+  // All members of an object at once.
+  ['keys', 'values', 'entries', 'getOwnPropertyNames', 'getOwnPropertyDescriptors'].forEach((name) => replaceOn(Object, name, (plain) => ({ guarded(of) {
+    const all = plain(of);
+    if (isArray(all) && all.length > 1000) poll(all.length);
+    return all;
+  } }).guarded));
+  replaceOn(Object, 'assign', (plain) => ({ guarded(...args) {
+    for (let i = 1; i < args.length; i++) if (typeof args[i] === 'object' && args[i] !== null) poll(ownKeys(args[i]).length);
+    return apply(plain, Object, args);
+  } }).guarded);
+  // Typed arrays, over all their elements.
+  const { prototype: typed } = getPrototypeOf(Uint8Array);
+  const { get: typedLength } = getOwnPropertyDescriptor(typed, 'length');
+  ['sort', 'toSorted', 'fill', 'slice', 'set', 'reverse', 'toReversed', 'indexOf', 'lastIndexOf', 'includes', 'join', 'toString', 'toLocaleString', 'copyWithin', 'with',
+    'subarray'].forEach((name) => replaceOn(typed, name, (plain) => ({ guarded(...args) {
+    if (isView(this)) poll(apply(typedLength, this, []));
+    return apply(plain, this, args);
+  } }).guarded));
+  // JSON: no clock is asked while a text is read or written. The names that a list lets through are looked for in each object.
+  const MOST_NAMES = 1000;
+  const readJson = JSON.parse;
+  replaceOn(JSON, 'stringify', () => ({ guarded(value, by, space) {
+    if (isArray(by) && by.length > MOST_NAMES) throw new RangeErr('too many names');
+    return longText(stringify(value, by, space));
+  } }).guarded);
+  replaceOn(JSON, 'parse', () => ({ guarded(text, by) { return readJson(longText(text), by); } }).guarded);
 
   // --- CouchDB's helpers.
   const fixed = (name, value) => defineProperty(world, name, { value, writable: false, enumerable: true, configurable: false });

@@ -72,6 +72,11 @@ impl Worker {
         if self.clock.all_over() { Err(ScriptError::TooLong { function: name.to_string() }) } else { Ok(()) }
     }
 
+    /// Whether anybody still waits for the call.
+    pub(crate) fn is_wanted(&self, name: &FunctionName) -> Result<(), ScriptError> {
+        if self.clock.unwanted() { Err(ScriptError::TooLong { function: name.to_string() }) } else { Ok(()) }
+    }
+
     /// The call ended.
     pub(crate) fn end(&mut self) {
         if let Some(machine) = self.machines.last_mut() {

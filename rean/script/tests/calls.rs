@@ -119,8 +119,14 @@ fn one_view_does_not_see_what_another_did_to_the_document() {
     assert_eq!(
         mapped,
         vec![
-            MappedDoc { views: vec![Ok(vec![row("[\"t\",\"x\"]", "2")]), Ok(vec![row("[\"t\"]", "[1,\"1\"]")])] },
-            MappedDoc { views: vec![Ok(vec![row("[\"x\"]", "2")]), Err("TypeError: bad one".to_owned())] },
+            MappedDoc {
+                views: vec![Ok(vec![row("[\"t\",\"x\"]", "2")]), Ok(vec![row("[\"t\"]", "[1,\"1\"]")])],
+                costly: false
+            },
+            MappedDoc {
+                views: vec![Ok(vec![row("[\"x\"]", "2")]), Err("TypeError: bad one".to_owned())],
+                costly: false
+            },
         ]
     );
 }
@@ -214,7 +220,7 @@ fn filters_are_truthy_or_not() {
     let docs = texts(&[json!({"type": "a"}), json!({"type": "b"}), json!({"n": 1}), json!({"n": 1, "bad": true})]);
     assert_eq!(scripts.filter(&design, "by", docs.clone(), &req), Ok(vec![true, false, false, false]));
     assert_eq!(scripts.filter(&design, "none", docs.clone(), &req), Ok(vec![false; 4]));
-    assert_eq!(scripts.view_filter(&design, "v", docs.clone()), Ok(vec![false, false, true, false]));
+    assert_eq!(scripts.view_filter(&design, "v", docs.clone(), &req), Ok(vec![false, false, true, false]));
     assert_eq!(scripts.filter(&design, "by", vec![], &req), Ok(vec![]));
     match scripts.filter(&design, "bad", docs.clone(), &req) {
         Err(ScriptError::Threw { function, error, .. }) => {

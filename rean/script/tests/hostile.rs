@@ -138,15 +138,88 @@ fn loops_inside_the_engine_end() {
 }
 
 #[test]
-fn a_thread_that_is_stuck_is_replaced() {
+fn a_thread_that_is_stuck_is_replaced_and_its_owner_waits_for_it() {
     // Nothing looks at the clock between ten thousand multiplications of very large numbers.
     let stuck = "function() { var n = (1n << 500000n) - 1n; for (;;) n * n }";
     let (scripts, bad) = (scripts(), design(stuck).for_owner("a"));
     let began = Instant::now();
     assert!(matches!(run(&scripts, &bad), Err(ScriptError::TooLong { .. })));
     assert!(began.elapsed() < Duration::from_secs(20));
-    is_well(&scripts, &bad, stuck);
-    assert!(matches!(run(&scripts, &bad), Err(ScriptError::Resting { .. } | ScriptError::TooLong { .. })));
+    is_well(&scripts, &design("function() {}").for_owner("b"), stuck);
+    // Another name for the same function does not get the next thread, in no lane.
+    let again = design(&format!("{stuck} // again")).for_owner("a");
+    let began = Instant::now();
+    assert_eq!(run(&scripts, &again), Err(ScriptError::Busy));
+    let mapped = scripts.map(Lane::Background, &again, &["bad".to_owned()], vec!["{}".to_owned()]);
+    assert_eq!(mapped, Err(ScriptError::Busy));
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn what_the_engine_does_with_long_texts_and_lists_looks_at_the_clock() {
+    let scripts = scripts();
+    let text = "var t = 'ä'; while (t.length < 2000000) t += t;";
+    let list =
+        "var l = []; for (var i = 0; i < 100000; i++) l.push({}); var n = l.map(function(x, i) { return 'k' + i });";
+    for (before, step) in [
+        (text, "JSON.stringify(t)"),
+        (text, "JSON.stringify([t])"),
+        ("var t = '[' + '1,'.repeat(500000) + '1]';", "JSON.parse(t)"),
+        (text, "encodeURIComponent(t)"),
+        (text, "escape(t)"),
+        (text, "t.toUpperCase()"),
+        (text, "String.prototype.toLowerCase.call([t])"),
+        (text, "t.normalize('NFD')"),
+        (text, "t.slice(1)"),
+        (text, "t.localeCompare(t + 'a')"),
+        (text, "t.padStart(4000000)"),
+        (text, "'ä'.repeat(2000000)"),
+        (text, "String.prototype.indexOf.call([t], 'b')"),
+        (list, "JSON.stringify(l, n)"),
+        (list, "Object.keys(l)"),
+        (list, "Object.assign({}, l)"),
+        ("var a = new Uint8Array(4000000);", "a.sort()"),
+        ("var a = new Uint8Array(4000000);", "a.indexOf(7)"),
+        ("var a = new Float64Array(1000000);", "a.slice()"),
+    ] {
+        let bad = design(&format!("function() {{ {before} for (;;) {step} }}")).for_owner("a");
+        let began = Instant::now();
+        let error = run(&scripts, &bad).expect_err(step);
+        let is_limit = matches!(error, ScriptError::TooLong { .. } | ScriptError::TooMuchMemory { .. });
+        assert!(is_limit || matches!(error, ScriptError::Threw { .. }), "{step}: {error}");
+        // No thread was lost for it: its owner goes on.
+        is_well(&scripts, &bad, step);
+        assert!(began.elapsed() < Duration::from_secs(5), "{step}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn guarded_functions_work_as_ever() {
+    for (expression, value) in [
+        ("'abc'.slice(-2)", json!("bc")),
+        ("String.prototype.slice.call(12345, 1, 3)", json!("23")),
+        ("'a-b'.split('-')", json!(["a", "b"])),
+        ("'a1b2'.replace(/[0-9]/g, '')", json!("ab")),
+        ("'abc'.includes('b') && !'abc'.indexOf('a')", json!(true)),
+        ("'ab'.match(/b/).index", json!(1)),
+        ("'x'.repeat(3) + 'y'.padStart(3, '-') + ' z '.trim()", json!("xxx--yz")),
+        (
+            "encodeURIComponent('a b') + decodeURIComponent('%C3%A4') + parseInt('ff', 16) + parseFloat('1.5x')",
+            json!("a%20bä2551.5"),
+        ),
+        ("JSON.stringify({a: 1, b: 2}, ['b']) + JSON.stringify([1], null, 1)", json!("{\"b\":2}[\n 1\n]")),
+        ("JSON.parse('[1,2]', function(k, v) { return k === '0' ? 7 : v })", json!([7, 2])),
+        ("Object.keys({a: 1}).concat(Object.values({a: 2}))", json!(["a", 2])),
+        ("Object.assign({a: 1}, null, {b: 2})", json!({"a": 1, "b": 2})),
+        ("Array.from(new Uint8Array([3, 1, 2]).sort().slice(1))", json!([2, 3])),
+        ("(function() { try { String.prototype.trim.call(null) } catch (e) { return e.name } })()", json!("TypeError")),
+        ("'abc'.slice.name + 'abc'.slice.length + JSON.parse.length", json!("slice22")),
+    ] {
+        let design = design(&format!("function() {{ emit({expression}) }}"));
+        let mapped = scripts().map(Lane::Request, &design, &["bad".to_owned()], vec!["{}".to_owned()]).unwrap();
+        let rows = mapped[0].views[0].as_ref().unwrap_or_else(|error| panic!("{expression}: {error}"));
+        assert_eq!(serde_json::from_str::<Value>(&rows[0].0).unwrap(), value, "{expression}");
+    }
 }
 
 #[test]
@@ -358,8 +431,9 @@ fn rows_are_bounded() {
     }
     assert_eq!(mapped[3].views[0].as_ref().unwrap().len(), 1);
     let large = self::design("function(doc) { emit('y'.repeat(7 << 20)) }");
-    let many = scripts.map(Lane::Background, &large, &["bad".to_owned()], vec!["{}".to_owned(); 40]);
-    assert_eq!(many, Err(ScriptError::TooMuchMemory { function: "views.bad.map".to_owned() }));
+    // There are answers for as many as one call may have rows.
+    let many = scripts.map(Lane::Background, &large, &["bad".to_owned()], vec!["{}".to_owned(); 40]).unwrap();
+    assert!((15..25).contains(&many.len()) && many.iter().all(|doc| doc.views[0].is_ok()), "{}", many.len());
     is_well(&scripts, &large, "rows");
 }
 
@@ -410,17 +484,68 @@ fn one_bad_document_does_not_stop_an_index() {
 }
 
 #[test]
-fn a_batch_that_is_slow_everywhere_ends() {
+fn a_batch_that_is_too_long_everywhere_ends_soon() {
     let scripts = Scripts::new(ScriptLimits { time_ms: 50, ..ScriptLimits::default() });
     let slow = design("function(doc) { for (;;) {} }");
-    let began = Instant::now();
-    let docs = vec!["{}".to_owned(); 1_000];
-    assert!(matches!(
-        scripts.map(Lane::Background, &slow, &["bad".to_owned()], docs),
-        Err(ScriptError::TooLong { .. })
-    ));
-    assert!(began.elapsed() < Duration::from_secs(10));
+    let (began, docs) = (Instant::now(), vec!["{}".to_owned(); 1_000]);
+    let mapped = scripts.map(Lane::Background, &slow, &["bad".to_owned()], docs).unwrap();
+    assert!(mapped.len() == 3 && mapped.iter().all(|doc| doc.costly), "{}", mapped.len());
+    assert!(began.elapsed() < Duration::from_secs(5));
     is_well(&scripts, &slow, "slow");
+}
+
+#[test]
+fn a_batch_that_is_slow_everywhere_is_answered_in_parts() {
+    let scripts = Scripts::new(ScriptLimits { time_ms: 60, ..ScriptLimits::default() });
+    let slow = design("function(doc) { for (var end = Date.now() + 20; Date.now() < end;) {} emit(1) }");
+    for _ in 0..4 {
+        let mapped = scripts.map(Lane::Background, &slow, &["bad".to_owned()], vec!["{}".to_owned(); 1_000]).unwrap();
+        assert!((3..500).contains(&mapped.len()), "{}", mapped.len());
+        assert!(mapped.iter().filter(|doc| doc.views[0].is_err()).count() <= 3);
+    }
+}
+
+#[test]
+fn what_a_client_sends_rests_no_function() {
+    let validator = "function(doc, old, user) { if (doc.loop) for (;;) {} }";
+    let design = Design::new(&json!({ "validate_doc_update": validator }).to_string()).unwrap();
+    let scripts = Scripts::new(ScriptLimits { time_ms: 50, ..ScriptLimits::default() });
+    let ask = |user: Value, doc: String| {
+        let case = ValidateCase { new: doc, old: None };
+        scripts.validate(&design, vec![case], &json!({ "name": user }).to_string(), "{}").remove(0)
+    };
+    // Too large for the memory that it may have, whatever the validator does.
+    let bomb = format!("{{\"x\":[{}[]]}}", "[],".repeat(2_500_000));
+    for _ in 0..4 {
+        let refused = ask(json!("ann"), bomb.clone());
+        assert!(matches!(refused, Err(Refusal::Error(ScriptError::TooMuchMemory { .. }))), "{refused:?}");
+    }
+    assert_eq!(ask(json!("ann"), "{}".to_owned()), Ok(()));
+    // Who drives it to its limits rests alone.
+    for _ in 0..3 {
+        assert!(matches!(
+            ask(json!("ann"), r#"{"loop":1}"#.to_owned()),
+            Err(Refusal::Error(ScriptError::TooLong { .. }))
+        ));
+    }
+    assert!(matches!(ask(json!("ann"), "{}".to_owned()), Err(Refusal::Error(ScriptError::Resting { .. }))));
+    assert_eq!(ask(json!("bob"), "{}".to_owned()), Ok(()));
+    assert_eq!(ask(Value::Null, "{}".to_owned()), Ok(()));
+}
+
+#[test]
+fn a_filter_rests_for_those_who_drive_it_to_its_limits() {
+    let filter = design("function(doc, req) { if (req.body) for (;;) {} return true }");
+    let scripts = Scripts::new(ScriptLimits { time_ms: 50, ..ScriptLimits::default() });
+    let ask = |user: &str, body: bool| {
+        let req = json!({ "body": body, "userCtx": { "name": user, "roles": [] } }).to_string();
+        scripts.filter(&filter, "bad", vec!["{}".to_owned()], &req)
+    };
+    for _ in 0..3 {
+        assert!(matches!(ask("ann", true), Err(ScriptError::TooLong { .. })));
+    }
+    assert!(matches!(ask("ann", false), Err(ScriptError::Resting { .. })));
+    assert_eq!(ask("bob", false), Ok(vec![true]));
 }
 
 #[test]

@@ -107,7 +107,7 @@ impl FunctionFilter {
             let docs = docs.as_ref().clone();
             match &function {
                 Function::Filter(name) => scripts.filter(&script, name, docs, &req),
-                Function::View(name) => scripts.view_filter(&script, name, docs),
+                Function::View(name) => scripts.view_filter(&script, name, docs, &req),
             }
         })
         .await

@@ -70,13 +70,22 @@ pub(crate) struct DbInner {
     /// Attachments that commits have taken up while a compaction looks for unused ones.
     pub pinned: Mutex<HashSet<BlobId>>,
     instance: String,
+    /// The store's sequence when the database was made: what clients see counts from here.
+    first: Seq,
     gone: AtomicBool,
     record: RwLock<DbRecord>,
     state: RwLock<DbState>,
 }
 
 impl DbInner {
-    pub fn new(store: &Arc<StoreInner>, name: String, record: DbRecord, state: DbState, app: AppState) -> DbInner {
+    pub fn new(
+        store: &Arc<StoreInner>,
+        name: String,
+        record: DbRecord,
+        first: Seq,
+        state: DbState,
+        app: AppState,
+    ) -> DbInner {
         DbInner {
             id: record.id,
             kind: if record.app { DbKind::App } else { DbKind::Plain },
@@ -86,6 +95,7 @@ impl DbInner {
             compacting: AtomicBool::new(false),
             pinned: Mutex::new(HashSet::new()),
             instance: hex::encode(record.instance),
+            first,
             gone: AtomicBool::new(false),
             record: RwLock::new(record),
             state: RwLock::new(state),
@@ -133,6 +143,17 @@ impl Db {
     /// Eight hexadecimal digits, new at each creation of a database of this name.
     pub fn instance(&self) -> &str {
         &self.inner.instance
+    }
+
+    /// A sequence as clients see it where it stands open: it counts from the making of this database, as CouchDB's does,
+    /// so that a new database is at 0, and its numbers tell nothing of what was written to others before.
+    pub fn shown_seq(&self, seq: Seq) -> Seq {
+        seq.saturating_sub(self.inner.first)
+    }
+
+    /// The store's sequence behind one that a client saw.
+    pub(crate) fn stored_seq(&self, shown: Seq) -> Seq {
+        shown.saturating_add(self.inner.first)
     }
 
     /// Whether it has been deleted.

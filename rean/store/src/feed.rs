@@ -157,7 +157,7 @@ impl Db {
     /// What a client sees of a sequence.
     pub fn seq_token(&self, scope: &Scope, seq: Seq) -> String {
         match self.scope_seal(scope) {
-            None => open_form(seq, self.instance()),
+            None => open_form(self.shown_seq(seq), self.instance()),
             Some(seal) => {
                 let sure = scope.reader().map(|r| r.roles().to_vec()).unwrap_or_default();
                 seal.seal(&Place { after: seq, origin: seq, head: seq, sure, ..Place::default() })
@@ -242,7 +242,7 @@ impl Feed {
     /// The place now, as text for the client.
     pub fn token(&self) -> String {
         match &self.seal {
-            None => open_form(self.place.after, self.db.instance()),
+            None => open_form(self.db.shown_seq(self.place.after), self.db.instance()),
             Some(seal) => seal.seal(&self.place),
         }
     }
@@ -296,7 +296,7 @@ impl Feed {
             let (seq, instance) = read_open_form(text).ok_or(FeedError::BadSeq)?;
             // A place in a namesake that was deleted since: all is new.
             let known = instance.is_none_or(|instance| instance == self.db.instance());
-            self.place.after = if known { seq.min(now) } else { 0 };
+            self.place.after = if known { self.db.stored_seq(seq).min(now) } else { 0 };
             return Ok(());
         };
         if text == "0" {
@@ -348,7 +348,7 @@ impl Feed {
 
     fn token_at(&self, seq: Seq) -> String {
         match &self.seal {
-            None => open_form(seq, self.db.instance()),
+            None => open_form(self.db.shown_seq(seq), self.db.instance()),
             Some(seal) => seal.seal(&Place { after: seq, ..self.place.clone() }),
         }
     }
@@ -356,7 +356,7 @@ impl Feed {
     fn row_of_all(&self, seq: Seq, row: SeqRow) -> FeedRow {
         let winner = row.leaves.first();
         FeedRow {
-            seq_token: open_form(seq, self.db.instance()),
+            seq_token: open_form(self.db.shown_seq(seq), self.db.instance()),
             deleted: winner.is_none_or(|leaf| leaf.deleted),
             tomb: false,
             body: winner.and_then(|leaf| leaf.body).map(BodyRef),

@@ -70,8 +70,13 @@ pub(crate) fn load_databases(inner: &Arc<StoreInner>, new_instances: bool) -> Re
             Some(state) => decode(&state, "a database's counts")?,
             None => DbState::default(),
         };
+        // A database of an earlier version has none: its sequences are shown as they are.
+        let first = match engine.get(Space::Meta, &key::first(id))? {
+            Some(first) => decode(&first, "where a database began")?,
+            None => 0,
+        };
         let app = load_app(engine, id, &record.rules)?;
-        let db = Db::new(DbInner::new(inner, name.clone(), record, state, app));
+        let db = Db::new(DbInner::new(inner, name.clone(), record, first, state, app));
         inner.dbs.write().insert(name, db);
     }
     // Uploads that no document took: their bytes are nobody's.

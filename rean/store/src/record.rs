@@ -217,6 +217,7 @@ pub(crate) mod key {
     pub const UPLOAD: &[u8] = b"upload/";
     pub const NOTE: &[u8] = b"note/";
     pub const PURGED: &[u8] = b"purged/";
+    pub const FIRST: &[u8] = b"first/";
 
     pub fn meta(prefix: &[u8], parts: &[&[u8]]) -> Vec<u8> {
         let mut key = prefix.to_vec();
@@ -228,6 +229,10 @@ pub(crate) mod key {
 
     pub fn state(db: DbId) -> Vec<u8> {
         meta(STATE, &[&db.to_be_bytes()])
+    }
+
+    pub fn first(db: DbId) -> Vec<u8> {
+        meta(FIRST, &[&db.to_be_bytes()])
     }
 
     pub fn part(db: DbId, part: PartNo) -> Vec<u8> {

@@ -229,7 +229,11 @@ impl Store {
             };
             tx.put(Space::Meta, key::meta(key::DB, &[owned.as_bytes()]), encode(&record));
             tx.put(Space::Meta, key::state(id), encode(&DbState::default()));
-            let db = Db::new(DbInner::new(&inner, owned.clone(), record, DbState::default(), AppState::default()));
+            // The pod's own databases show the store's sequences: `_db_updates` orders by those of one of them.
+            let first = if owned.starts_with('_') { 0 } else { tx.clock.seq };
+            tx.put(Space::Meta, key::first(id), encode(&first));
+            let state = DbState::default();
+            let db = Db::new(DbInner::new(&inner, owned.clone(), record, first, state, AppState::default()));
             // Known before it is durable: a request that finds it waits behind this commit anyway.
             inner.dbs.write().insert(owned, db.clone());
             Ok(db)
@@ -250,6 +254,7 @@ impl Store {
             db.inner().mark_gone();
             tx.delete(Space::Meta, key::meta(key::DB, &[owned.as_bytes()]));
             tx.delete(Space::Meta, key::state(db.inner().id));
+            tx.delete(Space::Meta, key::first(db.inner().id));
             tx.put(Space::Meta, key::meta(key::DOOMED, &[&db.inner().id.to_be_bytes()]), Vec::new());
             Ok(Some(db))
         })?;

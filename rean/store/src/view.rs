@@ -55,7 +55,7 @@ pub struct RevView {
 pub struct DocView {
     /// The document.
     pub id: String,
-    /// Its latest change.
+    /// Its latest change, as clients see it ([`Db::shown_seq`]).
     pub seq: Seq,
     /// The leaves that the reader may see, winner first; never empty.
     pub leaves: Vec<RevView>,
@@ -134,7 +134,7 @@ impl Db {
         drop(app);
         Some(DocView {
             id: id.to_owned(),
-            seq: record.seq,
+            seq: self.shown_seq(record.seq),
             leaves,
             db: self.clone(),
             reader: scope.reader().cloned(),
@@ -158,7 +158,7 @@ impl Db {
             let tomb = RevView { rev: rev.clone(), deleted: true, body: None, node, tomb: true };
             let view = DocView {
                 id: id.to_owned(),
-                seq: record.seq,
+                seq: self.shown_seq(record.seq),
                 leaves: vec![tomb.clone()],
                 db: self.clone(),
                 reader: scope.reader().cloned(),

@@ -6,6 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use rean::list_args::ListArgs;
 use rean::query::Query;
 use rean::route::Request;
+use rean::views::args::ViewArgs;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -18,6 +19,9 @@ fuzz_target!(|data: &[u8]| {
         let _ = ListArgs::from_query(&query);
         let _ = ListArgs::from_body(&query, body.as_bytes());
         let _ = ListArgs::queries(&query, body.as_bytes());
+        let _ = ViewArgs::from_query(&query).map(|args| args.check(true));
+        let _ = ViewArgs::from_body(&query, body.as_bytes());
+        let _ = ViewArgs::queries(&query, body.as_bytes());
     }
     if let Ok(request) = http::Request::builder().uri(raw).body(Body::empty())
         && let Ok(request) = Request::from_http(request)
