@@ -24,6 +24,7 @@ mod cors;
 mod error;
 mod feeds;
 mod gzip;
+mod head;
 mod health;
 mod metrics;
 mod open_feed;

@@ -45,6 +45,9 @@ pub fn who_am_i(login: &Login, with_cookies: bool, query: Option<&str>) -> Resul
     if login.identity.name.is_some() {
         info["authenticated"] = if login.by_cookie { "cookie" } else { "default" }.into();
     }
+    if login.identity.is_admin() {
+        info["authentication_db"] = "_users".into();
+    }
     let user = json!({"name": login.identity.name, "roles": login.identity.roles});
     Ok(json(StatusCode::OK, &json!({"ok": true, "userCtx": user, "info": info})))
 }
@@ -116,7 +119,16 @@ pub async fn log_out(
 /// Sends a browser's form on to the page that `?next=` names, as CouchDB does after a log-in and a log-out that are the
 /// cookie's. Only to a path of this server: another one could look like its log-in.
 pub fn send_on(response: &mut Response<Body>, query: Option<&str>) {
-    let Some(next) = parameter(query, "next") else { return };
+    send_to(response, parameter(query, "next"));
+}
+
+/// As [`send_on`], to the page that `?fail=` names, after a log-in that was refused.
+pub fn send_back(response: &mut Response<Body>, query: Option<&str>) {
+    send_to(response, parameter(query, "fail"));
+}
+
+fn send_to(response: &mut Response<Body>, path: Option<String>) {
+    let Some(next) = path else { return };
     let is_path = next.starts_with('/') && !next.starts_with("//") && !next.contains(['\\', '\r', '\n', '\t']);
     if let Some(location) = is_path.then(|| HeaderValue::try_from(next).ok()).flatten() {
         *response.status_mut() = StatusCode::FOUND;

@@ -26,6 +26,7 @@ use crate::config::{Config, Limits};
 use crate::error::Refusal;
 use crate::feeds::{FeedTicket, Feeds};
 use crate::gzip;
+use crate::head::{self, REQUEST_ID};
 use crate::health::Health;
 use crate::metrics::{MethodClass, Metrics};
 use crate::rules::{AccountWrite, Rules, account_write, is_feed, is_plain, segments};
@@ -38,7 +39,6 @@ use crate::web;
 
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("Adea/", env!("CARGO_PKG_VERSION")));
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, must-revalidate");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-couch-request-id");
 const FILE_SETTINGS: HeaderName = HeaderName::from_static(FILE_SETTINGS_HEADER);
 const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 
@@ -110,7 +110,10 @@ impl Stack {
     /// Answers a request.
     pub async fn handle(&self, peer: IpAddr, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
-        let (parts, incoming) = request.into_parts();
+        let (mut parts, incoming) = request.into_parts();
+        // Before anything asks for the method.
+        head::override_method(&mut parts);
+        let address = head::own_address(&parts);
         let class = MethodClass::of(&parts.method);
         let head = parts.method == Method::HEAD;
         if !self.settings.is_loaded() && parts.uri.path() != "/_up" {
@@ -127,7 +130,7 @@ impl Stack {
             user: None,
             peer,
         });
-        let mut seen = Seen { id: new_id(), feed: false, user: None, cookie: None };
+        let mut seen = Seen { id: head::id(&parts.headers), feed: false, user: None, cookie: None };
         let mut response =
             self.answer(parts, incoming, peer, &mut seen).await.unwrap_or_else(|refusal| refusal.response());
         if head {
@@ -139,6 +142,9 @@ impl Stack {
             }
         }
         self.our_headers(&mut response, seen.id);
+        if let Some(address) = address {
+            head::complete_location(&address, response.headers_mut());
+        }
         if let Some(origin) = origin {
             settings.cors.allow(origin, response.headers_mut());
         }
@@ -275,7 +281,15 @@ impl Stack {
         let cookie = settings.cookie.as_ref().filter(|_| cookie::counts(parts, settings.cors.named()));
         let lifetimes = session::Lifetimes { cookie, plain: self.session_lifetime };
         let (authenticator, upstream) = (&self.authenticator, &self.upstream);
-        let mut response = session::log_in(authenticator, upstream, &parts.headers, body, peer, &lifetimes).await?;
+        let logging_in = session::log_in(authenticator, upstream, &parts.headers, body, peer, &lifetimes);
+        let mut response = match logging_in.await {
+            Err(refusal @ Refusal::BadCredentials) if cookie.is_some() => {
+                let mut response = refusal.response();
+                session::send_back(&mut response, parts.uri.query());
+                return Ok(response);
+            }
+            other => other?,
+        };
         if response.headers().contains_key(header::SET_COOKIE) {
             session::send_on(&mut response, parts.uri.query());
         }
@@ -426,13 +440,6 @@ impl Stack {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
     }
-}
-
-/// A request's id, in the form of CouchDB's.
-fn new_id() -> HeaderValue {
-    let id = format!("{:010x}", rand::random::<u64>() >> 24);
-    // Hexadecimal digits are always a valid value.
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(id)).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// Our own answers to HEAD; those of rean have no content already.

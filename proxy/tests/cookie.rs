@@ -29,6 +29,11 @@ async fn log_in(pod: &Pod, headers: &[(&str, &str)]) -> Answer {
     answer
 }
 
+/// The whole address of a path.
+fn at(path: &str) -> String {
+    format!("http://pod{path}")
+}
+
 /// The pair that a browser sends.
 fn pair(answer: &Answer) -> String {
     let set = answer.header("set-cookie").expect("a cookie");
@@ -83,7 +88,7 @@ async fn forms_are_sent_on_and_bad_ones_refused() {
             .header("origin", "http://pod")
     };
     let sent = pod.ask(form("/_session?next=%2Fapp%2Findex.html"), "username=ann&password=right").await;
-    assert_eq!((sent.status, sent.header("location")), (StatusCode::FOUND, Some("/app/index.html")));
+    assert_eq!((sent.status, sent.header("location")), (StatusCode::FOUND, Some(at("/app/index.html").as_str())));
     let away = pod.ask(form("/_session?next=//evil.example"), "name=ann&password=right").await;
     assert_eq!((away.status, away.header("location")), (StatusCode::OK, None));
     assert_eq!(
@@ -91,11 +96,16 @@ async fn forms_are_sent_on_and_bad_ones_refused() {
         StatusCode::BAD_REQUEST
     );
     assert_eq!(pod.ask(form("/_session"), "name=ann&password=wrong").await.status, StatusCode::UNAUTHORIZED);
+    let failed = pod.ask(form("/_session?next=/app&fail=/again"), "name=ann&password=wrong").await;
+    assert_eq!((failed.status, failed.header("location")), (StatusCode::FOUND, Some(at("/again").as_str())));
+    assert_eq!(failed.header("set-cookie"), None);
+    let failed = pod.ask(form("/_session?fail=//evil.example"), "name=ann&password=wrong").await;
+    assert_eq!((failed.status, failed.header("location")), (StatusCode::UNAUTHORIZED, None));
     let me = request("GET", "/_session?basic=true", None);
     assert_eq!(pod.ask(me, "").await.status, StatusCode::UNAUTHORIZED);
     let out = request("DELETE", "/_session?next=/bye", None).header("cookie", pair(&sent));
     let out = pod.ask(out, "").await;
-    assert_eq!((out.status, out.header("location")), (StatusCode::FOUND, Some("/bye")));
+    assert_eq!((out.status, out.header("location")), (StatusCode::FOUND, Some(at("/bye").as_str())));
 }
 
 #[tokio::test]

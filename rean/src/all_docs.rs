@@ -6,13 +6,14 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use adea_ring::Identity;
+use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
 use rean_store::json::push_string;
 use rean_store::{Body, DocRow, DocView, IdRange, RevView};
 
-use crate::body_in::{read_any, read_json};
+use crate::body_in::{read_any, read_json, require_json};
 use crate::error::ApiError;
-use crate::list_args::ListArgs;
+use crate::list_args::{Before, ListArgs};
 use crate::local_docs::{self, LocalRev, push_local};
 use crate::page_body::{Out, Pages, paged};
 use crate::pod::Pod;
@@ -25,6 +26,9 @@ use crate::target::{self, Target};
 const ROWS_A_READ: usize = 256;
 /// Reads before others get the thread: rows that are skipped make no output that would end a page.
 const READS_A_PAGE: usize = 4;
+/// Of databases up to this many documents it is told how many rows lie before a range: they are counted one by one, which
+/// a client that goes through a large database page by page should not pay for.
+const MAX_COUNTED: u64 = 1_000;
 /// Between these are the design documents' ids.
 const DESIGN_RANGE: (&str, &str) = ("_design/", "_design0");
 
@@ -56,13 +60,17 @@ impl Kind {
 /// GET and POST of `/db/_all_docs`, `/db/_design_docs`, `/db/_local_docs`.
 ///
 /// # Errors
-/// 400 for parameters with values that they can't have.
+/// 400 for parameters with values that they can't have, 415 for a body that says it is something else than JSON.
 pub async fn all_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let standing = Standing::new(pod, who)?;
     let target = target::resolve(pod, who, request.db_name())?;
     let kind = Kind::of(&request);
     kind.require(&target)?;
     let args = if request.method == Method::POST {
+        // Without a type it is taken for what it must be.
+        if request.headers.contains_key(CONTENT_TYPE) {
+            require_json(&request.headers)?;
+        }
         let text = read_any(pod, &request.headers, request.body).await?;
         ListArgs::from_body(&request.query, &text)?
     } else {
@@ -207,24 +215,26 @@ impl List {
     fn push_head(&self, target: &Target, out: &mut Out) -> Result<(), ApiError> {
         let db = &target.db;
         let text = &mut out.text;
-        // Writing to a vector can't fail.
-        let _ = match self.kind {
-            Kind::All => {
-                let total = db.scoped_info(&target.scope).doc_count;
-                write!(text, "{{\"total_rows\":{total}")
-            }
-            Kind::Design => {
-                let total = count_design_docs(target)?;
-                write!(text, "{{\"total_rows\":{total}")
-            }
-            Kind::Local => write!(text, "{{\"total_rows\":null"),
+        let total = match self.kind {
+            Kind::All => Some(db.scoped_info(&target.scope).doc_count),
+            Kind::Design => Some(count_design_docs(target)?),
+            Kind::Local => None,
         };
-        if self.kind == Kind::Local || self.args.has_start || matches!(self.source, Source::Keys(_)) {
-            // How many rows lie before a key would have to be counted.
-            text.extend_from_slice(b",\"offset\":null");
-        } else {
-            let _ = write!(text, ",\"offset\":{}", self.args.skip);
-        }
+        // Writing to a vector can't fail.
+        let _ = match total {
+            Some(total) => write!(text, "{{\"total_rows\":{total}"),
+            None => write!(text, "{{\"total_rows\":null"),
+        };
+        let before = match total {
+            Some(total) if !matches!(self.source, Source::Keys(_)) => self.count_before(target, total)?,
+            _ => None,
+        };
+        let _ = match before.zip(total) {
+            Some((before, total)) => {
+                write!(text, ",\"offset\":{}", before.saturating_add(self.args.skip).min(total))
+            }
+            None => write!(text, ",\"offset\":null"),
+        };
         if self.args.update_seq {
             let seq = db.scoped_info(&target.scope).update_seq;
             text.extend_from_slice(b",\"update_seq\":");
@@ -232,6 +242,24 @@ impl List {
         }
         text.extend_from_slice(b",\"rows\":[");
         Ok(())
+    }
+
+    /// How many rows lie before the range, if there are few enough to count.
+    fn count_before(&self, target: &Target, total: u64) -> Result<Option<u64>, ApiError> {
+        match self.args.before {
+            Before::None => return Ok(Some(0)),
+            Before::All => return Ok(Some(total)),
+            Before::Start if total > MAX_COUNTED => return Ok(None),
+            Before::Start => {}
+        }
+        let mut list = ListArgs { range: IdRange::default(), empty: false, ..self.args.clone() };
+        list.range.descending = self.args.range.descending;
+        list.range.end.clone_from(&self.args.range.start);
+        list.range.exclusive_end = true;
+        if self.kind == Kind::Design {
+            list.clamp(DESIGN_RANGE.0, DESIGN_RANGE.1);
+        }
+        if list.empty { Ok(Some(0)) } else { count(target, list.range).map(Some) }
     }
 
     /// Adds rows; `false`: the list has ended.
@@ -404,11 +432,13 @@ fn read_on(
 }
 
 fn count_design_docs(target: &Target) -> Result<u64, ApiError> {
-    let mut rest = Some(IdRange {
-        start: Some(DESIGN_RANGE.0.to_owned()),
-        end: Some(DESIGN_RANGE.1.to_owned()),
-        ..IdRange::default()
-    });
+    let (start, end) = (Some(DESIGN_RANGE.0.to_owned()), Some(DESIGN_RANGE.1.to_owned()));
+    count(target, IdRange { start, end, ..IdRange::default() })
+}
+
+/// The rows of a range, one by one.
+fn count(target: &Target, range: IdRange) -> Result<u64, ApiError> {
+    let mut rest = Some(range);
     let mut count = 0;
     let mut rows = VecDeque::new();
     while rest.is_some() {

@@ -8,15 +8,17 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_RANGE, RANGE,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_RANGE,
+    LOCATION, RANGE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use md5::{Digest, Md5};
+use percent_encoding::utf8_percent_encode;
 use rean_store::document::{parse_document, validate_id, validate_name};
 use rean_store::rev::Rev;
 use rean_store::{Attachment, AttachmentEdit, AttachmentEditSource, BlobRef, Body, Edit, Mode};
 
-use crate::docs::{given_rev, matches_etag, not_modified, written_answer};
+use crate::docs::{LOCATION_ESCAPES, given_rev, matches_etag, not_modified, written_answer};
 use crate::edit_in::{self, Upload};
 use crate::error::ApiError;
 use crate::multipart_out::content_type;
@@ -27,8 +29,10 @@ use crate::render::parse_rev;
 use crate::route::{Request, Response};
 use crate::target::{self, Target};
 
+/// The MD5 of the whole content, in Base64 (RFC 1864).
+const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
 /// The type of what came without one (RFC 9110, 8.3).
-const DEFAULT_TYPE: &str = "application/octet-stream";
+pub const DEFAULT_TYPE: &str = "application/octet-stream";
 
 /// All methods of `/db/doc/name`.
 ///
@@ -111,6 +115,11 @@ fn send(target: &Target, attachment: &Attachment, headers: &HeaderMap) -> Result
     // Anyone who may write a document chooses the type: a page in it must not run as one of ours.
     answer.insert(HeaderName::from_static("content-security-policy"), HeaderValue::from_static("sandbox"));
     answer.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+    if range == ByteRange::Whole
+        && let Ok(md5) = HeaderValue::from_str(&STANDARD.encode(attachment.digest_md5))
+    {
+        answer.insert(CONTENT_MD5, md5);
+    }
     if let Some(text) = range.content_range(attachment.length)
         && let Ok(value) = HeaderValue::from_str(&text)
     {
@@ -153,10 +162,11 @@ async fn put(
     let kind = request.header(CONTENT_TYPE).filter(|text| !text.is_empty()).unwrap_or(DEFAULT_TYPE).to_owned();
     // Before the upload: a refusal should not cost a gigabyte.
     edit_in::require_creator(target, &id)?;
-    let base = base(target, &id, given.as_ref())?;
+    let base = base_of(target, &id, given.as_ref())?;
     let blob = upload(pod, target, request).await?;
-    let mut edit = base_edit(id, given, base)?;
+    let mut edit = stub_edit(id, given, base)?;
     edit.attachments.retain(|one| one.name != name);
+    let below = format!("/{}", utf8_percent_encode(&name, LOCATION_ESCAPES));
     edit.attachments.push(AttachmentEdit {
         name,
         content_type: Some(kind),
@@ -164,7 +174,12 @@ async fn put(
         source: AttachmentEditSource::Blob(blob),
     });
     let written = edit_in::write_one(pod, target, edit, Mode::Interactive).await?;
-    Ok(written_answer(target, StatusCode::CREATED, &written))
+    let mut response = written_answer(target, StatusCode::CREATED, &written);
+    let document = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    if let Some(location) = document.and_then(|document| HeaderValue::try_from(format!("{document}{below}")).ok()) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
 }
 
 async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<BlobRef, ApiError> {
@@ -191,7 +206,7 @@ async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Blo
         return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             "content_md5_mismatch",
-            "Content-MD5 does not fit the body",
+            "Possible message corruption.",
         ));
     }
     upload.finish()
@@ -199,7 +214,7 @@ async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Blo
 
 fn content_md5(request: &Request) -> Result<Option<Vec<u8>>, ApiError> {
     request
-        .header(HeaderName::from_static("content-md5"))
+        .header(CONTENT_MD5)
         .map(|text| STANDARD.decode(text).map_err(|_| ApiError::bad_request("Content-MD5 is not Base64")))
         .transpose()
 }
@@ -211,10 +226,10 @@ async fn delete(
     name: &str,
     given: Option<Rev>,
 ) -> Result<Response, ApiError> {
-    let Some(base) = base(target, &id, given.as_ref())? else {
+    let Some(base) = base_of(target, &id, given.as_ref())? else {
         return Err(ApiError::missing());
     };
-    let mut edit = base_edit(id, given, Some(base))?;
+    let mut edit = stub_edit(id, given, Some(base))?;
     let before = edit.attachments.len();
     edit.attachments.retain(|one| one.name != name);
     if edit.attachments.len() == before {
@@ -225,7 +240,10 @@ async fn delete(
 }
 
 /// The content that the new revision starts from; `None` for a new document.
-fn base(target: &Target, id: &str, given: Option<&Rev>) -> Result<Option<Body>, ApiError> {
+///
+/// # Errors
+/// 409 for a revision that isn't there, or not for this author, and for none where there is a document.
+pub fn base_of(target: &Target, id: &str, given: Option<&Rev>) -> Result<Option<Body>, ApiError> {
     match given {
         None => match target.db.doc(&target.scope, id)? {
             Some(doc) if !doc.winner().deleted => Err(ApiError::conflict()),
@@ -233,7 +251,7 @@ fn base(target: &Target, id: &str, given: Option<&Rev>) -> Result<Option<Body>, 
         },
         Some(rev) => {
             let found = target.db.revision(&target.scope, id, rev)?;
-            let (_, found) = found.ok_or_else(ApiError::conflict)?;
+            let (_, found) = found.ok_or_else(missing_rev)?;
             match found.body {
                 None => Err(ApiError::conflict()),
                 Some(at) => target.db.body(at)?.map(Some).ok_or_else(ApiError::conflict),
@@ -242,8 +260,16 @@ fn base(target: &Target, id: &str, given: Option<&Rev>) -> Result<Option<Body>, 
     }
 }
 
+/// 409 `not_found`, as CouchDB has it: there is no such revision, or none that this author may know of.
+fn missing_rev() -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, "not_found", "missing_rev")
+}
+
 /// An edit that changes nothing yet: the same members, the same attachments.
-fn base_edit(id: String, parent: Option<Rev>, base: Option<Body>) -> Result<Edit, ApiError> {
+///
+/// # Errors
+/// When what is stored can't be read.
+pub fn stub_edit(id: String, parent: Option<Rev>, base: Option<Body>) -> Result<Edit, ApiError> {
     let (json, stored) = match base {
         None => (Bytes::from_static(b"{}"), Vec::new()),
         Some(body) => (body.json, body.attachments),

@@ -50,7 +50,10 @@ pub async fn bulk_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resu
     let target = target::resolve(pod, who, request.db_name())?;
     target.require_write()?;
     let text = read_json(pod, &request.headers, request.body).await?;
-    let (docs, mode) = aside(text.len(), move || parse(&text)).await??;
+    let Bulk { docs, mode, all_or_nothing } = aside(text.len(), move || parse(&text)).await??;
+    if all_or_nothing {
+        return Ok(refuse_all_or_nothing(docs));
+    }
     let largest = pod.settings.get().max_document_bytes;
     let is_too_large = |doc: &IncomingDoc| doc.body.len() > largest && !edit_in::is_taken(&target);
     if let Some((id, _)) = docs.iter().find(|(_, doc)| is_too_large(doc)) {
@@ -67,8 +70,15 @@ pub async fn bulk_docs(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resu
     Ok(render::json(StatusCode::CREATED, body))
 }
 
-/// The documents with their ids, made up where there is none.
-fn parse(text: &Bytes) -> Result<(Vec<(String, IncomingDoc)>, Mode), DocumentError> {
+/// What `_bulk_docs` is asked.
+struct Bulk {
+    /// The documents with their ids, made up where there is none.
+    docs: Vec<(String, IncomingDoc)>,
+    mode: Mode,
+    all_or_nothing: bool,
+}
+
+fn parse(text: &Bytes) -> Result<Bulk, DocumentError> {
     let text = std::str::from_utf8(text).map_err(|_| DocumentError::BadRequest("invalid UTF-8 JSON".to_owned()))?;
     let bulk = parse_documents(text)?;
     let mode = if bulk.new_edits { Mode::Interactive } else { Mode::Replicated };
@@ -77,7 +87,18 @@ fn parse(text: &Bytes) -> Result<(Vec<(String, IncomingDoc)>, Mode), DocumentErr
         let mut doc = parse_document(doc.as_bytes())?;
         docs.push((doc.id.take().unwrap_or_else(new_id), doc));
     }
-    Ok((docs, mode))
+    Ok(Bulk { docs, mode, all_or_nothing: bulk.all_or_nothing })
+}
+
+/// 417 for each document, as CouchDB has it: nothing is written.
+fn refuse_all_or_nothing(docs: Vec<(String, IncomingDoc)>) -> Response {
+    let refusal =
+        ApiError::new(StatusCode::EXPECTATION_FAILED, "not_implemented", "all_or_nothing is not supported");
+    let rows: Vec<Row> =
+        docs.into_iter().map(|(id, _)| Row { id, came_with: None, outcome: Err(refusal.clone()) }).collect();
+    let mut body = Vec::with_capacity(rows.len() * 96 + 4);
+    push_rows(&mut body, &rows, Mode::Interactive);
+    render::json(StatusCode::EXPECTATION_FAILED, body)
 }
 
 async fn write(

@@ -100,7 +100,8 @@ pub async fn delete(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<
     let name = request.db_name().to_owned();
     if request.query.get("rev").is_some() {
         return Err(ApiError::bad_request(
-            "You tried to DELETE a database with a ?rev= parameter. Did you mean to DELETE a document instead?",
+            // The slip is CouchDB's.
+            "You tried to DELETE a database with a ?=rev parameter. Did you mean to DELETE a document instead?",
         ));
     }
     if SYSTEM_DATABASES.contains(&name.as_str()) {

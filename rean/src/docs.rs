@@ -27,7 +27,7 @@ use crate::route::{Request, Response};
 use crate::target::{self, Target};
 
 /// What must be escaped in a `Location`.
-const LOCATION_ESCAPES: &AsciiSet = &CONTROLS
+pub const LOCATION_ESCAPES: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
     .add(b'#')
@@ -181,9 +181,10 @@ pub async fn put(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
     validate_id(&id)?;
     let (mode, batch) = (mode(&request.query)?, is_batch(&request.query));
     let given = given_rev(&request)?;
+    let by_query = request.query.get("rev").is_some_and(|text| !text.is_empty());
     edit_in::require_creator(&target, &id)?;
     let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
-    incoming.doc.rev = agree(incoming.doc.rev, given)?;
+    incoming.doc.rev = agree(incoming.doc.rev, given, by_query)?;
     let edit = edit_in::edit(&target.db, id, incoming, mode)?;
     let status = if edit.deleted {
         // CouchDB says so, whatever its documentation.
@@ -363,17 +364,21 @@ pub fn given_rev(request: &Request) -> Result<Option<Rev>, ApiError> {
     let by_header = if_match(request).map(parse_rev).transpose()?;
     match (by_query, by_header) {
         (Some(query), Some(header)) if query != header => {
-            Err(ApiError::bad_request("Document rev and etag have different values"))
+            Err(ApiError::bad_request(OTHER_ETAG))
         }
         (query, header) => Ok(query.or(header)),
     }
 }
 
-fn agree(in_body: Option<Rev>, given: Option<Rev>) -> Result<Option<Rev>, ApiError> {
+/// What CouchDB says where `If-Match` names another revision than the rest of the request.
+const OTHER_ETAG: &str = "Document rev and etag have different values";
+
+fn agree(in_body: Option<Rev>, given: Option<Rev>, by_query: bool) -> Result<Option<Rev>, ApiError> {
     match (in_body, given) {
-        (Some(body), Some(given)) if body != given => {
-            Err(ApiError::bad_request("Document rev from request body and query string have different values"))
-        }
+        (Some(body), Some(given)) if body != given => Err(ApiError::bad_request(match by_query {
+            true => "Document rev from request body and query string have different values",
+            false => OTHER_ETAG,
+        })),
         (body, given) => Ok(body.or(given)),
     }
 }

@@ -211,7 +211,8 @@ fn bad_encoding() -> ApiError {
     ApiError::bad_request("The attachment is not valid gzip")
 }
 
-fn multipart_error(error: MultipartError) -> ApiError {
+/// What is wrong with a multipart body, for the client.
+pub fn multipart_error(error: MultipartError) -> ApiError {
     use std::error::Error as _;
     if let Some(source) = error.source()
         && let Some(body_in::LimitedError::TooLarge) = source.downcast_ref()

@@ -38,6 +38,7 @@ pub mod error;
 pub mod feed_body;
 pub mod feeds;
 pub mod find;
+pub mod form;
 pub mod functions;
 pub mod hub;
 pub mod list_args;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::capped::{self, CappedList, CappedMap};
 use crate::error::ApiError;
-use crate::query::{Query, parse_json};
+use crate::query::Query;
 use crate::render::{AttachmentForm, Options};
 
 /// One list that is wanted.
@@ -17,8 +17,8 @@ pub struct ListArgs {
     pub range: IdRange,
     /// No id can lie in the range.
     pub empty: bool,
-    /// Whether a lower end was given: then the offset isn't known.
-    pub has_start: bool,
+    /// The rows that lie before the range.
+    pub before: Before,
     /// These keys and no others, in this order; `None` is one that no id can be.
     pub keys: Option<Vec<Option<String>>>,
     /// At most so many rows.
@@ -33,6 +33,17 @@ pub struct ListArgs {
     pub update_seq: bool,
 }
 
+/// Which rows lie before a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// None: it begins where the list does.
+    None,
+    /// Those before its start.
+    Start,
+    /// All: it begins where no id can be any more.
+    All,
+}
+
 /// One end of a range. CouchDB's order of values is null, numbers, strings, arrays, objects; ids are strings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Bound {
@@ -45,10 +56,11 @@ impl ListArgs {
     /// Reads parameters.
     ///
     /// # Errors
-    /// 400 `query_parse_error` for values that they can't have.
+    /// 400 `query_parse_error` for values that they can't have and for `keys` together with a range, `bad_request` for
+    /// keys that are no JSON.
     pub fn from_query(query: &Query) -> Result<Self, ApiError> {
         let bound = |names: &[&str]| -> Result<Option<Bound>, ApiError> {
-            query.any(names).map(|text| parse_json(names[0], text).map(Bound::of)).transpose()
+            query.any(names).map(|text| parse_key(text).map(Bound::of)).transpose()
         };
         let key = bound(&["key"])?;
         let (start, end, inclusive_end) = match key {
@@ -66,12 +78,20 @@ impl ListArgs {
         let mut options = Options::from_query(query)?;
         options.local_seq = false;
         let descending = query.flag("descending")?;
-        let has_start = start.is_some();
+        if keys.as_ref().is_some_and(|keys| !keys.is_empty()) && (start.is_some() || end.is_some()) {
+            return Err(ApiError::query("`keys` is incompatible with `key`, `start_key` and `end_key`"));
+        }
+        let last = if descending { Bound::Below } else { Bound::Above };
+        let before = match &start {
+            Some(start) if *start == last => Before::All,
+            Some(Bound::At(_)) => Before::Start,
+            _ => Before::None,
+        };
         let (range, empty) = range_of(start, end, inclusive_end, descending);
         Ok(Self {
             range,
             empty,
-            has_start,
+            before,
             keys,
             limit: query.u64("limit")?.unwrap_or(u64::MAX),
             skip: query.u64("skip")?.unwrap_or(0),
@@ -81,7 +101,7 @@ impl ListArgs {
         })
     }
 
-    /// Reads parameters, and a JSON object of the same names that goes before them.
+    /// Reads parameters, and a JSON object of the same names; the parameters of the address go before it.
     ///
     /// # Errors
     /// 400 `bad_request` for a body that isn't one, 400 `query_parse_error` as above.
@@ -90,20 +110,16 @@ impl ListArgs {
             return Self::from_query(query);
         }
         let members: CappedMap<Box<RawValue>> = capped::parse(text, "Request body must be a JSON object")?;
-        Self::from_members(query, members)
+        let mut pairs = pairs_of(members)?;
+        // Of a name that comes twice the last one counts.
+        pairs.extend_from_slice(query.pairs());
+        Self::from_query(&Query::from_pairs(pairs))
     }
 
+    /// Reads one of several lists: what it says itself goes before the parameters of the address.
     fn from_members(query: &Query, members: CappedMap<Box<RawValue>>) -> Result<Self, ApiError> {
         let mut pairs: Vec<(String, String)> = query.pairs().to_vec();
-        for (name, value) in members.0 {
-            if matches!(name.as_str(), "atts_since" | "queries") {
-                continue;
-            }
-            if name == "keys" && !value.get().starts_with('[') {
-                return Err(ApiError::bad_request("`keys` member must be an array."));
-            }
-            pairs.push((name, value.get().to_owned()));
-        }
+        pairs.extend(pairs_of(members)?);
         Self::from_query(&Query::from_pairs(pairs))
     }
 
@@ -159,8 +175,28 @@ impl Bound {
     }
 }
 
+/// The members of a body as parameters. Those that only single documents have are left out.
+fn pairs_of(members: CappedMap<Box<RawValue>>) -> Result<Vec<(String, String)>, ApiError> {
+    let mut pairs = Vec::with_capacity(members.0.len());
+    for (name, value) in members.0 {
+        if matches!(name.as_str(), "atts_since" | "queries") {
+            continue;
+        }
+        if name == "keys" && !value.get().starts_with('[') {
+            return Err(ApiError::bad_request("`keys` body member must be an array."));
+        }
+        pairs.push((name, value.get().to_owned()));
+    }
+    Ok(pairs)
+}
+
+/// A key is JSON; CouchDB calls what is not by the name of a bad body.
+fn parse_key<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ApiError> {
+    serde_json::from_str(text).map_err(|_| ApiError::invalid_json())
+}
+
 fn keys_of(text: &str) -> Result<Vec<Option<String>>, ApiError> {
-    let values: CappedList<serde_json::Value> = parse_json("keys", text)?;
+    let values: CappedList<serde_json::Value> = parse_key(text)?;
     Ok(values
         .0
         .into_iter()
@@ -204,7 +240,7 @@ fn is_empty(range: &IdRange) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{ListArgs, Query};
+    use super::{Before, ListArgs, Query};
 
     fn args(raw: &str) -> ListArgs {
         ListArgs::from_query(&Query::parse(Some(raw)).expect("a query")).expect("good values")
@@ -223,15 +259,39 @@ mod tests {
     }
 
     #[test]
-    fn a_body_goes_before_the_parameters() {
+    fn parameters_go_before_a_body_and_after_a_query() {
         let query = Query::parse(Some("limit=1&skip=2")).expect("a query");
-        let args = ListArgs::from_body(&query, br#"{"limit":5,"keys":["a",1]}"#).expect("good");
-        assert_eq!((args.limit, args.skip), (5, 2));
+        let args = ListArgs::from_body(&query, br#"{"limit":5,"descending":true,"keys":["a",1]}"#).expect("good");
+        assert_eq!((args.limit, args.skip, args.range.descending), (1, 2, true));
+        let several = ListArgs::queries(&query, br#"{"queries":[{"limit":5},{}]}"#).expect("good");
+        assert_eq!(several.iter().map(|args| args.limit).collect::<Vec<_>>(), [5, 1]);
         assert_eq!(args.keys, Some(vec![Some("a".to_owned()), None]));
         let error = ListArgs::from_body(&query, br#"{"keys":"a"}"#).expect_err("no list");
         assert_eq!(error.error, "bad_request");
         assert!(ListArgs::from_body(&query, b"[]").is_err());
         assert_eq!(ListArgs::from_body(&query, b" ").expect("none").limit, 1);
+    }
+
+    #[test]
+    fn keys_go_with_no_range_and_must_be_json() {
+        for bad in [r#"keys=["a"]&key="a""#, r#"keys=["a"]&startkey="a""#, r#"keys=["a"]&end_key="a""#] {
+            let error = ListArgs::from_query(&Query::parse(Some(bad)).expect("a query")).expect_err(bad);
+            assert_eq!(error.error, "query_parse_error", "{bad}");
+        }
+        assert_eq!(args(r#"keys=[]&key="a""#).keys, Some(Vec::new()));
+        for bad in ["key=a", "startkey=foo", "keys={", "endkey="] {
+            let error = ListArgs::from_query(&Query::parse(Some(bad)).expect("a query")).expect_err(bad);
+            assert_eq!((&*error.error, &*error.reason), ("bad_request", "invalid UTF-8 JSON"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_lies_before_a_range_is_known() {
+        assert_eq!(args("endkey=\"a\"").before, Before::None);
+        assert_eq!(args("startkey=null").before, Before::None);
+        assert_eq!(args("key=\"a\"").before, Before::Start);
+        assert_eq!(args("startkey={}").before, Before::All);
+        assert_eq!(args("startkey={}&descending=true").before, Before::None);
     }
 
     #[test]

@@ -80,23 +80,26 @@ pub async fn revs_limit(pod: &Arc<Pod>, who: &Identity, request: Request) -> Res
     Ok(ok(StatusCode::OK))
 }
 
-/// `GET` and `PUT /db/_purged_infos_limit`: of so many purges an index that is behind can learn. It can't be changed.
+/// `GET` and `PUT /db/_purged_infos_limit`: of so many purges an index that is behind can learn. Another number is noted
+/// for those who ask; how many the store remembers stays its own matter.
 ///
 /// # Errors
-/// 401 and 403 without the right; 400 for what is no number from 1; 501 for another number.
+/// 401 and 403 without the right; 400 for what is no number from 1.
 pub async fn purged_infos_limit(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let target = resolve(pod, who, request.db_name())?;
     if request.method == Method::GET {
         target.require_read()?;
-        return Ok(render::json(StatusCode::OK, format!("{PURGED_INFOS_LIMIT}\n")));
+        let limit = documents::purged_infos_limit(pod, &target.db)?.unwrap_or(PURGED_INFOS_LIMIT);
+        return Ok(render::json(StatusCode::OK, format!("{limit}\n")));
     }
     target.require_db_admin()?;
     let text = body_in::read_any(pod, &request.headers, request.body).await?;
-    match serde_json::from_slice::<u64>(&text) {
-        Ok(PURGED_INFOS_LIMIT) => Ok(ok(StatusCode::OK)),
-        Ok(1..) => Err(ApiError::not_implemented(format!("A database remembers {PURGED_INFOS_LIMIT} purges."))),
-        _ => Err(ApiError::bad_request("`purge_infos_limit` must be positive integer")),
-    }
+    let limit = serde_json::from_slice::<u64>(&text)
+        .ok()
+        .filter(|limit| *limit > 0)
+        .ok_or_else(|| ApiError::bad_request("`purge_infos_limit` must be positive integer"))?;
+    documents::set_purged_infos_limit(pod, &target.db, limit).await?;
+    Ok(ok(StatusCode::OK))
 }
 
 /// `/db/_partition/..`: no database here is partitioned.

@@ -3,8 +3,8 @@
 /// Which part of a content of known length to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteRange {
-    /// All of it, with 200: no range, one of another kind, more than one, or one that is malformed. RFC 9110
-    /// lets a server ignore those.
+    /// All of it, with 200: no range, one of everything, one of another kind, more than one, or one that is malformed.
+    /// RFC 9110 lets a server ignore those.
     Whole,
     /// The bytes from `start` up to but not including `end`, with 206; never empty.
     Part {
@@ -13,7 +13,7 @@ pub enum ByteRange {
         /// The byte after the last.
         end: u64,
     },
-    /// Nothing: the range lies behind the end. The answer is 416.
+    /// Nothing: the range lies behind the end, or ends before it begins (CouchDB refuses that too). The answer is 416.
     Unsatisfiable,
 }
 
@@ -42,11 +42,15 @@ fn parse_single(value: &str, length: u64) -> Option<ByteRange> {
     let (first, last) = range.trim().split_once('-')?;
     let (start, end) = match (first.trim(), last.trim()) {
         ("", last) => (length.saturating_sub(number(last)?), length),
-        (first, "") => (number(first)?, length),
+        (first, "") => match number(first)? {
+            // CouchDB sends all as all.
+            0 if length > 0 => return None,
+            first => (first, length),
+        },
         (first, last) => {
             let (first, last) = (number(first)?, number(last)?);
             if last < first {
-                return None;
+                return Some(ByteRange::Unsatisfiable);
             }
             (first, last.saturating_add(1).min(length))
         }
@@ -83,7 +87,7 @@ mod tests {
 
     #[test]
     fn ranges_behind_the_end_are_unsatisfiable() {
-        for header in ["bytes=256-", "bytes=900-999", "bytes=-0", "bytes=99999999999999999999-"] {
+        for header in ["bytes=256-", "bytes=5-2", "bytes=900-999", "bytes=-0", "bytes=99999999999999999999-"] {
             let range = ByteRange::parse(Some(header), 256);
             assert_eq!(range, ByteRange::Unsatisfiable, "{header}");
             assert_eq!(range.content_range(256).as_deref(), Some("bytes */256"));
@@ -95,7 +99,7 @@ mod tests {
     #[test]
     fn other_headers_are_ignored() {
         for header in
-            ["", "bytes", "bytes=", "bytes=-", "bytes=5-2", "bytes=a-b", "bytes=+1-2", "lines=1-2", "bytes=1-2,4-5"]
+            ["", "bytes", "bytes=", "bytes=-", "bytes=0-", "bytes=a-b", "bytes=+1-2", "lines=1-2", "bytes=1-2,4-5"]
         {
             assert_eq!(ByteRange::parse(Some(header), 256), ByteRange::Whole, "{header}");
         }

@@ -18,7 +18,7 @@ use crate::ring::port::FromPeer;
 use crate::ring::{command, feed, links, standing};
 use crate::target::require_server_admin;
 use crate::{
-    all_docs, attachments, backup, bulk, bulk_get, changes, cluster, databases, db_updates, docs, feeds, functions,
+    all_docs, attachments, backup, bulk, bulk_get, changes, cluster, databases, db_updates, docs, feeds, form, functions,
     local_docs, node_config, replicate, views,
 };
 
@@ -220,7 +220,8 @@ async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
             databases::dbs_info(pod, who, request).await
         }
         ("_uuids", 1) => {
-            only(&request, "GET,HEAD")?;
+            // As CouchDB says it; HEAD comes as GET.
+            only(&request, "GET")?;
             databases::uuids(pod, who, request).await
         }
         ("_membership", 1) => {
@@ -403,8 +404,8 @@ async fn maintenance_resource(pod: &Arc<Pod>, who: &Identity, request: Request) 
             only(&request, "DELETE,POST")?;
             databases::index(pod, who, request).await
         }
-        // `PUT /db/_zork`: a document can't have such a name.
-        (_, 0) if request.method == Method::PUT => docs::refuse_reserved(pod, who, request).await,
+        // `PUT /db/_zork`, `PUT /db/_zork/attachment`: a document can't have such a name.
+        (_, 0 | 1) if request.method == Method::PUT => docs::refuse_reserved(pod, who, request).await,
         _ => docs::no_such_resource(pod, who, request).await,
     }
 }
@@ -435,9 +436,10 @@ async fn document(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     match request.method.as_str() {
         "GET" => docs::get(pod, who, request).await,
         "PUT" => docs::put(pod, who, request).await,
+        "POST" => form::post(pod, who, request).await,
         "DELETE" => docs::delete(pod, who, request).await,
         "COPY" => docs::copy(pod, who, request).await,
-        _ => Err(ApiError::method_not_allowed("DELETE,GET,HEAD,PUT,COPY")),
+        _ => Err(ApiError::method_not_allowed("DELETE,GET,HEAD,POST,PUT,COPY")),
     }
 }
 

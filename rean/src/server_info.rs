@@ -158,6 +158,9 @@ pub async fn session(pod: &Arc<Pod>, who: &Identity, _: Request) -> Result<Respo
     if now.name.is_some() {
         info["authenticated"] = "default".into();
     }
+    if who.is_admin() {
+        info["authentication_db"] = "_users".into();
+    }
     let answer = json!({
         "ok": true,
         "userCtx": {"name": now.name, "roles": now.roles},

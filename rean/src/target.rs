@@ -292,12 +292,12 @@ impl Target {
     /// As [`Target::require_read`], for one document: of `_users` everyone may read their own.
     ///
     /// # Errors
-    /// 401 or 403; 404 for another's account, whether or not there is one.
+    /// 401 or 403; 404 for another's account, whether or not there is one, to nobody in particular too.
     pub fn require_read_doc(&self, id: &str) -> Result<(), ApiError> {
         if self.rights.read || self.is_own_account(id) {
             return Ok(());
         }
-        if self.system == System::Users && !self.rights.anonymous {
+        if self.system == System::Users {
             return Err(ApiError::missing());
         }
         Err(no_reader(self.rights.anonymous))

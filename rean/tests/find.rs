@@ -202,14 +202,14 @@ async fn only_administrators_change_indexes() {
     let world = world().await;
     let ann = user("ann", &[]);
     let wanted = json!({"index": {"fields": ["n"]}, "name": "by-n", "ddoc": "idx"});
-    assert_eq!(world.post(&ann, "/db/_index", wanted.clone()).await.expect(401)["error"], "unauthorized");
+    assert_eq!(world.post(&ann, "/db/_index", wanted.clone()).await.expect(403)["error"], "forbidden");
     world.post(&admin(), "/db/_index", wanted.clone()).await.expect(200);
     assert_eq!(world.post(&ann, "/db/_index", wanted).await.expect(200)["result"], "exists");
     for path in ["idx/json/by-n", "idx/json/none", "none/json/none"] {
-        world.send(&ann, "DELETE", &format!("/db/_index/{path}"), None).await.expect(401);
+        world.send(&ann, "DELETE", &format!("/db/_index/{path}"), None).await.expect(403);
     }
-    world.post(&ann, "/db/_index/_bulk_delete", json!({"docids": ["idx"]})).await.expect(401);
-    world.post(&ann, "/db/_index/_bulk_delete", json!({"docids": []})).await.expect(401);
+    world.post(&ann, "/db/_index/_bulk_delete", json!({"docids": ["idx"]})).await.expect(403);
+    world.post(&ann, "/db/_index/_bulk_delete", json!({"docids": []})).await.expect(403);
 }
 
 #[tokio::test(flavor = "multi_thread")]

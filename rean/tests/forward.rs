@@ -67,7 +67,7 @@ async fn a_write_at_a_follower_is_done_on_the_master_with_its_authors_rights() {
     for (who, method, path, status) in [
         (&bob, "PUT", "/notes/b", 403),
         (&Identity::anonymous(), "PUT", "/notes/b", 401),
-        (&ann, "PUT", "/notes/_design/d", 401),
+        (&ann, "PUT", "/notes/_design/d", 403),
         (&ann, "PUT", "/other", 401),
         (&ann, "DELETE", "/notes", 401),
         (&admin(), "PUT", "/_ring/pod:pod-1", 403),

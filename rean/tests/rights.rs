@@ -95,7 +95,7 @@ async fn settings_of_an_app_are_its_administrators_only() {
     let ann = user("ann", &[]);
     for db in ["notes", "notes--me"] {
         let security = world.put(&ann, &format!("/{db}/_security"), json!({"admins": {"names": ["ann"]}})).await;
-        refused(&security, 401, "unauthorized");
+        refused(&security, 403, "forbidden");
         for (path, body) in [
             ("_purge", json!({"x": ["1-a"]})),
             ("_compact", json!({})),

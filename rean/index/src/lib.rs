@@ -63,6 +63,6 @@ pub use range::{Bound, Grouping, Range};
 pub use reduced::{Reduced, ReducedRow};
 pub use rows::{Row, Rows};
 pub use spec::{
-    Emit, Emitted, GroupSpec, IndexDoc, MAX_RANKED, MapError, Mapper, Reduce, ReduceError, Reducer, ViewSpec,
+    Emit, Emitted, GroupSpec, IndexDoc, MAX_RANKED, MapError, Mapper, Reduce, ReduceError, Reducer, Unmapped, ViewSpec,
 };
 pub use view::View;

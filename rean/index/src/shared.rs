@@ -4,6 +4,7 @@ use crate::error::IndexError;
 use crate::keys::{self, DEAD, GROUP, GroupNo, OF_GROUPS, ROWS, after, group_record};
 use crate::page::{decode, encode};
 use crate::records::GroupRecord;
+use crate::toll::Toll;
 use parking_lot::{Mutex, RwLock};
 use rean_store::engine::{Batch, Direction, Engine, Space};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     /// Attempts to bring it up to date so far, and the last one that failed.
     pub attempts: AtomicU64,
     pub failure: Mutex<Option<(u64, IndexError)>>,
+    /// What its functions have cost lately.
+    pub toll: Mutex<Toll>,
     state: RwLock<State>,
 }
 
@@ -96,6 +99,7 @@ impl Shared {
             damaged: AtomicBool::new(false),
             attempts: AtomicU64::new(0),
             failure: Mutex::new(None),
+            toll: Mutex::default(),
             state: RwLock::new(State { record, dropped: false }),
         }
     }

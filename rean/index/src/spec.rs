@@ -116,12 +116,28 @@ pub struct Emit {
 }
 
 /// What one view has of one document: its rows, or why the function failed. A failed one has no rows.
-pub type Emitted = Result<Vec<Emit>, String>;
+pub type Emitted = Result<Vec<Emit>, Unmapped>;
+
+/// Why a view has no rows of a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmapped {
+    /// For the log.
+    pub words: String,
+    /// Whether the function hit a limit of time or memory: that costs much. After some of them the index rests.
+    pub costly: bool,
+}
+
+impl From<String> for Unmapped {
+    fn from(words: String) -> Self {
+        Self { words, costly: false }
+    }
+}
 
 /// Makes rows from documents.
 pub trait Mapper: Send + Sync {
     /// For each document, in order, for each view of the group, in order: its rows. Called by one thread at a time
-    /// for each group that is brought up to date; may block.
+    /// for each group that is brought up to date; may block. With [`Unmapped::costly`] ones among them the answers may
+    /// be fewer than the documents, but not none: the rest was not looked at.
     ///
     /// # Errors
     /// See [`MapError`]: what is to be done about it differs.
@@ -143,6 +159,9 @@ pub enum MapError {
     /// again.
     #[error("{0}")]
     Unavailable(String),
+    /// The functions hit limits with one document after the other: the index is left alone for a while.
+    #[error("{0}")]
+    Resting(String),
     /// Something about these documents, as a limit that was hit. They are tried again one at a time, and one that
     /// fails alone has no rows.
     #[error("{0}")]

@@ -52,6 +52,11 @@ impl PartHeaders {
         parameter(self.get("content-disposition")?, "filename")
     }
 
+    /// The name of the field of a form that `Content-Disposition` gives (RFC 7578).
+    pub fn field(&self) -> Option<String> {
+        parameter(self.get("content-disposition")?, "name")
+    }
+
     fn parse(block: &[u8]) -> Result<PartHeaders, MultipartError> {
         let mut list: Vec<(String, String)> = Vec::new();
         for line in String::from_utf8_lossy(block).split("\r\n").filter(|line| !line.is_empty()) {

@@ -28,6 +28,18 @@ use crate::target::require_server_admin;
 const NODES: [&str; 3] = ["_local", NODE, "nonode@nohost"];
 /// What is shown in the place of an administrator's password.
 const HIDDEN: &str = "-argon2id-hidden";
+/// The sections with which CouchDB once ran programs and code: it lets nobody change them by HTTP, whether or not they
+/// still mean something.
+const PROGRAM_SECTIONS: [&str; 8] = [
+    "daemons",
+    "external",
+    "httpd_db_handlers",
+    "httpd_design_handlers",
+    "httpd_global_handlers",
+    "native_query_servers",
+    "os_daemons",
+    "query_servers",
+];
 /// Tries to change the document while others change it too.
 const TRIES: usize = 5;
 
@@ -136,6 +148,9 @@ async fn put(pod: &Arc<Pod>, request: Request, section: &str, key: &str) -> Resu
     let old = old_value(pod, &request.headers, section, key);
     if section == "couchdb" && key == "uuid" {
         return Err(ApiError::forbidden("The uuid is the ring's, for its whole life."));
+    }
+    if PROGRAM_SECTIONS.contains(&section) {
+        return Err(ApiError::forbidden("Config section blacklisted for modification over HTTP API."));
     }
     let text = body_in::read_any(pod, &request.headers, request.body).await?;
     let value: String =

@@ -244,6 +244,7 @@ impl Carrier {
         };
         let below = format!("/_bulk_get?{}{more}", self.revs());
         let body = serde_json::json!({ "docs": docs }).to_string();
+        self.job.progress().lock().stats.bulk_asked += wanted.len() as u64;
         let response = self.source.send(Method::POST, &below, Some(Sent::json(body))).await?;
         let status = response.status();
         // A pod of the ring has it: where it says 404 the database is gone.
@@ -259,6 +260,8 @@ impl Carrier {
         let mut split = Split::new(self.source.pieces(response), self.source.shown(), self.max_doc_bytes);
         while let Some(row) = split.next().await? {
             let fetched: Fetched<'_> = serde_json::from_slice(&row).map_err(|_| self.malformed("_bulk_get"))?;
+            let given = fetched.docs.iter().filter(|entry| entry.ok.is_some()).count() as u64;
+            self.job.progress().lock().stats.bulk_given += given;
             for entry in fetched.docs {
                 self.take(&row, &entry, form, load)?;
             }

@@ -17,6 +17,10 @@ pub struct Stats {
     pub written: u64,
     /// Documents that the target refused.
     pub refused: u64,
+    /// Revisions that the source was asked for by `_bulk_get`.
+    pub bulk_asked: u64,
+    /// Of these, those that it gave.
+    pub bulk_given: u64,
 }
 
 /// How far a replication is.
@@ -41,6 +45,8 @@ impl Stats {
             "docs_read": self.read,
             "docs_written": self.written,
             "doc_write_failures": self.refused,
+            "bulk_get_attempts": self.bulk_asked,
+            "bulk_get_docs": self.bulk_given,
         })
     }
 }

@@ -82,6 +82,7 @@ pub async fn make(pod: &Arc<Pod>, name: &str, kind: DbKind) -> Result<(), ApiErr
         instance: new_instance(),
         security: None,
         revs_limit: DEFAULT_REVS_LIMIT,
+        purged_infos_limit: None,
         gone: all_gone(&leaves),
     };
     match ring_doc::write(pod, &ring, ring_doc::edit(&doc_id(name), None, &doc.body())).await {
@@ -161,6 +162,27 @@ pub async fn set_revs_limit(pod: &Arc<Pod>, db: &Db, limit: u64) -> Result<(), A
     }
     let local = db.clone();
     Ok(blocking(move || local.set_revs_limit(limit)).await??)
+}
+
+/// How many purges a database remembers, as somebody has set it.
+///
+/// # Errors
+/// When the store fails.
+pub fn purged_infos_limit(pod: &Pod, db: &Db) -> Result<Option<u64>, ApiError> {
+    let leaf = ring_doc::live(&ring_db(pod)?, &doc_id(db.name()))?;
+    Ok(leaf.and_then(|leaf| DbDoc::read(&leaf)).and_then(|doc| doc.purged_infos_limit))
+}
+
+/// Notes how many purges are to be remembered. The store goes on as it does: it remembers as many as make sense for it,
+/// and what has missed more of them is made anew.
+///
+/// # Errors
+/// As [`set_security`].
+pub async fn set_purged_infos_limit(pod: &Arc<Pod>, db: &Db, limit: u64) -> Result<(), ApiError> {
+    if is_local_db(db.name()) {
+        return Err(ApiError::forbidden("The settings of this database are fixed."));
+    }
+    change(pod, db, |doc| doc.purged_infos_limit = Some(limit)).await
 }
 
 async fn change(pod: &Arc<Pod>, db: &Db, change: impl Fn(&mut DbDoc)) -> Result<(), ApiError> {

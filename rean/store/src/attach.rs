@@ -57,8 +57,12 @@ impl Tx<'_> {
                     if inherited.is_none() {
                         inherited = Some(self.inherited(db, tree, parent, author)?);
                     }
+                    // Who edits names the attachment that is there; a replicator's source counts as it likes.
+                    let placed = |a: &Attachment| {
+                        mode == Mode::Replicated || wanted.revpos.is_none_or(|revpos| revpos == a.revpos)
+                    };
                     let same = |a: &&Attachment| {
-                        a.name == wanted.name && digest.as_ref().is_none_or(|d| *d == digest_text(&a.digest_md5))
+                        a.name == wanted.name && placed(a) && digest.as_ref().is_none_or(|d| *d == digest_text(&a.digest_md5))
                     };
                     let found = inherited.iter().flatten().find(same);
                     found.cloned().ok_or_else(|| missing(&wanted.name))?

@@ -27,6 +27,8 @@ pub struct DbDoc {
     pub security: Option<Value>,
     /// Revisions of a branch that are kept.
     pub revs_limit: u64,
+    /// The purges that are remembered, as somebody has set it.
+    pub purged_infos_limit: Option<u64>,
     /// Earlier databases of the name, which were deleted; the newest last.
     pub gone: Vec<String>,
 }
@@ -40,6 +42,7 @@ impl DbDoc {
             instance,
             security: leaf.body.get("security").filter(|value| value.is_object()).cloned(),
             revs_limit: leaf.body.get("revs_limit").and_then(Value::as_u64).unwrap_or(DEFAULT_REVS_LIMIT),
+            purged_infos_limit: leaf.body.get("purged_infos_limit").and_then(Value::as_u64),
             gone: gone_of(leaf),
         })
     }
@@ -48,7 +51,8 @@ impl DbDoc {
     pub fn of(db: &Db, instance: String, gone: Vec<String>) -> Self {
         let stored = db.security();
         let security = (&stored[..] != SECURITY_NEVER_SET).then(|| serde_json::from_slice(&stored).ok()).flatten();
-        Self { app: db.kind() == DbKind::App, instance, security, revs_limit: db.revs_limit(), gone }
+        let (app, revs_limit) = (db.kind() == DbKind::App, db.revs_limit());
+        Self { app, instance, security, revs_limit, purged_infos_limit: None, gone }
     }
 
     /// What kind of database.
@@ -66,6 +70,9 @@ impl DbDoc {
             body.insert("security".to_owned(), security.clone());
         }
         body.insert("revs_limit".to_owned(), self.revs_limit.into());
+        if let Some(limit) = self.purged_infos_limit {
+            body.insert("purged_infos_limit".to_owned(), limit.into());
+        }
         body
     }
 }

@@ -7,6 +7,9 @@ use crate::json::{self, Entry};
 /// read; CouchDB has no limit, but advises few.
 pub const MAX_ATTACHMENTS: usize = 1_000;
 
+/// More of a bad name than this many characters helps nobody.
+const MAX_SHOWN_CHARS: usize = 80;
+
 /// One attachment as a client describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IncomingAttachment {
@@ -59,7 +62,8 @@ pub(super) fn parse_attachments(value: &str) -> Result<Vec<IncomingAttachment>, 
 /// [`DocumentError::BadRequest`] for a name that is empty, begins with an underscore or has a NUL.
 pub fn validate_name(name: &str) -> Result<(), DocumentError> {
     if name.starts_with('_') {
-        return Err(error::bad_request("Attachment name starts with prohibited character '_'"));
+        let shown: String = name.chars().take(MAX_SHOWN_CHARS).collect();
+        return Err(error::bad_request(&format!("Attachment name '{shown}' starts with prohibited character '_'")));
     }
     if name.is_empty() || name.contains('\0') {
         return Err(error::bad_request("Attachment name must not be empty or contain NUL"));

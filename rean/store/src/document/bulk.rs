@@ -19,6 +19,8 @@ pub struct BulkDocs<'a> {
     pub docs: Vec<&'a str>,
     /// Whether new revisions are to be made; false means that the documents name theirs. True unless given.
     pub new_edits: bool,
+    /// Whether all are to be written or none: nothing can do that, but it must be known that it was asked.
+    pub all_or_nothing: bool,
 }
 
 /// Splits the body of a `_bulk_docs` request into its documents, without copying.
@@ -49,7 +51,8 @@ pub fn parse_documents(text: &str) -> Result<BulkDocs<'_>, DocumentError> {
     if docs.iter().any(|doc| !doc.starts_with('{')) {
         return Err(error::no_object());
     }
-    Ok(BulkDocs { docs, new_edits })
+    let all_or_nothing = member("all_or_nothing") == Some("true");
+    Ok(BulkDocs { docs, new_edits, all_or_nothing })
 }
 
 fn split_array(text: &str) -> Result<Vec<&str>, DocumentError> {

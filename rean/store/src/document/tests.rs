@@ -164,7 +164,7 @@ fn attachments_keep_their_order_and_members() {
 fn bad_attachments_are_refused() {
     assert_eq!(
         refusal(r#"{"_attachments":{"_x":{"data":""}}}"#),
-        ("bad_request", "Attachment name starts with prohibited character '_'".to_owned())
+        ("bad_request", "Attachment name '_x' starts with prohibited character '_'".to_owned())
     );
     for entry in [
         r#""x":"x""#,
