@@ -290,7 +290,7 @@ mod tests {
     use rean_store::Mode;
     use rean_store::rev::Rev;
 
-    use super::{Row, RowRev, parse, push_rows};
+    use super::{Bulk, Row, RowRev, parse, push_rows};
     use crate::error::ApiError;
 
     fn rows() -> Vec<Row> {
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn every_document_gets_an_id() {
-        let (docs, mode) =
+        let Bulk { docs, mode, .. } =
             parse(&Bytes::from_static(br#"{"docs":[{"_id":"x"},{"a":1}],"new_edits":false}"#)).expect("parses");
         assert_eq!(mode, Mode::Replicated);
         assert_eq!(docs[0].0, "x");

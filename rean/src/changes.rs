@@ -87,6 +87,8 @@ pub struct Options {
     pub filter: Filter,
     /// What the filter takes in memory, in bytes, about.
     pub filter_bytes: usize,
+    /// Only each of so many rows needs its sequence, the others may have `null` (`seq_interval`).
+    pub seq_interval: u64,
     /// A sign of life every so often.
     pub heartbeat: Option<Duration>,
     /// Without heartbeat: waiting ends after this.
@@ -199,6 +201,7 @@ fn options(query: &Query, body: &[u8], find: FindFunction<'_>) -> Result<Options
         Filter::Function(function) => function.bytes(),
         _ => given_bytes * FILTER_GROWTH,
     };
+    let seq_interval = seq_interval(query, form, &filter)?;
     Ok(Options {
         form,
         limit: query.u64("limit")?.unwrap_or(u64::MAX),
@@ -212,9 +215,17 @@ fn options(query: &Query, body: &[u8], find: FindFunction<'_>) -> Result<Options
         },
         filter,
         filter_bytes,
+        seq_interval,
         heartbeat: heartbeat(query)?,
         timeout: Duration::from_millis(query.u64("timeout")?.unwrap_or(TIMEOUT_MS).min(TIMEOUT_MS)),
     })
+}
+
+/// A client that listens needs each row's sequence, for it may have to go on from there; with a filter it isn't known
+/// which row is the last.
+fn seq_interval(query: &Query, form: Form, filter: &Filter) -> Result<u64, ApiError> {
+    let asked = query.u64("seq_interval")?.unwrap_or(1).max(1);
+    Ok(if form == Form::Normal && matches!(filter, Filter::All) { asked } else { 1 })
 }
 
 fn heartbeat(query: &Query) -> Result<Option<Duration>, ApiError> {
@@ -222,7 +233,7 @@ fn heartbeat(query: &Query) -> Result<Option<Duration>, ApiError> {
         None | Some("false") => return Ok(None),
         Some("true") => LONGEST_HEARTBEAT_MS,
         Some(text) => text.parse::<u64>().ok().filter(|ms| *ms > 0).ok_or_else(|| {
-            ApiError::bad_request("The heartbeat value should be a positive integer (in milliseconds).")
+            ApiError::bad_request("Invalid heartbeat value. Expecting a positive integer value (in milliseconds).")
         })?,
     };
     let ms = ms.clamp(SHORTEST_HEARTBEAT_MS, LONGEST_HEARTBEAT_MS);
@@ -254,8 +265,9 @@ fn filter(query: &Query, body: &[u8], find: FindFunction<'_>) -> Result<Filter, 
         }
         Some("_selector") => {
             let object = object()?;
-            let selector =
-                object.get("selector").ok_or_else(|| ApiError::bad_request("`selector` must be given in the body"))?;
+            let selector = object
+                .get("selector")
+                .ok_or_else(|| ApiError::bad_request("Selector must be specified in POST payload"))?;
             let selector = Selector::parse(selector).map_err(|error| ApiError::bad_request(error.to_string()))?;
             Ok(Filter::Selector(Box::new(selector)))
         }
@@ -270,7 +282,7 @@ fn filter(query: &Query, body: &[u8], find: FindFunction<'_>) -> Result<Filter, 
         Some(other) => {
             let (design, name) = other
                 .split_once('/')
-                .ok_or_else(|| ApiError::bad_request("filter parameter must be of the form `designname/filtername`"))?;
+                .ok_or_else(|| ApiError::bad_request("`filter` must be of the form `designname/filtername`"))?;
             function(Function::Filter(name.to_owned()), design)
         }
     }

@@ -23,6 +23,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::accounts::AccountWatch;
 use crate::aside::aside;
 use crate::error::ApiError;
 use crate::hub::{Newest, Place};
@@ -88,6 +89,7 @@ pub async fn db_updates(pod: &Arc<Pod>, who: &Identity, request: Request) -> Res
     let since = since(pod, last_event.or_else(|| request.query.get("since")).unwrap_or("0"))?;
     let form = options.form;
     let run = Run {
+        account: who.name.as_deref().map(|name| pod.accounts.watch(name)),
         place: pod.hub.admit(who.name.as_deref(), true, 0)?,
         // Before the first look, so that nothing is missed.
         news: pod.hub.follow(),
@@ -172,6 +174,8 @@ enum Phase {
 struct Run {
     pod: Arc<Pod>,
     news: watch::Receiver<Newest>,
+    /// A feed ends when its reader's account changes. Those of an ended session the proxy cuts off.
+    account: Option<AccountWatch>,
     #[expect(dead_code, reason = "held for as long as the feed is open")]
     place: Place,
     options: Options,
@@ -226,6 +230,11 @@ impl Run {
 
     /// What happened since the last look.
     fn look(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
+        if self.is_lost() {
+            let mut text = Vec::new();
+            self.tail(&mut text);
+            return Ok(Some(text));
+        }
         // What comes while it is looked wakes the feed again.
         let now = *self.news.borrow_and_update();
         let (pod, since, mut known) = (Arc::clone(&self.pod), self.since, std::mem::take(&mut self.known));
@@ -261,6 +270,11 @@ impl Run {
         Ok((!text.is_empty()).then_some(text))
     }
 
+    /// Whether the reader's rights may have changed.
+    fn is_lost(&self) -> bool {
+        self.account.as_ref().is_some_and(AccountWatch::has_changed)
+    }
+
     fn push(&self, text: &mut Vec<u8>, event: &Event) {
         let kind = match event.kind {
             Kind::Created => "created",
@@ -292,7 +306,19 @@ impl Run {
 
     async fn wait(&mut self) -> Option<Vec<u8>> {
         let patience = self.options.heartbeat.unwrap_or(self.options.timeout);
+        let account = self.account.as_mut();
+        let account_changed = async {
+            match account {
+                Some(account) => account.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = account_changed => {
+                let mut text = Vec::new();
+                self.tail(&mut text);
+                Some(text)
+            }
             changed = self.news.changed() => {
                 let ended = changed.is_err() || self.news.borrow().ended;
                 if !ended {

@@ -5,6 +5,7 @@
 //! view of the app asks: administrators alone write them.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -32,6 +33,15 @@ const PAGE_ROWS: usize = 500;
 const MAX_DATABASES: usize = 20_000;
 /// Texts of the design documents of all databases that are remembered, in bytes. Parsed they take about six times that.
 const MAX_BYTES: usize = 32 << 20;
+/// What the design documents of one database may have together when one is written, in bytes: two of the largest that a
+/// client may write, and hundreds of usual ones.
+pub const MAX_WRITTEN_BYTES: usize = 16 << 20;
+/// What of them is read. More than is let in at one pod: pods may have let in some at the same moment.
+const MAX_READ_BYTES: usize = 32 << 20;
+/// What a design document takes beside its text, in bytes, about.
+const OVERHEAD_BYTES: usize = 1 << 10;
+/// Databases whose design documents are read at the same time. Those of one are read once, however many ask.
+const READERS: usize = 8;
 /// Calls of one database's functions that hold a thread at the same time. The script threads are fewer; more would only
 /// take threads from other databases.
 const CALLS_AT_ONCE: usize = 8;
@@ -39,6 +49,8 @@ const CALLS_AT_ONCE: usize = 8;
 /// The design documents of all databases.
 pub struct DesignCache {
     shared: Arc<Shared>,
+    /// Each database has one of these, held while its design documents are read.
+    reading: [Mutex<()>; READERS],
 }
 
 #[derive(Default)]
@@ -66,10 +78,33 @@ struct Known {
 pub struct Designs {
     all: Vec<Arc<DesignDoc>>,
     validators: Vec<Arc<DesignDoc>>,
-    /// Those that can't be read and have a validator: nothing may be written past it.
+    /// Those that can't be read and have, or may have, a validator: nothing may be written past it.
     unreadable_validator: Option<String>,
+    /// What all of them take, also those that can't be read.
     bytes: usize,
     calls: Arc<Semaphore>,
+}
+
+/// Room for design documents that are written to a database.
+pub struct Room<'a> {
+    designs: &'a Designs,
+    left_bytes: usize,
+}
+
+/// What is remembered of a database: all that it takes, or what is still good of it.
+enum Found {
+    Current(Arc<Designs>),
+    Outdated(Outdated),
+}
+
+struct Outdated {
+    /// The generation that is to be read, and the purges before it.
+    generation: u64,
+    purges: u64,
+    before: Option<Arc<Designs>>,
+    /// Whether a document of `before` that still has its revision is the same: after a purge, the same revision may have
+    /// come with another text.
+    same_by_rev: bool,
 }
 
 /// One design document.
@@ -91,7 +126,7 @@ impl DesignCache {
     pub fn new(hub: &Hub) -> Self {
         let shared = Arc::new(Shared::default());
         hub.add_hook(Arc::clone(&shared) as Arc<dyn CommitHook>);
-        Self { shared }
+        Self { shared, reading: std::array::from_fn(|_| Mutex::new(())) }
     }
 
     /// The design documents of a database as they are now.
@@ -102,21 +137,41 @@ impl DesignCache {
         if db.is_gone() {
             return Err(StoreError::Gone);
         }
-        // A purge makes no change that the hub tells of. Read before the documents are.
+        match self.find(db) {
+            Found::Current(designs) => Ok(designs),
+            Found::Outdated(_) => aside(|| self.read(db)),
+        }
+    }
+
+    fn find(&self, db: &Db) -> Found {
+        // A purge makes no change that the hub tells of. Asked before the documents are read.
         let purges = db.purge_seq();
-        let (generation, before) = {
-            let mut cache = self.shared.cache.lock();
-            let known = cache.known_of(db);
-            match &known.read {
-                Some((generation, then, designs)) if *generation == known.generation && *then == purges => {
-                    return Ok(Arc::clone(designs));
-                }
-                read => (known.generation, read.as_ref().map(|(.., designs)| Arc::clone(designs))),
-            }
-        };
-        let designs = Arc::new(aside(|| Designs::read(db, before.as_deref()))?);
         let mut cache = self.shared.cache.lock();
-        cache.keep(db, generation, purges, &designs);
+        let known = cache.known_of(db);
+        let generation = known.generation;
+        match &known.read {
+            Some((of, then, designs)) if *of == generation && *then == purges => Found::Current(Arc::clone(designs)),
+            read => Found::Outdated(Outdated {
+                generation,
+                purges,
+                same_by_rev: read.as_ref().is_some_and(|(_, then, _)| *then == purges),
+                before: read.as_ref().map(|(.., designs)| Arc::clone(designs)),
+            }),
+        }
+    }
+
+    fn read(&self, db: &Db) -> Result<Arc<Designs>, StoreError> {
+        let mut hasher = DefaultHasher::new();
+        db.name().hash(&mut hasher);
+        let turn = usize::try_from(hasher.finish() % READERS as u64).unwrap_or_default();
+        let _turn = self.reading[turn].lock();
+        let outdated = match self.find(db) {
+            // Somebody read them while this waited.
+            Found::Current(designs) => return Ok(designs),
+            Found::Outdated(outdated) => outdated,
+        };
+        let designs = Arc::new(Designs::read(db, &outdated)?);
+        self.shared.cache.lock().keep(db, outdated.generation, outdated.purges, &designs);
         Ok(designs)
     }
 }
@@ -184,8 +239,10 @@ impl CommitHook for Shared {
 }
 
 impl Designs {
-    fn read(db: &Db, before: Option<&Self>) -> Result<Self, StoreError> {
+    fn read(db: &Db, outdated: &Outdated) -> Result<Self, StoreError> {
+        let before = outdated.before.as_deref();
         let calls = before.map_or_else(|| Arc::new(Semaphore::new(CALLS_AT_ONCE)), |before| Arc::clone(&before.calls));
+        let before = before.filter(|_| outdated.same_by_rev);
         let mut designs = Self { all: Vec::new(), validators: Vec::new(), unreadable_validator: None, bytes: 0, calls };
         let start = Some(PREFIX.to_owned());
         let mut range = IdRange { start, end: Some(BEHIND.to_owned()), exclusive_end: true, ..IdRange::default() };
@@ -194,6 +251,12 @@ impl Designs {
             let Some(last) = rows.last() else { break };
             range = range.after(&last.id);
             for row in rows {
+                if designs.bytes > MAX_READ_BYTES {
+                    tracing::error!(database = db.name(), from = row.id, "too many design documents: some are left out");
+                    // Any of those that are left out may have one.
+                    designs.unreadable_validator.get_or_insert(row.id);
+                    return Ok(designs);
+                }
                 designs.take(db, row, before)?;
             }
         }
@@ -209,6 +272,7 @@ impl Designs {
         let mut text = Vec::new();
         render::push_plain(&mut text, &row.id, &row.rev, false, Some(&body));
         let text = String::from_utf8(text).map_err(|_| StoreError::Damaged("a design document"))?;
+        drop(body);
         // What is nested too deeply can't be parsed.
         match (serde_json::from_str(&text), Design::new(&text)) {
             (Ok(value), Ok(script)) => {
@@ -217,6 +281,7 @@ impl Designs {
                 self.add(Arc::new(DesignDoc { id: row.id, rev: row.rev, json, value, script }));
             }
             _ => {
+                self.bytes += text.len() + OVERHEAD_BYTES;
                 let members: HashMap<String, IgnoredAny> = serde_json::from_str(&text).unwrap_or_default();
                 if members.contains_key(VALIDATOR) {
                     self.unreadable_validator.get_or_insert(row.id);
@@ -227,7 +292,7 @@ impl Designs {
     }
 
     fn add(&mut self, design: Arc<DesignDoc>) {
-        self.bytes += design.json.len();
+        self.bytes += design.bytes();
         if design.validates() {
             self.validators.push(Arc::clone(&design));
         }
@@ -256,13 +321,33 @@ impl Designs {
         self.unreadable_validator.as_deref()
     }
 
+    /// What may still be written.
+    pub fn room(&self) -> Room<'_> {
+        Room { designs: self, left_bytes: MAX_WRITTEN_BYTES.saturating_sub(self.bytes) }
+    }
+
     /// Bounds the calls of the database's functions that hold a thread.
     pub fn calls(&self) -> &Arc<Semaphore> {
         &self.calls
     }
 }
 
+impl Room<'_> {
+    /// Takes room for the new text of a design document; `false`: there is none. What grows nothing has room always.
+    pub fn take(&mut self, id: &str, text_bytes: usize) -> bool {
+        let before = self.designs.get(id).map_or(0, |design| design.bytes());
+        let growth = (text_bytes + OVERHEAD_BYTES).saturating_sub(before);
+        let left = self.left_bytes.checked_sub(growth);
+        self.left_bytes = left.unwrap_or(self.left_bytes);
+        growth == 0 || left.is_some()
+    }
+}
+
 impl DesignDoc {
+    fn bytes(&self) -> usize {
+        self.json.len() + OVERHEAD_BYTES
+    }
+
     /// Its id without `_design/`.
     pub fn name(&self) -> &str {
         self.id.strip_prefix(PREFIX).unwrap_or(&self.id)
@@ -295,7 +380,7 @@ mod tests {
         Author, Db, DbKind, Edit, EngineKind, Mode, Rev, Store, StoreKeys, StoreOptions, Who, Write, Written,
     };
 
-    use super::{DesignCache, MAX_BYTES};
+    use super::{DesignCache, MAX_BYTES, MAX_READ_BYTES, MAX_WRITTEN_BYTES};
     use crate::hub::Hub;
 
     struct World {
@@ -318,7 +403,11 @@ mod tests {
     }
 
     fn put(db: &Db, id: &str, parent: Option<&Rev>, body: &str, deleted: bool) -> Written {
-        let edit = Edit {
+        submit(db, edit(id, parent, body, deleted), Mode::Interactive)
+    }
+
+    fn edit(id: &str, parent: Option<&Rev>, body: &str, deleted: bool) -> Edit {
+        Edit {
             id: id.to_owned(),
             parent: parent.cloned(),
             history: Vec::new(),
@@ -326,9 +415,12 @@ mod tests {
             body: body.to_owned().into(),
             access: None,
             attachments: Vec::new(),
-        };
+        }
+    }
+
+    fn submit(db: &Db, edit: Edit, mode: Mode) -> Written {
         let (sender, done) = mpsc::channel();
-        let write = Write { edits: vec![edit], author: Author::admin(Who::default()), mode: Mode::Interactive };
+        let write = Write { edits: vec![edit], author: Author::admin(Who::default()), mode };
         db.submit(write, Box::new(move |result| sender.send(result).expect("somebody waits")));
         done.recv().expect("an answer").expect("stored").remove(0).expect("written")
     }
@@ -382,6 +474,45 @@ mod tests {
         assert_eq!(designs.of(&db).expect("read").unreadable_validator(), None);
         put(&db, "_design/b", None, &format!(r#"{{"deep":{deep},"validate_doc_update":"x"}}"#), false);
         assert_eq!(designs.of(&db).expect("read").unreadable_validator(), Some("_design/b"));
+    }
+
+    #[test]
+    fn a_purged_revision_that_comes_back_is_read_again() {
+        let World { store, designs, _folder } = world();
+        let db = store.create_db("db", DbKind::Plain).expect("a database");
+        let rev = "1-0123456789abcdef0123456789abcdef".parse::<Rev>().expect("a revision");
+        for text in [r#"{"n":1}"#, r#"{"n":2}"#] {
+            let edit = Edit { history: vec![rev.clone()], ..edit("_design/a", None, text, false) };
+            submit(&db, edit, Mode::Replicated);
+            let json = designs.of(&db).expect("read").get("a").expect("it").json.to_string();
+            assert!(json.contains(&text[1..]), "{json}");
+            let (sender, done) = mpsc::channel();
+            let told = Box::new(move |result: Result<_, _>| sender.send(result.is_ok()).expect("told"));
+            db.purge("_design/a", std::slice::from_ref(&rev), told);
+            assert!(done.recv().expect("an answer"));
+        }
+    }
+
+    #[test]
+    fn one_database_has_a_bounded_part() {
+        let World { store, designs, _folder } = world();
+        let db = store.create_db("db", DbKind::Plain).expect("a database");
+        let text = format!(r#"{{"text":"{}"}}"#, "x".repeat(MAX_WRITTEN_BYTES / 2 - 4_096));
+        let first = put(&db, "_design/0", None, &text, false);
+        let few = designs.of(&db).expect("read");
+        let mut room = few.room();
+        assert!(room.take("_design/0", text.len()) && room.take("_design/1", text.len()));
+        assert!(!room.take("_design/2", text.len()) && room.take("_design/2", 100));
+        // What came in all the same is read to a bound, and nothing passes a validator that may be in the rest.
+        for n in 1..6 {
+            put(&db, &format!("_design/{n}"), None, &text, false);
+        }
+        let many = designs.of(&db).expect("read");
+        assert!(many.bytes <= MAX_READ_BYTES + 2 * text.len() && many.all().len() == 5, "{}", many.all().len());
+        assert_eq!(many.unreadable_validator(), Some("_design/5"));
+        assert!(many.room().take("_design/0", text.len()) && !many.room().take("_design/6", 100));
+        put(&db, "_design/0", Some(&first.rev), "{}", true);
+        assert_eq!(designs.of(&db).expect("read").unreadable_validator(), None);
     }
 
     #[test]

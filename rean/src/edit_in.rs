@@ -20,6 +20,7 @@ use rean_store::{AttachmentEdit, AttachmentEditSource, BlobRef, Db, Edit, Mode, 
 
 use crate::accounts;
 use crate::body_in::{self, Limited};
+use crate::designs::MAX_WRITTEN_BYTES;
 use crate::error::ApiError;
 use crate::functions::{check, validate};
 use crate::multipart::{Multipart, MultipartError, boundary_of};
@@ -337,24 +338,28 @@ pub async fn write_all(
     for edit in &edits {
         target.require_write_doc(&edit.id)?;
     }
-    if mode == Mode::Interactive && edits.iter().any(check::is_needed) {
-        return write_designs(pod, target, edits).await;
+    if (mode == Mode::Interactive || !is_taken(target)) && edits.iter().any(check::is_needed) {
+        return write_designs(pod, target, edits, mode).await;
     }
     write_checked(pod, target, edits, mode).await
 }
 
-/// Writes edits of which some are of design documents: what is no design document is refused first.
+/// Writes edits of which some are of design documents: what is no design document, or one too many, is refused first.
 async fn write_designs(
     pod: &Arc<Pod>,
     target: &Target,
     edits: Vec<Edit>,
+    mode: Mode,
 ) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
     let designs = pod.designs.of(&target.db)?;
+    let mut room = designs.room();
     let (mut results, mut allowed) = (Vec::new(), Vec::new());
     for edit in edits {
         let checked = match check::is_needed(&edit) {
-            true => check::check(pod, &designs, target.db.instance(), &edit).await,
             false => Ok(()),
+            true if !is_taken(target) && !room.take(&edit.id, edit.body.len()) => Err(no_room(&edit.id)),
+            true if mode == Mode::Interactive => check::check(pod, &designs, target.db.instance(), &edit).await,
+            true => Ok(()),
         };
         match checked {
             Ok(()) => {
@@ -364,8 +369,14 @@ async fn write_designs(
             Err(error) => results.push(Some(Err(error))),
         }
     }
-    let mut written = write_checked(pod, target, allowed, Mode::Interactive).await?.into_iter();
+    let mut written = write_checked(pod, target, allowed, mode).await?.into_iter();
     Ok(results.into_iter().map(|refused| refused.or_else(|| written.next()).unwrap_or_else(no_result)).collect())
+}
+
+fn no_room(id: &str) -> ApiError {
+    let most = MAX_WRITTEN_BYTES >> 20;
+    let reason = format!("{id}: the design documents of a database may have {most} MiB together.");
+    ApiError::new(http::StatusCode::PAYLOAD_TOO_LARGE, "document_too_large", reason)
 }
 
 async fn write_checked(

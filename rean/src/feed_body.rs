@@ -413,7 +413,13 @@ impl Run {
             _ => {}
         }
         text.extend_from_slice(b"{\"seq\":");
-        push_string(text, &row.seq_token);
+        // Clients go on from the sequence of the last row, so that one always has it.
+        let may_be_last = self.sent + 1 == self.options.limit || (self.rows.len() == 0 && self.sifted.is_empty());
+        if may_be_last || (self.sent + 1).is_multiple_of(self.options.seq_interval) {
+            push_string(text, &row.seq_token);
+        } else {
+            text.extend_from_slice(b"null");
+        }
         text.push(b',');
         self.push_tail(&row, shown)?;
         let text = &mut self.out.text;

@@ -51,6 +51,7 @@ mod reduced;
 mod rows;
 mod shared;
 mod spec;
+mod toll;
 mod tree;
 mod update;
 mod view;

@@ -11,12 +11,13 @@ use crate::keys::{MAX_PLACE_BYTES, place};
 use crate::pending::{NewRow, Pending};
 use crate::records::GroupRecord;
 use crate::shared::Shared;
-use crate::spec::{Emitted, IndexDoc, MapError};
+use crate::spec::{Emitted, IndexDoc, MapError, Unmapped};
 use crate::tree;
 use bytes::Bytes;
 use rean_store::engine::{Batch, Space};
 use rean_store::{IndexRow, Newest, Seq};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// Documents that are read and mapped at once, and their bytes: enough to share out the cost of a call, and little to
 /// have in memory.
@@ -50,6 +51,9 @@ pub(crate) fn run(group: &Group, progress: &mut dyn FnMut(u64, u64)) -> Result<S
         // It began after this call, and would fail again.
         return Err(error.clone());
     }
+    if shared.toll.lock().rests(Instant::now()).is_some() {
+        return Err(resting());
+    }
     let attempt = shared.attempts.fetch_add(1, Ordering::AcqRel) + 1;
     shared.updating.store(true, Ordering::Relaxed);
     let mut result = Run::begin(group, target).and_then(|run| run.go(progress));
@@ -62,6 +66,11 @@ pub(crate) fn run(group: &Group, progress: &mut dyn FnMut(u64, u64)) -> Result<S
     *shared.failure.lock() = result.as_ref().err().map(|error| (attempt, error.clone()));
     drop(flight);
     result
+}
+
+fn resting() -> IndexError {
+    let words = "functions of the index hit limits with one document after the other: it is left alone for a while";
+    IndexError::Map(MapError::Resting(words.to_owned()))
 }
 
 /// The index's sequence, if it has all of this.
@@ -141,11 +150,19 @@ impl<'a> Run<'a> {
                 total = self.total(page.rows.len() as u64, page.is_last);
             }
             done += page.rows.len() as u64;
-            let is_end = page.is_last || page.until >= self.target.seq;
-            self.take(page.rows)?;
-            self.record.seq = page.until;
-            if self.pending.is_full() || is_end {
+            let stopped_at = self.take(page.rows)?;
+            let is_end = stopped_at.is_none() && (page.is_last || page.until >= self.target.seq);
+            self.record.seq = stopped_at.unwrap_or(page.until);
+            let rests = self.shared.toll.lock().rests(Instant::now());
+            if self.pending.is_full() || is_end || rests.is_some() {
                 self.commit()?;
+            }
+            if let Some(rest) = rests
+                && !is_end
+            {
+                let rest_ms = rest.as_millis() as u64;
+                tracing::warn!(db = self.group.db.name(), rest_ms, "functions of an index hit limits: it rests");
+                return Err(resting());
             }
             progress(done, total.max(done));
             if is_end {
@@ -172,15 +189,18 @@ impl<'a> Run<'a> {
         (info.doc_count + info.del_count).min(self.target.seq.saturating_sub(self.record.seq)).max(read)
     }
 
-    /// Maps changes and collects what they do to the rows.
-    fn take(&mut self, rows: Vec<IndexRow>) -> Result<(), IndexError> {
+    /// Maps changes and collects what they do to the rows. Gives the sequence of the last one that was looked at, if
+    /// the mapper didn't look at all.
+    fn take(&mut self, rows: Vec<IndexRow>) -> Result<Option<Seq>, IndexError> {
         let spec = &self.group.spec;
         let mut docs = Vec::new();
         let mut parts = Vec::new();
+        let mut seqs = Vec::new();
         for row in rows {
             let is_design = row.id.starts_with("_design/");
             match row.live.as_ref().filter(|_| spec.include_design || !is_design) {
                 Some(live) => {
+                    seqs.push(row.seq);
                     parts.push(live.place.map_or(0, |part| part + 1));
                     docs.push(index_doc(&row.id, live, spec.local_seq.then(|| self.group.db.shown_seq(row.seq))));
                 }
@@ -188,10 +208,11 @@ impl<'a> Run<'a> {
             }
         }
         if docs.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let ids: Vec<String> = docs.iter().map(|doc| doc.id.clone()).collect();
-        let mapped = self.map(docs)?;
+        let mapped = self.map(docs).inspect_err(|error| self.charge(error))?;
+        let stopped_at = if mapped.len() < ids.len() { seqs.get(mapped.len() - 1).copied() } else { None };
         for ((id, part), emitted) in ids.into_iter().zip(parts).zip(mapped) {
             let views =
                 emitted.into_iter().enumerate().map(|(view, emitted)| self.rows_of(&id, view, emitted)).collect();
@@ -201,7 +222,15 @@ impl<'a> Run<'a> {
                 self.commit()?;
             }
         }
-        Ok(())
+        Ok(stopped_at)
+    }
+
+    /// What it costs that the mapper gave up at once.
+    fn charge(&self, error: &IndexError) {
+        if matches!(error, IndexError::Map(MapError::Resting(_))) {
+            let mut toll = self.shared.toll.lock();
+            while toll.add(Instant::now()).is_none() {}
+        }
     }
 
     fn map(&mut self, docs: Vec<IndexDoc>) -> Result<Vec<Vec<Emitted>>, IndexError> {
@@ -221,14 +250,25 @@ impl<'a> Run<'a> {
                 }
                 Ok(mapped)
             }
-            (Err(MapError::Documents(message)), None) => Ok(vec![vec![Err(message); self.group.spec.views.len()]]),
+            (Err(MapError::Documents(message)), None) => {
+                Ok(vec![vec![Err(message.into()); self.group.spec.views.len()]])
+            }
             (Err(error), _) => Err(IndexError::Map(error)),
         }
     }
 
     fn checked(&self, mapped: Vec<Vec<Emitted>>, docs: usize) -> Result<Vec<Vec<Emitted>>, IndexError> {
         let views = self.group.spec.views.len();
-        if mapped.len() == docs && mapped.iter().all(|of_doc| of_doc.len() == views) {
+        let is_costly =
+            |of_doc: &Vec<Emitted>| of_doc.iter().any(|emitted| matches!(emitted, Err(Unmapped { costly: true, .. })));
+        let costly = mapped.iter().filter(|of_doc| is_costly(of_doc)).count();
+        let mut toll = self.shared.toll.lock();
+        for _ in 0..costly {
+            toll.add(Instant::now());
+        }
+        drop(toll);
+        let count_fits = mapped.len() == docs || (costly > 0 && mapped.len() < docs);
+        if count_fits && mapped.iter().all(|of_doc| of_doc.len() == views) {
             return Ok(mapped);
         }
         Err(IndexError::Map(MapError::Function("the map function gave another number of results".to_owned())))
@@ -238,18 +278,18 @@ impl<'a> Run<'a> {
     fn rows_of(&mut self, id: &str, view: usize, emitted: Emitted) -> Vec<NewRow> {
         let rows = match emitted {
             Ok(emits) if emits.len() > MAX_DOC_ROWS => {
-                Err(format!("{} rows are more than {MAX_DOC_ROWS}", emits.len()))
+                Err(format!("{} rows are more than {MAX_DOC_ROWS}", emits.len()).into())
             }
             Ok(emits) if emits.iter().map(|emit| emit.key.len() + emit.value.len()).sum::<usize>() > MAX_DOC_BYTES => {
-                Err(format!("its rows have more than {MAX_DOC_BYTES} bytes"))
+                Err(format!("its rows have more than {MAX_DOC_BYTES} bytes").into())
             }
             Ok(emits) => Ok(emits),
-            Err(message) => Err(message),
+            Err(unmapped) => Err(unmapped),
         };
         let emits = match rows {
             Ok(emits) => emits,
-            Err(message) => {
-                self.tell(id, view, &message);
+            Err(Unmapped { words, .. }) => {
+                self.tell(id, view, &words);
                 return Vec::new();
             }
         };

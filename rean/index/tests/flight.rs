@@ -3,7 +3,7 @@
 mod device;
 
 use device::{Device, edit, submit, update, wait_until};
-use rean_index::{Emitted, GroupSpec, IndexDoc, IndexError, MapError, Mapper, Reduce, ViewSpec};
+use rean_index::{Emitted, GroupSpec, IndexDoc, IndexError, MapError, Mapper, Reduce, Unmapped, ViewSpec};
 use rean_store::{DbKind, Mode};
 use serde_json::json;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,4 +82,62 @@ fn an_update_ends_when_its_database_or_the_program_does() {
         });
         assert!(gate.calls.load(Ordering::Relaxed) <= 3);
     }
+}
+
+/// Hits a limit with documents that say so, and gives up after three of them.
+struct Costly {
+    looked_at: AtomicU64,
+}
+
+impl Mapper for Costly {
+    fn map(&self, docs: Vec<IndexDoc>) -> Result<Vec<Vec<Emitted>>, MapError> {
+        let (mut mapped, mut hits) = (Vec::new(), 0);
+        for doc in docs {
+            self.looked_at.fetch_add(1, Ordering::Relaxed);
+            let costly = doc.json.contains("loop");
+            hits += u32::from(costly);
+            let unmapped = Unmapped { words: "took too long".to_owned(), costly };
+            mapped.push(vec![if costly { Err(unmapped) } else { Ok(Vec::new()) }]);
+            if hits == 3 {
+                break;
+            }
+        }
+        Ok(mapped)
+    }
+}
+
+#[test]
+fn an_index_whose_functions_hit_limits_rests() {
+    let device = Device::new(DbKind::Plain);
+    let mapper = Arc::new(Costly { looked_at: AtomicU64::new(0) });
+    let views = vec![ViewSpec { names: vec!["v".to_owned()], reduce: Reduce::None }];
+    let spec = GroupSpec { signature: "3".repeat(32), views, mapper: mapper.clone(), ..(*device.spec).clone() };
+    let spec = Arc::new(spec);
+    let put = |name: &str, count: usize, body: serde_json::Value| {
+        for n in 0..count {
+            submit(&device.db, vec![edit(&format!("{name}{n}"), None, body.clone())], Mode::Interactive);
+        }
+    };
+    // Two among others are no reason.
+    put("a", 2, json!({"loop": 1}));
+    put("b", 10, json!({}));
+    let group = device.indexes.group(&device.db, Arc::clone(&spec)).unwrap();
+    update(&group).unwrap();
+    // One more is: what was looked at by then is kept, the rest waits, for whoever asks.
+    put("c", 50, json!({"loop": 1}));
+    let is_resting =
+        |result: Result<u64, IndexError>| matches!(result, Err(IndexError::Map(MapError::Resting(words))) if !words.is_empty());
+    assert!(is_resting(update(&group)));
+    let (looked_at, seq) = (mapper.looked_at.load(Ordering::Relaxed), group.seq());
+    assert_eq!(looked_at, 2 + 10 + 3);
+    assert!(seq < device.db.newest().seq);
+    for _ in 0..3 {
+        assert!(is_resting(update(&group)));
+    }
+    assert_eq!((mapper.looked_at.load(Ordering::Relaxed), group.seq()), (looked_at, seq));
+    // Other functions are another index.
+    let other = GroupSpec { signature: "4".repeat(32), ..(*spec).clone() };
+    let other = device.indexes.group(&device.db, Arc::new(other)).unwrap();
+    assert!(is_resting(update(&other)));
+    assert_eq!(mapper.looked_at.load(Ordering::Relaxed), looked_at + 2 + 10 + 1);
 }

@@ -83,6 +83,14 @@ impl Design {
     }
 }
 
+impl PartialEq for Design {
+    fn eq(&self, other: &Self) -> bool {
+        self.inner.hash == other.inner.hash
+    }
+}
+
+impl Eq for Design {}
+
 impl fmt::Debug for Design {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Design({}, {} bytes)", hex::encode(self.inner.hash.0), self.inner.json.len())

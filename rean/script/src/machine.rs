@@ -1,6 +1,11 @@
 //! The functions of one design document on one thread: a runtime, a context, and what is compiled in it.
 
-use std::{collections::HashMap, mem, rc::Rc};
+use std::{
+    collections::HashMap,
+    mem,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use rquickjs::{
     Array, Coerced, Context, Ctx, Function, Object, Persistent, Runtime, Value,
@@ -36,6 +41,8 @@ const MOST_KEPT_BYTES: usize = 8 << 20;
 const MOST_TEXT_BYTES: usize = 1 << 20;
 /// Longest result that is still taken, in bytes: a document's largest size.
 const MOST_RESULT_BYTES: usize = 8 << 20;
+/// Longest time that clearing the queue of a runtime takes: what is left then is given up with it.
+const LONGEST_CLEARING: Duration = Duration::from_secs(2);
 /// CouchDB's `reduce_limit_threshold` and `reduce_limit_ratio`: a reduction longer than this must be at most half of its input.
 const REDUCE_THRESHOLD_BYTES: usize = 5_000;
 const REDUCE_RATIO: usize = 2;
@@ -330,14 +337,16 @@ impl Drop for Machine {
 }
 
 /// Takes what waits to be run after a call (promises, asynchronous functions) out of the queue, which holds on to
-/// objects. Without room on the stack no function can begin, so nothing is done and nothing new is added.
+/// objects. Without memory nothing new can be put there, and what loops is stopped at the first look at the clock.
 fn clear_jobs(runtime: &Runtime) {
     if !runtime.is_job_pending() {
         return;
     }
-    runtime.set_max_stack_size(1);
+    runtime.set_memory_limit(1);
+    runtime.set_interrupt_handler(Some(Box::new(|| true)));
+    let began = Instant::now();
     // Each step takes one out; a failure is what is meant here.
-    while !matches!(runtime.execute_pending_job(), Ok(false)) {}
+    while began.elapsed() < LONGEST_CLEARING && !matches!(runtime.execute_pending_job(), Ok(false)) {}
 }
 
 fn held(runtime: &Runtime) -> usize {

@@ -637,3 +637,26 @@ fn what_fails_again_and_again_rests() {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+#[test]
+fn what_waits_to_be_run_after_a_call_is_let_go() {
+    let scripts = scripts();
+    let big = "var big = new Uint8Array(30000000).fill(7);";
+    let before = resident_bytes();
+    for n in 0..20 {
+        for function in [
+            format!("function (d) {{ {big} Promise.resolve(big).then(function () {{ return big; }}); return true; }}"),
+            format!("function (d) {{ {big} function f() {{ Promise.resolve(big).then(f); }} f(); return true; }}"),
+            format!(
+                "function (d) {{ {big} function f() {{ Promise.resolve(big).then(f); for (;;); }} Promise.resolve(big).then(f); return true; }}"
+            ),
+            format!("function (d) {{ {big} (async function () {{ for (;;) await big; }})(); return true; }}"),
+        ] {
+            // Each time another one, so that none is kept from the call before.
+            assert_eq!(run(&scripts, &design(&format!("{function} // {n}"))), Ok(vec![true]), "{function}");
+        }
+    }
+    // Eighty calls with 30 MB each; some is still with the threads.
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 400 << 20, "{grown}");
+}

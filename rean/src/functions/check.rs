@@ -12,6 +12,7 @@ use crate::designs::{Designs, PREFIX};
 use crate::error::ApiError;
 use crate::functions::{LANGUAGE, call};
 use crate::pod::Pod;
+use crate::views::spec::{MAX_VIEWS, too_many_views};
 
 /// Reduce functions that are built in.
 const BUILT_IN_REDUCES: [&str; 4] = ["_sum", "_count", "_stats", "_approx_count_distinct"];
@@ -110,7 +111,11 @@ fn check_types(body: &Map<String, Value>) -> Result<(), ApiError> {
         Some("query") => Value::is_object,
         _ => Value::is_string,
     };
-    for (name, view) in members(body, "views")?.into_iter().flatten() {
+    let views = members(body, "views")?;
+    if views.is_some_and(|views| views.len() > MAX_VIEWS) {
+        return Err(invalid(too_many_views()));
+    }
+    for (name, view) in views.into_iter().flatten() {
         let path = format!("views.{name}");
         typed(Some(view), &path, "object", Value::is_object)?;
         if name == MODULES {
@@ -148,9 +153,9 @@ fn invalid(reason: impl Into<String>) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use super::{check_types, functions};
+    use super::{MAX_VIEWS, check_types, functions};
     use rean_script::FunctionName;
-    use serde_json::{Value, json};
+    use serde_json::{Map, Value, json};
 
     fn refused(body: &Value) -> Option<String> {
         let body = body.as_object().expect("an object");
@@ -184,6 +189,16 @@ mod tests {
             let reason = refused(&bad).unwrap_or_else(|| panic!("{bad} was let in"));
             assert!(reason.contains(word), "{reason}");
         }
+    }
+
+    #[test]
+    fn the_number_of_views_is_bounded() {
+        let with = |count: usize| {
+            let all: Map<_, _> = (0..count).map(|n| (format!("v{n}"), json!({"map": "m"}))).collect();
+            refused(&json!({"views": all}))
+        };
+        assert_eq!(with(MAX_VIEWS), None);
+        assert!(with(MAX_VIEWS + 1).is_some_and(|reason| reason.contains("at most 1000 views")));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rean_script::{Design, ScriptError};
+use rean_script::ScriptError;
+use rean_store::Db;
 use serde_json::Value;
 
 use crate::designs::{DesignDoc, Designs};
@@ -20,15 +21,15 @@ const BUSY_TRIES: u32 = 20;
 /// the pause before.
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
 
-/// A function that lets documents through, or not.
+/// A function that lets documents through, or not: as its design document has it when it is asked. So feeds hold no design
+/// documents, of which there may be another for each feed.
 pub struct FunctionFilter {
     pod: Arc<Pod>,
-    designs: Arc<Designs>,
-    script: Design,
+    db: Db,
+    design_name: Box<str>,
     function: Function,
     /// The request, as the function sees it.
     req: Arc<str>,
-    wants_revisions: bool,
 }
 
 /// Which function.
@@ -59,37 +60,34 @@ impl FunctionFilter {
         function: Function,
         req: impl FnOnce() -> Result<Value, ApiError>,
     ) -> Result<Self, ApiError> {
-        let designs = pod.designs.of(&target.db)?;
-        let design = design(&designs, design_name)?;
-        if !function.is_in(&design) {
-            let (Function::Filter(name) | Function::View(name)) = &function;
-            return Err(ApiError::not_found(format!("missing json key: {}", clip(name))));
-        }
+        function.find(&*pod.designs.of(&target.db)?, design_name)?;
         Ok(Self {
             pod: Arc::clone(pod),
-            designs,
-            script: design.script.clone(),
+            db: target.db.clone(),
+            design_name: design_name.into(),
             function,
             req: req()?.to_string().into(),
-            // It costs a look-up for each document, and hardly any filter asks for it.
-            wants_revisions: design.json.contains("_revisions"),
         })
     }
 
-    /// Whether documents are to be handed over with `_revisions`.
+    /// Whether documents are to be handed over with `_revisions`. It costs a look-up for each document, and hardly any
+    /// filter asks for it.
     pub fn wants_revisions(&self) -> bool {
-        self.wants_revisions
+        // What is not there any more is told when it is asked.
+        let designs = self.pod.designs.of(&self.db).ok();
+        let design = designs.and_then(|designs| designs.get(&self.design_name));
+        design.is_some_and(|design| design.json.contains("_revisions"))
     }
 
     /// What it keeps in memory, in bytes, about.
     pub fn bytes(&self) -> usize {
-        self.req.len()
+        self.req.len() + self.design_name.len()
     }
 
     /// Which of these documents pass: one answer for each, in their order.
     ///
     /// # Errors
-    /// If the function fails with any of them.
+    /// If the function fails with any of them, or is not there any more.
     pub async fn pass(&self, docs: Vec<String>) -> Result<Vec<bool>, ApiError> {
         let docs = Arc::new(docs);
         for _ in 1..BUSY_TRIES {
@@ -102,8 +100,10 @@ impl FunctionFilter {
     }
 
     async fn ask(&self, docs: Arc<Vec<String>>) -> Result<Result<Vec<bool>, ScriptError>, ApiError> {
-        let (script, function, req) = (self.script.clone(), self.function.clone(), Arc::clone(&self.req));
-        call(&self.pod, &self.designs, move |scripts| {
+        let designs = self.pod.designs.of(&self.db)?;
+        let script = self.function.find(&designs, &self.design_name)?.script.clone();
+        let (function, req) = (self.function.clone(), Arc::clone(&self.req));
+        call(&self.pod, &designs, move |scripts| {
             let docs = docs.as_ref().clone();
             match &function {
                 Function::Filter(name) => scripts.filter(&script, name, docs, &req),
@@ -120,6 +120,16 @@ fn complete(answers: Vec<bool>, count: usize) -> Result<Vec<bool>, ApiError> {
 }
 
 impl Function {
+    /// The design document that has it.
+    fn find(&self, designs: &Designs, design_name: &str) -> Result<Arc<DesignDoc>, ApiError> {
+        let design = design(designs, design_name)?;
+        let (Self::Filter(name) | Self::View(name)) = self;
+        match self.is_in(&design) {
+            true => Ok(design),
+            false => Err(ApiError::not_found(format!("missing json key: {}", clip(name)))),
+        }
+    }
+
     fn is_in(&self, design: &DesignDoc) -> bool {
         match self {
             Self::Filter(name) => design.has("filters", name),

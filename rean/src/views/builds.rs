@@ -261,7 +261,8 @@ impl<'a> Run<'a> {
             Err(error) => {
                 let stopping = self.pod.hub.follow().borrow().ended;
                 match &error {
-                    IndexError::Closing | IndexError::Gone => {}
+                    // That an index rests was told when it began.
+                    IndexError::Closing | IndexError::Gone | IndexError::Map(MapError::Resting(_)) => {}
                     _ if stopping => {}
                     other => tracing::warn!(
                         database = group.db().name(),

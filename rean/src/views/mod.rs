@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ::http::StatusCode;
 use parking_lot::Mutex;
 use rean_index::{Group, GroupSpec, IndexError, MapError, mango};
-use rean_script::Scripts;
+use rean_script::{Design, Scripts};
 use rean_store::{Db, DbKind};
 
 use crate::designs::DesignDoc;
@@ -40,13 +40,14 @@ use crate::views::spec::{DesignViews, SpecError};
 
 /// Design documents whose views are remembered. Each takes some kilobytes; more are read anew at each request.
 const MAX_REMEMBERED: usize = 2_000;
+/// The texts of those, in bytes: as much as is kept of design documents themselves.
+const MAX_REMEMBERED_BYTES: usize = 32 << 20;
 
 /// What the requests for views share.
 #[derive(Default)]
 pub struct Views {
     builds: Builds,
-    /// The views of design documents, by instance and id, with the revision that they are of.
-    remembered: Mutex<HashMap<DesignKey, Remembered>>,
+    remembered: Mutex<Memory>,
     /// What the indexer has to look at.
     pub dirty: Arc<Dirty>,
     /// Who takes long answers.
@@ -57,7 +58,15 @@ pub struct Views {
 /// Instance and id.
 type DesignKey = (Box<str>, Box<str>);
 
-type Remembered = (String, Result<Arc<DesignViews>, SpecError>);
+/// What was read last of a design document: its functions, which stand for its text, and its views.
+type Remembered = (Design, Result<Arc<DesignViews>, SpecError>);
+
+/// The views of design documents.
+#[derive(Default)]
+struct Memory {
+    known: HashMap<DesignKey, Remembered>,
+    bytes: usize,
+}
 
 impl Views {
     /// Follows the commits through the hub.
@@ -73,18 +82,13 @@ impl Views {
     /// See [`SpecError`].
     pub fn of(&self, db: &Db, design: &DesignDoc, scripts: &Scripts) -> Result<Arc<DesignViews>, SpecError> {
         let key: DesignKey = (db.instance().into(), design.id.as_str().into());
-        let rev = design.rev.to_string();
-        if let Some((known, views)) = self.remembered.lock().get(&key)
-            && *known == rev
+        if let Some((known, views)) = self.remembered.lock().known.get(&key)
+            && *known == design.script
         {
             return views.clone();
         }
         let views = DesignViews::of(&design.value, &design.script, scripts, db.kind() == DbKind::App).map(Arc::new);
-        let mut remembered = self.remembered.lock();
-        if remembered.len() >= MAX_REMEMBERED {
-            remembered.clear();
-        }
-        remembered.insert(key, (rev, views.clone()));
+        self.remembered.lock().keep(key, (design.script.clone(), views.clone()));
         views
     }
 
@@ -119,6 +123,20 @@ impl Views {
     }
 }
 
+impl Memory {
+    fn keep(&mut self, key: DesignKey, read: Remembered) {
+        let bytes = read.0.json().len();
+        if self.known.len() >= MAX_REMEMBERED || self.bytes + bytes > MAX_REMEMBERED_BYTES {
+            self.known.clear();
+            self.bytes = 0;
+        }
+        self.bytes += bytes;
+        if let Some((before, _)) = self.known.insert(key, read) {
+            self.bytes -= before.json().len();
+        }
+    }
+}
+
 /// What clients are told of an index that failed.
 pub fn index_error(error: IndexError, db: &Db) -> ApiError {
     let again = |words: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", words);
@@ -130,7 +148,7 @@ pub fn index_error(error: IndexError, db: &Db) -> ApiError {
         IndexError::Map(MapError::Function(words)) => {
             ApiError::new(StatusCode::BAD_REQUEST, "compilation_error", words)
         }
-        IndexError::Map(MapError::Documents(words)) => {
+        IndexError::Map(MapError::Documents(words) | MapError::Resting(words)) => {
             // CouchDB's word for a function that was ended by a limit.
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "os_process_error", words)
         }

@@ -5,12 +5,14 @@
 //! their reduce function too are one. The index is known by a signature of all that decides about its rows, so a change
 //! elsewhere in the document leaves it as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use http::StatusCode;
 use md5::{Digest, Md5};
-use rean_index::{Emit, Emitted, GroupSpec, IndexDoc, MapError, Mapper, Reduce, ReduceError, Reducer, ViewSpec};
+use rean_index::{
+    Emit, Emitted, GroupSpec, IndexDoc, MapError, Mapper, Reduce, ReduceError, Reducer, Unmapped, ViewSpec,
+};
 use rean_script::{Design, MappedDoc, ScriptError, Scripts};
 use rean_store::collate;
 use serde_json::{Map, Value, json};
@@ -22,6 +24,11 @@ use crate::views::builds::{lane, note_limit};
 const DOCS_A_CALL: usize = 256;
 /// As much text of documents, in bytes.
 const BYTES_A_CALL: usize = 1 << 20;
+/// Documents that may hit limits before the others of their call are left.
+const MOST_COSTLY: usize = 3;
+/// Views of one design document. Tens are usual; an index numbers its views in 16 bits, and each query of one brings all
+/// of them up to date.
+pub const MAX_VIEWS: usize = 1_000;
 /// The language of functions.
 const JAVASCRIPT: &str = "javascript";
 /// That of Mango's indexes, which are asked with `_find`.
@@ -57,6 +64,8 @@ pub enum SpecError {
     NoViews,
     /// Its functions are in another language.
     Language(String),
+    /// It has more than [`MAX_VIEWS`].
+    TooMany,
 }
 
 /// One view as the design document has it.
@@ -80,6 +89,9 @@ impl DesignViews {
         }
         let none = Map::new();
         let views = doc.get("views").and_then(Value::as_object).unwrap_or(&none);
+        if views.len() > MAX_VIEWS {
+            return Err(SpecError::TooMany);
+        }
         let sources = sources(views);
         if sources.is_empty() {
             return Err(SpecError::NoViews);
@@ -133,6 +145,7 @@ impl From<SpecError> for ApiError {
     fn from(error: SpecError) -> Self {
         match error {
             SpecError::NoViews => Self::not_found("missing_named_view"),
+            SpecError::TooMany => Self::new(StatusCode::BAD_REQUEST, "invalid_design_doc", too_many_views()),
             SpecError::Language(language) if language == QUERY => {
                 Self::bad_request("This is an index for _find: it is not asked as a view.")
             }
@@ -149,6 +162,11 @@ impl From<SpecError> for ApiError {
 pub fn built_in(name: &str) -> Option<Reduce> {
     let known = || BUILT_IN.into_iter().find(|known| name.starts_with(known)).and_then(Reduce::built_in);
     Reduce::built_in(name).or_else(known)
+}
+
+/// What is said of more views than [`MAX_VIEWS`].
+pub fn too_many_views() -> String {
+    format!("A design document has at most {MAX_VIEWS} views.")
 }
 
 fn clip(text: &str) -> String {
@@ -177,6 +195,8 @@ fn sources(views: &Map<String, Value>) -> Vec<Source<'_>> {
 struct Layout<'a> {
     /// Each map function, with a view that has it.
     maps: Vec<(&'a str, &'a str)>,
+    /// Where each of them is.
+    map_places: HashMap<&'a str, usize>,
     views: Vec<LaidView<'a>>,
     names: BTreeMap<String, ViewPlace>,
 }
@@ -192,7 +212,12 @@ struct LaidView<'a> {
 
 impl<'a> Layout<'a> {
     fn of(sources: &[Source<'a>]) -> Self {
-        let mut layout = Self { maps: Vec::new(), views: Vec::new(), names: BTreeMap::new() };
+        let mut layout = Self {
+            maps: Vec::new(),
+            map_places: HashMap::new(),
+            views: Vec::new(),
+            names: BTreeMap::new(),
+        };
         // Those that reduce come first: one that doesn't shares the rows of one that does.
         let (reducing, plain): (Vec<_>, Vec<_>) = sources.iter().partition(|source| source.reduce.is_some());
         for source in reducing.into_iter().chain(plain) {
@@ -202,13 +227,10 @@ impl<'a> Layout<'a> {
     }
 
     fn add(&mut self, source: &Source<'a>) {
-        let map = match self.maps.iter().position(|(text, _)| *text == source.map) {
-            Some(map) => map,
-            None => {
-                self.maps.push((source.map, source.name));
-                self.maps.len() - 1
-            }
-        };
+        let map = *self.map_places.entry(source.map).or_insert_with(|| {
+            self.maps.push((source.map, source.name));
+            self.maps.len() - 1
+        });
         let same = |view: &LaidView<'_>| {
             let rows = view.map == map && view.is_raw == source.is_raw;
             rows && (source.reduce.is_none() || view.reduce == source.reduce)
@@ -306,16 +328,17 @@ impl Mapper for JsMapper {
         let mut out = Vec::with_capacity(docs.len());
         let mut call: Vec<String> = Vec::new();
         let mut bytes = 0;
+        let mut left = docs.len();
         for doc in docs {
+            left -= 1;
             bytes += doc.json.len();
             call.push(doc.json);
-            if call.len() >= DOCS_A_CALL || bytes >= BYTES_A_CALL {
-                self.call(std::mem::take(&mut call), &mut out)?;
+            if call.len() >= DOCS_A_CALL || bytes >= BYTES_A_CALL || left == 0 {
+                if !self.call(std::mem::take(&mut call), &mut out)? {
+                    break;
+                }
                 bytes = 0;
             }
-        }
-        if !call.is_empty() {
-            self.call(call, &mut out)?;
         }
         Ok(out)
     }
@@ -326,26 +349,41 @@ impl Mapper for JsMapper {
 }
 
 impl JsMapper {
-    fn call(&self, docs: Vec<String>, out: &mut Vec<Vec<Emitted>>) -> Result<(), MapError> {
-        let alone = docs.len() == 1;
-        let mapped = self.scripts.map(lane(), &self.design, &self.maps, docs).map_err(|error| {
-            let error = map_error(error);
-            if let (true, MapError::Documents(words)) = (alone, &error) {
-                // It has no rows then; whoever asks is to hear of it.
-                note_limit(words);
+    /// Maps documents. `false`: some of them hit limits, and the others were not looked at.
+    fn call(&self, mut docs: Vec<String>, out: &mut Vec<Vec<Emitted>>) -> Result<bool, MapError> {
+        let mut costly = 0;
+        while !docs.is_empty() {
+            // A call may end before all are mapped.
+            let mapped = self.scripts.map(lane(), &self.design, &self.maps, docs.clone()).map_err(map_error)?;
+            if mapped.is_empty() {
+                return Err(MapError::Unavailable("the map functions gave no answer".to_owned()));
             }
-            error
-        })?;
-        out.extend(mapped.into_iter().map(|doc| self.laid_out(doc)));
-        Ok(())
+            docs.drain(..mapped.len().min(docs.len()));
+            for doc in mapped {
+                if doc.costly {
+                    costly += 1;
+                    // It has no rows then; whoever asks is to hear of it.
+                    note_limit("a map function used too much time or memory with a document");
+                }
+                out.push(self.laid_out(doc));
+            }
+            if costly >= MOST_COSTLY && !docs.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The rows of each view of the index, from those of each map function.
     fn laid_out(&self, doc: MappedDoc) -> Vec<Emitted> {
+        let costly = doc.costly;
         let maps: Vec<Emitted> = doc
             .views
             .into_iter()
-            .map(|rows| Ok(rows?.into_iter().map(|(key, value)| Emit { key, value }).collect()))
+            .map(|rows| match rows {
+                Ok(rows) => Ok(rows.into_iter().map(|(key, value)| Emit { key, value }).collect()),
+                Err(words) => Err(Unmapped { words, costly }),
+            })
             .collect();
         if self.map_of_view.len() == maps.len() {
             return maps;
@@ -362,6 +400,9 @@ fn map_error(error: ScriptError) -> MapError {
             MapError::Function(words)
         }
         ScriptError::Resting { .. } | ScriptError::Busy | ScriptError::Closed => MapError::Unavailable(words),
+        // What one document does is told with it: these are the function's own.
+        ScriptError::TooMuchMemory { .. } | ScriptError::TooDeep { .. } => MapError::Function(words),
+        ScriptError::TooLong { .. } => MapError::Resting(words),
         _ => MapError::Documents(words),
     }
 }
@@ -397,7 +438,7 @@ fn reduce_error(error: ScriptError) -> ReduceError {
 
 #[cfg(test)]
 mod tests {
-    use super::{DesignViews, SpecError, built_in};
+    use super::{DesignViews, MAX_VIEWS, SpecError, built_in};
     use rean_index::Reduce;
     use rean_script::{Design, ScriptLimits, Scripts};
     use serde_json::{Value, json};
@@ -462,6 +503,16 @@ mod tests {
         let one = json!({"options": {"a": 1, "b": 2}, "views": {"a": {"map": "M"}}});
         let two = json!({"options": {"b": 2, "a": 1}, "views": {"a": {"map": "M"}}});
         assert_eq!(signature(&one), signature(&two));
+    }
+
+    #[test]
+    fn the_number_of_views_is_bounded() {
+        let with = |count: usize| {
+            let all: serde_json::Map<_, _> = (0..count).map(|n| (format!("v{n}"), json!({"map": n.to_string()}))).collect();
+            views(&json!({"views": all}))
+        };
+        assert!(with(MAX_VIEWS).is_ok_and(|views| views.group.views.len() == MAX_VIEWS));
+        assert_eq!(with(MAX_VIEWS + 1).err(), Some(SpecError::TooMany));
     }
 
     #[test]
