@@ -59,7 +59,10 @@ pub fn id(headers: &HeaderMap) -> HeaderValue {
 /// The id that the client gives its request, if it can't be mistaken for more than one word of a log.
 fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let fits = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    headers.get(REQUEST_ID).filter(|id| (1..=MAX_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(fits)).cloned()
+    headers
+        .get(REQUEST_ID)
+        .filter(|id| (1..=MAX_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(fits))
+        .cloned()
 }
 
 /// A request's id, in the form of CouchDB's.

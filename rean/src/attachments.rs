@@ -203,11 +203,7 @@ async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Blo
     if let Some(expected) = expected
         && digest.finalize()[..] != expected[..]
     {
-        return Err(ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "content_md5_mismatch",
-            "Possible message corruption.",
-        ));
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "content_md5_mismatch", "Possible message corruption."));
     }
     upload.finish()
 }

@@ -92,8 +92,7 @@ fn parse(text: &Bytes) -> Result<Bulk, DocumentError> {
 
 /// 417 for each document, as CouchDB has it: nothing is written.
 fn refuse_all_or_nothing(docs: Vec<(String, IncomingDoc)>) -> Response {
-    let refusal =
-        ApiError::new(StatusCode::EXPECTATION_FAILED, "not_implemented", "all_or_nothing is not supported");
+    let refusal = ApiError::new(StatusCode::EXPECTATION_FAILED, "not_implemented", "all_or_nothing is not supported");
     let rows: Vec<Row> =
         docs.into_iter().map(|(id, _)| Row { id, came_with: None, outcome: Err(refusal.clone()) }).collect();
     let mut body = Vec::with_capacity(rows.len() * 96 + 4);

@@ -174,7 +174,8 @@ enum Phase {
 struct Run {
     pod: Arc<Pod>,
     news: watch::Receiver<Newest>,
-    /// A feed ends when its reader's account changes. Those of an ended session the proxy cuts off.
+    /// A feed ends when its reader's account changes. Where a session ends, or an administrator of the settings goes, the
+    /// proxy cuts it off.
     account: Option<AccountWatch>,
     #[expect(dead_code, reason = "held for as long as the feed is open")]
     place: Place,

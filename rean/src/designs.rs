@@ -119,6 +119,8 @@ pub struct DesignDoc {
     pub value: Value,
     /// Its functions.
     pub script: Design,
+    /// Whether anything in it names the member `_revisions`.
+    pub names_revisions: bool,
 }
 
 impl DesignCache {
@@ -252,7 +254,7 @@ impl Designs {
             range = range.after(&last.id);
             for row in rows {
                 if designs.bytes > MAX_READ_BYTES {
-                    tracing::error!(database = db.name(), from = row.id, "too many design documents: some are left out");
+                    tracing::error!(database = db.name(), from = row.id, "too much of design documents");
                     // Any of those that are left out may have one.
                     designs.unreadable_validator.get_or_insert(row.id);
                     return Ok(designs);
@@ -277,8 +279,9 @@ impl Designs {
         match (serde_json::from_str(&text), Design::new(&text)) {
             (Ok(value), Ok(script)) => {
                 let script = script.for_owner(db.instance());
+                let names_revisions = text.contains("_revisions");
                 let json = text.into();
-                self.add(Arc::new(DesignDoc { id: row.id, rev: row.rev, json, value, script }));
+                self.add(Arc::new(DesignDoc { id: row.id, rev: row.rev, json, value, script, names_revisions }));
             }
             _ => {
                 self.bytes += text.len() + OVERHEAD_BYTES;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use adea_ring::Identity;
 use axum::body::Body;
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use rean_store::document::{parse_document, validate_id};
@@ -115,8 +115,10 @@ fn send(
         let parts = PartWriter::new();
         let kind = parts.content_type("related");
         push_related(&mut out, parts, &target.db, doc, rev, options)?;
+        let length = HeaderValue::from(out.len());
         let mut response = render::json(StatusCode::OK, page_body::body(&target.db, out));
         response.headers_mut().insert(CONTENT_TYPE, content_type(&kind));
+        response.headers_mut().insert(CONTENT_LENGTH, length);
         return Ok(response);
     }
     push_document(&mut out, &target.db, doc, rev, options)?;
@@ -363,9 +365,7 @@ pub fn given_rev(request: &Request) -> Result<Option<Rev>, ApiError> {
     let by_query = request.query.get("rev").filter(|text| !text.is_empty()).map(parse_rev).transpose()?;
     let by_header = if_match(request).map(parse_rev).transpose()?;
     match (by_query, by_header) {
-        (Some(query), Some(header)) if query != header => {
-            Err(ApiError::bad_request(OTHER_ETAG))
-        }
+        (Some(query), Some(header)) if query != header => Err(ApiError::bad_request(OTHER_ETAG)),
         (query, header) => Ok(query.or(header)),
     }
 }

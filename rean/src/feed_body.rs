@@ -6,6 +6,7 @@
 //! reader's rights have changed since it began; if so, it ends.
 
 mod guard;
+pub mod seen;
 mod sift;
 
 use std::collections::VecDeque;

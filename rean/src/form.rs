@@ -57,7 +57,12 @@ pub async fn post(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
         Some(text) => {
             let mut doc = parse_document(&text)?;
             doc.rev = doc.rev.or(form.rev);
-            edit_in::edit(&target.db, id, Incoming { doc, follows: std::collections::HashMap::new() }, Mode::Interactive)?
+            edit_in::edit(
+                &target.db,
+                id,
+                Incoming { doc, follows: std::collections::HashMap::new() },
+                Mode::Interactive,
+            )?
         }
         None => with_files_of(&target, id, form.rev)?,
     };

@@ -69,6 +69,23 @@ impl Out {
         self.text.len() >= PAGE_BYTES || !self.queue.is_empty()
     }
 
+    /// How many bytes are still to be sent.
+    pub fn len(&self) -> u64 {
+        let queued = self.queue.iter().map(|piece| match piece {
+            Piece::Text(text) => text.len() as u64,
+            Piece::Blob(piece) => {
+                let bytes = piece.end.saturating_sub(piece.at) + piece.carry.len() as u64;
+                if piece.base64 { bytes.div_ceil(3) * 4 } else { bytes }
+            }
+        });
+        queued.sum::<u64>() + self.text.len() as u64
+    }
+
+    /// Whether nothing is left to be sent.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The whole text, if there is nothing but text.
     pub fn into_text(self) -> Option<Vec<u8>> {
         self.queue.is_empty().then_some(self.text)

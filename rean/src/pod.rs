@@ -20,6 +20,7 @@ use crate::config::{Config, Limits};
 use crate::designs::DesignCache;
 use crate::error::ApiError;
 use crate::feeds::Sockets;
+use crate::functions::filters::Turns;
 use crate::hub::Hub;
 use crate::node_config::Settings;
 use crate::replicate::Replications;
@@ -49,6 +50,8 @@ pub struct Pod {
     pub designs: DesignCache,
     /// Runs the functions of design documents.
     pub scripts: Scripts,
+    /// Feeds whose filters ask the same function the same.
+    pub filter_turns: Turns,
     /// Views and Mango indexes.
     pub indexes: Indexes,
     /// What requests for views share.
@@ -133,6 +136,7 @@ impl Pod {
             accounts,
             designs,
             scripts: Scripts::new(ScriptLimits { time_ms: config.limits.max_function_ms, ..ScriptLimits::default() }),
+            filter_turns: Turns::default(),
             indexes,
             views,
             ring,

@@ -18,8 +18,8 @@ use crate::ring::port::FromPeer;
 use crate::ring::{command, feed, links, standing};
 use crate::target::require_server_admin;
 use crate::{
-    all_docs, attachments, backup, bulk, bulk_get, changes, cluster, databases, db_updates, docs, feeds, form, functions,
-    local_docs, node_config, replicate, views,
+    all_docs, attachments, backup, bulk, bulk_get, changes, cluster, databases, db_updates, docs, feeds, form,
+    functions, local_docs, node_config, replicate, views,
 };
 
 /// By this header the proxy names a request, in both logs and in the answer.
@@ -400,10 +400,8 @@ async fn maintenance_resource(pod: &Arc<Pod>, who: &Identity, request: Request) 
             only(&request, "GET,HEAD,POST")?;
             databases::index(pod, who, request).await
         }
-        ("_index", _) => {
-            only(&request, "DELETE,POST")?;
-            databases::index(pod, who, request).await
-        }
+        // Which methods it takes depends on what is below: it says so itself.
+        ("_index", _) => databases::index(pod, who, request).await,
         // `PUT /db/_zork`, `PUT /db/_zork/attachment`: a document can't have such a name.
         (_, 0 | 1) if request.method == Method::PUT => docs::refuse_reserved(pod, who, request).await,
         _ => docs::no_such_resource(pod, who, request).await,

@@ -230,7 +230,10 @@ async fn explain_says_what_would_be_done() {
     assert_eq!(told["mrargs"]["start_key"], json!([1]));
     assert_eq!(told["mrargs"]["end_key"], json!(["<MAX>"]));
     assert_eq!((&told["covering"], &told["opts"]["r"], &told["opts"]["sort"]), (&json!(true), &json!(1), &json!({})));
-    assert_eq!(told["index_candidates"][0]["analysis"]["reasons"], json!([{"name": "unfavored_type"}]));
+    assert_eq!(
+        told["index_candidates"].as_array().unwrap().last().unwrap()["analysis"]["reasons"],
+        json!([{"name": "unfavored_type"}])
+    );
     assert_eq!(told["selector_hints"][0]["indexable_fields"], json!(["n"]));
     let query = json!({"selector": {"name": "Bob"}, "sort": [], "use_index": "zork"});
     let told = world.post(&admin(), "/db/_explain", query).await.expect(200);
@@ -326,4 +329,35 @@ async fn a_long_answer_streams_and_is_whole() {
     let scan = find(&world, json!({"selector": {"text": "none"}})).await;
     let warning = scan["warning"].as_str().expect("a warning");
     assert!(warning.contains("\nThe number of documents examined is high"), "{warning}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_without_an_index_says_why_there_is_none() {
+    let world = world().await;
+    index(&world, json!(["n"])).await;
+    let query = json!({"selector": {"name": "Bob"}, "sort": ["zork"]});
+    let refused = world.post(&admin(), "/db/_find", query.clone()).await;
+    assert_eq!(refused.status, 400);
+    let told = world.post(&admin(), "/db/_explain", query).await.expect(200);
+    assert_eq!(told["index"], Value::Null);
+    let candidates = told["index_candidates"].as_array().expect("candidates");
+    assert_eq!(candidates.len(), 2);
+    assert!(candidates.iter().all(|one| one["analysis"]["usable"] == json!(false)), "{candidates:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_below_index_is_told_apart() {
+    let world = world().await;
+    for path in ["a", "a/b", "a/b/c/d", "_design/a/json/b/c"] {
+        assert_eq!(world.get(&admin(), &format!("/db/_index/{path}")).await.status, 404, "{path}");
+        assert_eq!(world.send(&admin(), "DELETE", &format!("/db/_index/{path}"), None).await.status, 404, "{path}");
+    }
+    for path in ["_bulk_delete", "dd/json/one", "_design/dd/json/one"] {
+        assert_eq!(world.get(&admin(), &format!("/db/_index/{path}")).await.status, 405, "{path}");
+    }
+    let nameless = world.post(&admin(), "/db/_index", json!({"index": {"fields": ["n"]}, "name": ""})).await;
+    assert_eq!(nameless.status, 400);
+    index(&world, json!(["n"])).await;
+    let listed = world.get(&admin(), "/db/_index?limit=1;skip=1").await.expect(200);
+    assert_eq!(listed["indexes"].as_array().map(Vec::len), Some(1));
 }

@@ -2,6 +2,8 @@
 
 mod harness;
 
+use std::task::Poll;
+
 use adea_ring::Identity;
 use axum::body::Body;
 use harness::{World, admin, user};
@@ -488,7 +490,7 @@ async fn update_handlers_write_as_their_caller() {
     assert_eq!(shown, json!([null, ["db", "_design", "d", "_update", "none", "zork"], "7", "body"]));
     assert_eq!(call("POST", "remove/a/b", &[], "").await.0, 201);
     world.get(&ann, "/db/a%2Fb").await.expect(404);
-    for (path, status) in [("design", 401), ("noid", 400), ("broken", 500), ("lost", 404), ("nope", 404)] {
+    for (path, status) in [("design", 403), ("noid", 400), ("broken", 500), ("lost", 404), ("nope", 404)] {
         let (got, _, text) = call("POST", path, &[], "").await;
         assert_eq!(got, status, "{path}: {text}");
     }
@@ -563,4 +565,77 @@ async fn endless_functions_of_one_database_do_not_stop_those_of_another() {
         task.await.expect("refused");
     }
     assert_eq!(world.get(&admin(), "/bad").await.expect(200)["doc_count"], 1);
+}
+
+#[tokio::test]
+async fn who_lost_the_right_while_validators_were_asked_does_not_write() {
+    let world = validated("").await;
+    let designs = world.pod.designs.of(&world.pod.store.db("db").expect("a database")).expect("read");
+    let all = u32::try_from(designs.calls().available_permits()).expect("few");
+    let turns = designs.calls().acquire_many(all).await.expect("all turns");
+    let ann = user("ann", &[]);
+    let write = world.put(&ann, "/db/a", json!({}));
+    tokio::pin!(write);
+    let waits = std::future::poll_fn(|context| Poll::Ready(write.as_mut().poll(context).is_pending())).await;
+    assert!(waits, "for the validator's turn");
+    let security = json!({"members": {"names": ["eve"], "roles": []}});
+    world.put(&admin(), "/db/_security", security).await.expect(200);
+    drop(turns);
+    write.await.expect(403);
+    world.get(&admin(), "/db/a").await.expect(404);
+}
+
+#[tokio::test]
+async fn a_feed_asks_the_filter_that_is_there_and_ends_without_one() {
+    let world = World::new().await;
+    world.open_db("db").await;
+    let filter = |body: &str| json!({"filters": {"f": format!("function (doc) {{ {body} }}")}});
+    design(&world, "db", filter("return doc.n === 1;")).await;
+    let mut listener = world.feed(&user("ann", &[]), "/db/_changes?feed=continuous&filter=d/f&heartbeat=60000").await;
+    for (id, n) in [("a", 2), ("b", 1)] {
+        world.put(&admin(), &format!("/db/{id}"), json!({"n": n})).await.expect(201);
+    }
+    while !listener.text.contains("\"b\"") {
+        assert!(listener.step().await, "the feed ended: {}", listener.text);
+    }
+    let mut now = filter("return !!doc._revisions && doc.n === 2;");
+    now["_rev"] = world.get(&admin(), "/db/_design/d").await.expect(200)["_rev"].clone();
+    design(&world, "db", now).await;
+    for (id, n) in [("c", 1), ("d", 2)] {
+        world.put(&admin(), &format!("/db/{id}"), json!({"n": n})).await.expect(201);
+    }
+    while !listener.text.contains("\"d\"") {
+        assert!(listener.step().await, "the feed ended: {}", listener.text);
+    }
+    assert!(!listener.text.contains("\"a\"") && !listener.text.contains("\"c\""), "{}", listener.text);
+    let rev = world.get(&admin(), "/db/_design/d").await.expect(200)["_rev"].clone();
+    let path = format!("/db/_design/d?rev={}", rev.as_str().expect("one"));
+    world.send(&admin(), "DELETE", &path, None).await.expect(200);
+    world.put(&admin(), "/db/e", json!({"n": 2})).await.expect(201);
+    listener.end().await;
+    assert!(!listener.text.contains("\"e\""), "{}", listener.text);
+}
+
+#[tokio::test]
+async fn the_design_documents_of_a_database_are_bounded() {
+    let world = World::new().await;
+    world.open_db("db").await;
+    let large = |rev: &str| json!({"_rev": rev, "text": "x".repeat(7 << 20)});
+    let rev = format!("1-{HASH}");
+    for (id, status) in [("a", 201), ("b", 201), ("c", 413)] {
+        let path = format!("/db/_design/{id}?new_edits=false");
+        world.put(&admin(), &path, large(&rev)).await.expect(status);
+    }
+    let mut large_new = large(&rev);
+    large_new.as_object_mut().expect("an object").remove("_rev");
+    let docs = json!({"docs": [{"_id": "_design/d", "text": large_new["text"]}, {"_id": "_design/e"}, {"_id": "x"}]});
+    let rows = world.post(&admin(), "/db/_bulk_docs", docs).await.expect(201);
+    let outcomes: Vec<&str> =
+        rows.as_array().expect("rows").iter().map(|row| row["error"].as_str().unwrap_or("")).collect();
+    assert_eq!(outcomes, ["document_too_large", "", ""]);
+    // One that is there may stay as large as it is, and be made smaller.
+    world.put(&admin(), "/db/_design/a", large(&rev)).await.expect(201);
+    let small = json!({"_rev": rev});
+    world.put(&admin(), "/db/_design/b", small).await.expect(201);
+    world.put(&admin(), "/db/_design/d", large_new).await.expect(201);
 }

@@ -276,5 +276,12 @@ async fn live_feeds_tell_of_databases_as_they_change() {
     assert_eq!(rows(&answer)[0], pair("created", "again"));
     let mut events = world.feed(&root, "/_db_updates?feed=eventsource&limit=1").await;
     while events.step().await {}
+    for form in ["continuous", "eventsource"] {
+        let path = format!("/_db_updates?feed={form}&since=now&heartbeat=60000");
+        let mut feed = world.feed(&root, &path).await;
+        assert!(feed.is_silent().await);
+        world.account("root", &[form]).await;
+        feed.end().await;
+    }
     assert!(events.text.starts_with("data: {") && events.text.contains("\nid: "), "{}", events.text);
 }

@@ -9,7 +9,13 @@ use rean::route::{self, Request};
 use serde_json::{Value, json};
 
 /// Sends bytes with headers; gives the answer and its headers.
-async fn ask(world: &World, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (Answer, http::HeaderMap) {
+async fn ask(
+    world: &World,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (Answer, http::HeaderMap) {
     let mut request = http::Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -57,7 +63,8 @@ async fn who_is_somebody_is_forbidden_and_who_is_nobody_unauthorized() {
 #[tokio::test]
 async fn lists_tell_how_many_rows_lie_before() {
     let world = with_docs(&["a", "b", "c", "d"]).await;
-    let offset = async |query: &str| world.get(&admin(), &format!("/db/_all_docs?{query}")).await.expect(200)["offset"].clone();
+    let offset =
+        async |query: &str| world.get(&admin(), &format!("/db/_all_docs?{query}")).await.expect(200)["offset"].clone();
     for (query, wanted) in [
         ("", json!(0)),
         ("skip=3", json!(3)),
@@ -174,6 +181,9 @@ async fn attachments_are_couchdbs() {
     let (answer, _) = ask(&world, "PUT", "/db/e/_f.txt", &kind, "x").await;
     refused(answer, 400, "bad_request", "Attachment name '_f.txt' starts with prohibited character '_'");
     assert_eq!(ask(&world, "PUT", "/db/_nonexistant/f", &kind, "x").await.0.status, 400);
+    let (whole, headers) = ask(&world, "GET", "/db/d?attachments=true", &[("accept", "multipart/related")], "").await;
+    assert!(whole.text.starts_with("--") && whole.text.contains("some text"), "{}", whole.text);
+    assert_eq!(headers["content-length"], whole.text.len().to_string().as_str());
     for (revpos, status) in [(json!(10), 412), (json!(1), 201)] {
         let stub = json!({"_rev": rev, "_attachments": {"f g.txt": {"stub": true, "revpos": revpos}}});
         assert_eq!(world.put(&admin(), "/db/d", stub).await.status, status, "{revpos}");
@@ -205,10 +215,12 @@ async fn forms_add_files_to_documents() {
     let doc = world.get(&admin(), "/db/n").await.expect(200);
     assert_eq!((&doc["n"], &doc["_attachments"]["c"]["length"]), (&json!(1), &json!(1)));
     assert_eq!(send("/db/m", file("c", "C")).await.status, 400);
-    let (answer, _) = ask(&world, "POST", "/db/d", &[("content-type", "application/x-www-form-urlencoded")], "a=b").await;
+    let (answer, _) =
+        ask(&world, "POST", "/db/d", &[("content-type", "application/x-www-form-urlencoded")], "a=b").await;
     refused(answer, 415, "bad_content_type", "Content-Type must be multipart/form-data");
     // A form is no way around the rights.
-    let request = http::Request::builder().method("POST").uri("/_users/org.couchdb.user:x").header(kind[0].0, kind[0].1);
+    let request =
+        http::Request::builder().method("POST").uri("/_users/org.couchdb.user:x").header(kind[0].0, kind[0].1);
     let request = Request::from_http(request.body(Body::empty()).expect("a request")).expect("a path");
     let answer = route::dispatch(&world.pod, &user("ann", &[]), request).await.expect_err("refused");
     assert_eq!(answer.status, 403);

@@ -9,7 +9,8 @@ import { Pod } from './lib/pod.mjs';
 import { signature } from './lib/signature.mjs';
 import { until } from './lib/wait.mjs';
 
-const APP = 'vault', HIDDEN = 'hidden', MISSING = 'nosuch', SECRET = 'xyzzy-the-secret';
+// No readable id lies between the two: what is counted up to one of them is the same for both.
+const APP = 'vault', HIDDEN = 'hidden', MISSING = 'hiddes', SECRET = 'xyzzy-the-secret';
 const enc = encodeURIComponent, q = (value) => enc(JSON.stringify(value));
 const SHOWN_PART = `${APP}--${signature(['user:ann', 'user:bob'])}`;
 const HIDDEN_PART = `${APP}--${signature(['user:ann'])}`;

@@ -15,6 +15,30 @@ after(() => pod?.stop());
 
 const setting = (path, value) => value === null ? pod.ok('DELETE', CONFIG + path) : pod.ok('PUT', CONFIG + path, { body: JSON.stringify(value) });
 
+describe('single requests', () => {
+  test('Location is a whole address, also behind another proxy, and a client may name its request', async () => {
+    const at = `http://${pod.host}:${pod.port}`;
+    assert.equal((await pod.send('PUT', '/whole')).headers.location, `${at}/whole`);
+    assert.equal((await pod.send('PUT', '/whole/a%2Fb', { body: {} })).headers.location, `${at}/whole/a%2Fb`);
+    assert.equal((await pod.send('PUT', '/whole/f/g.txt', { body: 'x', headers: { 'content-type': 'text/plain' } })).headers.location, `${at}/whole/f/g.txt`);
+    const headers = { 'x-forwarded-host': 'db.example', 'x-forwarded-proto': 'https', 'x-couch-request-id': 'mine-1' };
+    const made = await pod.send('PUT', '/whole/c', { body: {}, headers });
+    assert.deepEqual([made.headers.location, made.headers['x-couch-request-id']], ['https://db.example/whole/c', 'mine-1']);
+  });
+
+  test('a POST may stand for PUT and DELETE, and is then held to the rights of these', async () => {
+    const override = (method, path, more = {}) => pod.send('POST', path, { ...more, headers: { 'x-http-method-override': method, ...more.headers } });
+    await pod.ok('PUT', '/stands');
+    const { rev } = JSON.parse((await override('PUT', '/stands/a', { body: { n: 1 } })).text);
+    assert.equal((await pod.ok('GET', '/stands/a')).n, 1);
+    assert.equal((await override('DELETE', '/stands', { as: 'ann' })).status, 401);
+    assert.equal((await override('DELETE', `/stands/a?rev=${rev}`, { headers: { origin: 'http://a.example' } })).status, 415);
+    assert.equal((await override('DELETE', `/stands/a?rev=${rev}`)).status, 200);
+    assert.equal((await pod.send('GET', '/stands/a')).status, 404);
+    await pod.ok('DELETE', '/stands');
+  });
+});
+
 describe('settings', () => {
   test('cross-origin rules hold at the very next request', async () => {
     const headers = { origin: 'http://b.example' };

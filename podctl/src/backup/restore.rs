@@ -89,6 +89,13 @@ pub async fn restore(pod: &Server, path: &Path, wish: &Wish, teller: &Teller) ->
 /// Old and new names.
 fn choose(wish: &Wish, all: &[&str]) -> anyhow::Result<Vec<(String, String)>> {
     if wish.databases.is_empty() {
+        // A file is what somebody made: with a name like `_ring`, `--force` would delete what is the pod's own.
+        for name in all.iter().filter(|name| ![ACCOUNTS, REPLICATIONS].contains(*name)) {
+            if name.starts_with('_') {
+                bail!("{name:?} is a server's own and can't be restored");
+            }
+            rean::databases::check_name(name).map_err(|error| anyhow::anyhow!("{name:?}: {}", error.reason))?;
+        }
         return Ok(all.iter().map(|name| ((*name).to_owned(), (*name).to_owned())).collect());
     }
     let mut chosen: Vec<(String, String)> = Vec::new();
@@ -219,6 +226,9 @@ impl Restore<'_> {
             if leaf.id == *last {
                 continue;
             }
+            if !replications::is_document(&leaf.id) {
+                bail!("{:?} is no document's id", leaf.id);
+            }
             *last = leaf.id.clone();
             let mut doc: Map<String, Value> = serde_json::from_slice(&text)?;
             doc.remove("_attachments");
@@ -345,6 +355,9 @@ mod tests {
             choose(&Wish { databases, ..Wish::default() }, &all)
         };
         assert_eq!(chosen(&[]).unwrap().len(), 3);
+        for wrong in ["_ring", "_pods", "../a", "a--b", ""] {
+            assert!(choose(&Wish::default(), &["a", wrong]).is_err(), "{wrong:?}");
+        }
         assert_eq!(
             chosen(&["a=c", "b"]).unwrap(),
             [("a".to_owned(), "c".to_owned()), ("b".to_owned(), "b".to_owned())]

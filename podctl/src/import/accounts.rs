@@ -121,11 +121,19 @@ impl Accounts<'_> {
         let mut docs = Vec::new();
         for Row { id, doc } in accounts {
             let rev = doc.get("_rev").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if !is_of(&doc, &id) {
+                self.refuse_other(&id);
+                continue;
+            }
             let doc = match there.get(&id) {
                 None => doc,
                 Some((known, _)) if *known == rev => continue,
                 Some((known, deleted)) => match self.grown(&id, &rev, known).await? {
-                    Some(doc) => doc,
+                    Some(doc) if is_of(&doc, &id) => doc,
+                    Some(_) => {
+                        self.refuse_other(&id);
+                        continue;
+                    }
                     None => {
                         if !self.is_older(&id, &rev).await? {
                             let why = if *deleted { "was deleted there" } else { "is another account there" };
@@ -138,6 +146,10 @@ impl Accounts<'_> {
             docs.push(self.outgoing(&id, doc));
         }
         self.write(docs).await
+    }
+
+    fn refuse_other(&self, id: &str) {
+        self.tally.refused(id, "the source gives another document under this id");
     }
 
     /// The account, if it has grown out of the revision that the target has.
@@ -187,6 +199,12 @@ impl Accounts<'_> {
     }
 }
 
+/// Whether a document is what it was asked for as. What the target has was looked up by this id: another account would be
+/// written over unseen.
+fn is_of(doc: &Map<String, Value>, id: &str) -> bool {
+    doc.get("_id").and_then(Value::as_str) == Some(id)
+}
+
 /// The revisions of a document that was asked for with `revs=true`.
 fn history(doc: &Map<String, Value>) -> Vec<String> {
     let revisions = doc.get("_revisions");
@@ -198,8 +216,17 @@ fn history(doc: &Map<String, Value>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::history;
+    use super::{history, is_of};
     use serde_json::json;
+
+    #[test]
+    fn an_account_is_known_by_its_own_id() {
+        let doc = json!({"_id": "org.couchdb.user:root", "name": "root"});
+        let doc = doc.as_object().unwrap();
+        assert!(is_of(doc, "org.couchdb.user:root"));
+        assert!(!is_of(doc, "org.couchdb.user:fresh"));
+        assert!(!is_of(json!({"name": "root"}).as_object().unwrap(), "org.couchdb.user:root"));
+    }
 
     #[test]
     fn histories_are_named_in_full() {

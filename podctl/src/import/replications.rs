@@ -36,6 +36,10 @@ pub async fn copy(ends: &Ends<'_>) -> anyhow::Result<Outcome> {
         let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
         let there = present(ends, &target, &ids).await?;
         for Row { id, doc } in rows {
+            if !is_document(&id) {
+                tally.refused(&id, "is no document's id");
+                continue;
+            }
             if there.get(&id).is_some_and(|(_, deleted)| !deleted) {
                 ends.teller.note(REPLICATIONS, &format!("{id:?} is there already, and was left as it is"));
                 continue;
@@ -64,6 +68,11 @@ pub async fn copy(ends: &Ends<'_>) -> anyhow::Result<Outcome> {
     Ok(Outcome { documents: tally.done(), written, refused: refusals.count(), differences: None, bytes: 0 })
 }
 
+/// Whether an id can be a document's. What begins with `_` is something else at that path: `_security` is who may read.
+pub fn is_document(id: &str) -> bool {
+    !id.is_empty() && (!id.starts_with('_') || id.starts_with(DESIGN))
+}
+
 /// The document as the target is to have it.
 pub fn outgoing(mut doc: Map<String, Value>, start: bool) -> Value {
     doc.retain(|name, _| {
@@ -78,8 +87,15 @@ pub fn outgoing(mut doc: Map<String, Value>, start: bool) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::outgoing;
+    use super::{is_document, outgoing};
     use serde_json::json;
+
+    #[test]
+    fn settings_of_a_database_are_no_documents() {
+        for (id, is) in [("a", true), ("_design/a", true), ("_security", false), ("_local/a", false), ("", false)] {
+            assert_eq!(is_document(id), is, "{id}");
+        }
+    }
 
     #[test]
     fn replications_come_to_rest_unless_they_are_to_run() {

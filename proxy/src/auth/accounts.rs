@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use super::password::{Prf, Stored};
 use crate::upstream::{Upstream, UpstreamError};
 
+/// Tries to delete a session that is prolonged at the same time: that happens once in half its time on each pod.
+const DELETE_TRIES: usize = 5;
+
 /// A user's document, as far as a log-in needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -174,13 +177,20 @@ pub async fn renew_session(
 /// # Errors
 /// When rean does not answer or does not do it.
 pub async fn delete_session(upstream: &Upstream, id: &str, rev: &str) -> Result<(), UpstreamError> {
-    let path = format!("/_ring/{}?rev={rev}", encode("session:", id));
-    match upstream.ask(Method::DELETE, &path, None).await? {
-        (StatusCode::OK | StatusCode::ACCEPTED | StatusCode::NOT_FOUND, _) => Ok(()),
-        // Somebody else has just ended it: session documents are never changed otherwise.
-        (StatusCode::CONFLICT, _) => Ok(()),
-        (other, _) => Err(UpstreamError::Unexpected(other)),
+    let path = format!("/_ring/{}", encode("session:", id));
+    let mut rev = rev.to_owned();
+    for _ in 0..DELETE_TRIES {
+        match upstream.ask(Method::DELETE, &format!("{path}?rev={rev}"), None).await? {
+            (StatusCode::OK | StatusCode::ACCEPTED | StatusCode::NOT_FOUND, _) => return Ok(()),
+            // A cookie that was prolonged meanwhile, perhaps on another pod: it must not outlive its log-out.
+            (StatusCode::CONFLICT, _) => match read::<SessionDoc>(upstream, &path).await?.and_then(|doc| doc.rev) {
+                Some(now) => rev = now,
+                None => return Ok(()),
+            },
+            (other, _) => return Err(UpstreamError::Unexpected(other)),
+        }
     }
+    Err(UpstreamError::Unexpected(StatusCode::CONFLICT))
 }
 
 /// A document, or `None` when there is none or it is not of the expected form.

@@ -6,7 +6,7 @@ use crate::keys::{DEAD, FORMAT, GROUP, NEXT, after, group_record, groups_of};
 use crate::page::{decode, encode};
 use crate::records::{Format, GroupRecord};
 use crate::shared::{Common, Shared};
-use crate::spec::GroupSpec;
+use crate::spec::{GroupSpec, MapError};
 use parking_lot::Mutex;
 use rean_store::engine::{Batch, Direction, Engine, EngineError, EngineKind, Space, Value};
 use rean_store::{Db, Store};
@@ -99,6 +99,10 @@ impl Indexes {
     pub fn group(&self, db: &Db, spec: Arc<GroupSpec>) -> Result<Group, IndexError> {
         if db.is_gone() {
             return Err(IndexError::Gone);
+        }
+        if u16::try_from(spec.views.len()).is_err() {
+            // Trees have the view's number in two bytes: rows of one view would be taken for those of another.
+            return Err(IndexError::Map(MapError::Function("too many views for one index".to_owned())));
         }
         let shared = self.shared(db, &spec)?;
         Ok(Group { db: db.clone(), spec, shared })

@@ -125,8 +125,7 @@ fn an_index_whose_functions_hit_limits_rests() {
     update(&group).unwrap();
     // One more is: what was looked at by then is kept, the rest waits, for whoever asks.
     put("c", 50, json!({"loop": 1}));
-    let is_resting =
-        |result: Result<u64, IndexError>| matches!(result, Err(IndexError::Map(MapError::Resting(words))) if !words.is_empty());
+    let is_resting = |result: Result<u64, IndexError>| matches!(result, Err(IndexError::Map(MapError::Resting(words))) if !words.is_empty());
     assert!(is_resting(update(&group)));
     let (looked_at, seq) = (mapper.looked_at.load(Ordering::Relaxed), group.seq());
     assert_eq!(looked_at, 2 + 10 + 3);
@@ -140,4 +139,16 @@ fn an_index_whose_functions_hit_limits_rests() {
     let other = device.indexes.group(&device.db, Arc::new(other)).unwrap();
     assert!(is_resting(update(&other)));
     assert_eq!(mapper.looked_at.load(Ordering::Relaxed), looked_at + 2 + 10 + 1);
+}
+
+#[test]
+fn an_index_has_no_more_views_than_its_trees_can_number() {
+    let device = Device::new(DbKind::Plain);
+    let with = |count: usize| {
+        let views = (0..count).map(|n| ViewSpec { names: vec![n.to_string()], reduce: Reduce::None }).collect();
+        let signature = format!("{count:032x}");
+        device.indexes.group(&device.db, Arc::new(GroupSpec { signature, views, ..(*device.spec).clone() }))
+    };
+    assert!(with(65_535).is_ok());
+    assert!(matches!(with(65_536), Err(IndexError::Map(MapError::Function(_)))));
 }

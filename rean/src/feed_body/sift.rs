@@ -3,12 +3,14 @@
 //! Who lost the right to a document must be told, whatever they filter by: such rows pass every filter that looks at
 //! documents. They could read it before.
 
+use std::sync::Arc;
+
 use rean_store::json::push_string;
 use rean_store::rev::Rev;
 use rean_store::{Body, DocView, FeedRow, RevView, StoreError};
-use serde_json::Value;
 
 use crate::changes::{Filter, Options};
+use crate::feed_body::seen::Seen;
 use crate::feed_body::{CutOff, push_plain_doc};
 use crate::functions::filters::FunctionFilter;
 use crate::page_body::Out;
@@ -31,8 +33,8 @@ pub enum Shown {
 
 /// One revision of a row, as its filter is to see it.
 enum Look {
-    /// Its text.
-    Text(String),
+    /// The document.
+    Doc(Arc<Seen>),
     /// It is told without a look: it left the reader's sight.
     Tell,
     /// It has no content any more; a later row of its document follows.
@@ -68,7 +70,7 @@ pub fn shown(target: &Target, options: &Options, row: &FeedRow) -> Result<Shown,
             let looks = looks(target, row, options.all_leaves, false)?;
             let matches = |look| match look {
                 // What is nested too deeply for a tree matches no selector.
-                Look::Text(text) => serde_json::from_str::<Value>(&text).is_ok_and(|doc| selector.matches(&doc)),
+                Look::Doc(doc) => doc.value().is_some_and(|doc| selector.matches(doc)),
                 Look::Tell => true,
                 Look::Gone => false,
             };
@@ -83,7 +85,7 @@ pub fn shown(target: &Target, options: &Options, row: &FeedRow) -> Result<Shown,
 /// Rows that a function sees at once.
 pub struct Batch {
     rows: Vec<(FeedRow, Vec<Verdict>)>,
-    docs: Vec<String>,
+    docs: Vec<Arc<Seen>>,
 }
 
 /// How it is known whether a revision is shown.
@@ -103,15 +105,16 @@ impl Batch {
     ) -> Result<Self, StoreError> {
         let mut batch = Self { rows: Vec::new(), docs: Vec::new() };
         let mut bytes = 0;
+        let revisions = filter.wants_revisions();
         while bytes < BATCH_BYTES
             && let Some(mut row) = rows.next()
         {
             let mut verdicts = Vec::new();
-            for look in looks(target, &row, all_leaves, filter.wants_revisions())? {
+            for look in looks(target, &row, all_leaves, revisions)? {
                 verdicts.push(match look {
-                    Look::Text(text) => {
-                        bytes += text.len();
-                        batch.docs.push(text);
+                    Look::Doc(doc) => {
+                        bytes += doc.text().len();
+                        batch.docs.push(doc);
                         Verdict::Asked
                     }
                     Look::Tell => Verdict::Known(true),
@@ -147,12 +150,19 @@ fn looks(target: &Target, row: &FeedRow, all_leaves: bool, revisions: bool) -> R
         return Ok(vec![Look::Tell]);
     }
     let others = all_leaves && row.revs.len() > 1;
+    if row.shared && row.revs.len() == 1 && !revisions && row.change.is_some() {
+        if let Some(seen) = Seen::of(row) {
+            return Ok(vec![Look::Doc(seen)]);
+        }
+        let text = winner_text(target, row)?;
+        return Ok(vec![text.map_or(Look::Gone, |text| Look::Doc(Seen::keep(row, text)))]);
+    }
     // The row's own winner counts, also if the document has changed since: then a later row follows.
     let doc = if others || revisions { target.db.doc(&target.scope, &row.id)? } else { None };
     let found = |rev: &Rev| doc.as_ref().and_then(|doc| Some((doc, doc.leaves.iter().find(|leaf| leaf.rev == *rev)?)));
     let mut looks = vec![match row.revs.first().and_then(found) {
         Some((doc, leaf)) if revisions => leaf_look(target, doc, leaf, true)?,
-        _ => winner_look(target, row)?,
+        _ => look(winner_text(target, row)?),
     }];
     if others {
         for rev in &row.revs[1..] {
@@ -165,10 +175,10 @@ fn looks(target: &Target, row: &FeedRow, all_leaves: bool, revisions: bool) -> R
     Ok(looks)
 }
 
-fn winner_look(target: &Target, row: &FeedRow) -> Result<Look, StoreError> {
+fn winner_text(target: &Target, row: &FeedRow) -> Result<Option<String>, StoreError> {
     let mut text = Vec::new();
     push_plain_doc(&mut text, target, row)?;
-    Ok(look(text))
+    Ok(as_text(text))
 }
 
 fn leaf_look(target: &Target, doc: &DocView, leaf: &RevView, revisions: bool) -> Result<Look, StoreError> {
@@ -176,7 +186,7 @@ fn leaf_look(target: &Target, doc: &DocView, leaf: &RevView, revisions: bool) ->
         let mut out = Out::default();
         let options = render::Options { revs: true, ..render::Options::default() };
         let pushed = push_document(&mut out, &target.db, doc, leaf, &options);
-        return Ok(pushed.ok().and_then(|_| out.into_text()).map_or(Look::Gone, look));
+        return Ok(pushed.ok().and_then(|_| out.into_text()).map_or(Look::Gone, |text| look(as_text(text))));
     }
     let body: Option<Body> = leaf.body.map(|at| target.db.body(at)).transpose()?.flatten();
     if body.is_none() && !leaf.deleted {
@@ -184,14 +194,16 @@ fn leaf_look(target: &Target, doc: &DocView, leaf: &RevView, revisions: bool) ->
     }
     let mut text = Vec::new();
     render::push_plain(&mut text, &doc.id, &leaf.rev, leaf.deleted, body.as_ref());
-    Ok(look(text))
+    Ok(look(as_text(text)))
 }
 
-fn look(text: Vec<u8>) -> Look {
-    match String::from_utf8(text) {
-        Ok(text) if text != "null" => Look::Text(text),
-        _ => Look::Gone,
-    }
+/// `None`: there is no document any more.
+fn as_text(text: Vec<u8>) -> Option<String> {
+    String::from_utf8(text).ok().filter(|text| text != "null")
+}
+
+fn look(text: Option<String>) -> Look {
+    text.map_or(Look::Gone, |text| Look::Doc(Arc::new(Seen::alone(text))))
 }
 
 /// What comes after a row's sequence: its id and the revisions that are shown.

@@ -1,7 +1,7 @@
 //! The answer of `_explain`.
 
 use rean_index::mango::plan::IdBounds;
-use rean_index::mango::{Candidate, Choice, Hints, definition};
+use rean_index::mango::{Candidate, Choice, Hints, IndexDef, definition};
 use serde_json::{Value, json};
 
 use super::args::FindArgs;
@@ -13,15 +13,30 @@ const MAX: &str = "<MAX>";
 
 /// What a query would do, in CouchDB's shape.
 pub fn explanation(target: &Target, args: &FindArgs, planned: &Planned) -> Value {
+    let taken = match planned.plan.choice {
+        Choice::Index(at, _) => Some(at),
+        Choice::AllDocs(_) => None,
+    };
+    let mut told = of_query(target, args, &planned.indexes, &planned.plan.candidates);
+    told["index"] = index(&planned.indexes, taken);
+    told["mrargs"] = arguments(args, planned);
+    told["covering"] = planned.plan.covering.into();
+    told
+}
+
+/// What is told of a query that nothing can serve: why not.
+pub fn without_index(target: &Target, args: &FindArgs, indexes: &[IndexDef], losers: &[Candidate]) -> Value {
+    of_query(target, args, indexes, losers)
+}
+
+/// What doesn't depend on the index that was taken; that is `null` here.
+fn of_query(target: &Target, args: &FindArgs, indexes: &[IndexDef], candidates: &[Candidate]) -> Value {
     let fields: Vec<&str> = args.fields.iter().map(|field| field.name.as_str()).collect();
     let hints = Hints::of(&args.selector);
-    let candidates: Vec<Value> = planned.plan.candidates.iter().map(|one| candidate(planned, one)).collect();
+    let candidates: Vec<Value> = candidates.iter().map(|one| candidate(indexes, one)).collect();
     json!({
         "dbname": target.name,
-        "index": index(planned, match planned.plan.choice {
-            Choice::Index(at, _) => Some(at),
-            Choice::AllDocs(_) => None,
-        }),
+        "index": null,
         "partitioned": false,
         "selector": args.selector.to_json(),
         "opts": options(args, &fields),
@@ -34,13 +49,13 @@ pub fn explanation(target: &Target, args: &FindArgs, planned: &Planned) -> Value
             "indexable_fields": hints.indexable,
             "unindexable_fields": hints.unindexable,
         }],
-        "mrargs": arguments(args, planned),
-        "covering": planned.plan.covering,
+        "mrargs": {},
+        "covering": false,
     })
 }
 
-fn index(planned: &Planned, at: Option<usize>) -> Value {
-    at.map_or_else(definition::all_docs_json, |at| planned.indexes[at].to_json())
+fn index(indexes: &[IndexDef], at: Option<usize>) -> Value {
+    at.map_or_else(definition::all_docs_json, |at| indexes[at].to_json())
 }
 
 fn options(args: &FindArgs, fields: &[&str]) -> Value {
@@ -85,12 +100,12 @@ fn arguments(args: &FindArgs, planned: &Planned) -> Value {
 }
 
 fn ids(bounds: &IdBounds) -> (Value, Value) {
-    (bounds.low.as_deref().unwrap_or("").into(), bounds.high.as_deref().unwrap_or(MAX).into())
+    (bounds.low.as_deref().map_or(Value::Null, Value::from), bounds.high.as_deref().unwrap_or(MAX).into())
 }
 
-fn candidate(planned: &Planned, candidate: &Candidate) -> Value {
+fn candidate(indexes: &[IndexDef], candidate: &Candidate) -> Value {
     json!({
-        "index": index(planned, candidate.index),
+        "index": index(indexes, candidate.index),
         "analysis": {
             "usable": candidate.usable,
             "reasons": [{"name": candidate.reason}],

@@ -50,7 +50,7 @@ pub async fn index(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<R
             Ok(json_line(StatusCode::OK, &json!({"ok": true})))
         }
         (_, ["_bulk_delete"]) => Err(ApiError::method_not_allowed("POST")),
-        (Method::POST, _) => Err(ApiError::method_not_allowed("DELETE")),
+        (_, ["_design", _, _, _] | [_, _, _]) => Err(ApiError::method_not_allowed("DELETE")),
         _ => Err(ApiError::missing()),
     }
 }

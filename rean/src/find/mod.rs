@@ -34,6 +34,8 @@ use args::FindArgs;
 pub use index::index;
 use planning::Planned;
 
+/// The word for a query that no index can serve.
+const NO_INDEX: &str = "no_usable_index";
 /// The longest query, in bytes: selectors with ten thousand ids are shorter, and as a tree it takes many times as much.
 const MAX_QUERY_BYTES: usize = 1 << 20;
 
@@ -51,7 +53,15 @@ pub async fn find(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
         return Err(ApiError::body_too_large());
     }
     let args = FindArgs::parse(&text)?;
-    let planned = Planned::of(pod, &target, &args)?;
+    let planned = match Planned::of(pod, &target, &args) {
+        // As CouchDB: an explanation also says why there is none.
+        Err(error) if is_explain && error.error == NO_INDEX => {
+            let (indexes, losers) = Planned::why_none(pod, &target, &args)?;
+            let told = explain::without_index(&target, &args, &indexes, &losers);
+            return Ok(json_line(StatusCode::OK, &told));
+        }
+        planned => planned?,
+    };
     if is_explain {
         return Ok(json_line(StatusCode::OK, &explain::explanation(&target, &args, &planned)));
     }

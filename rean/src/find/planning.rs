@@ -1,7 +1,7 @@
 //! Which of a database's indexes serves a query.
 
 use rean_index::Group;
-use rean_index::mango::{self, Choice, IndexDef, MangoError, Plan, Query, UseIndex};
+use rean_index::mango::{self, Candidate, Choice, IndexDef, MangoError, Plan, Query, UseIndex};
 use rean_store::selector::FieldPath;
 
 use super::args::FindArgs;
@@ -25,14 +25,8 @@ impl Planned {
     /// 400 when nothing can serve, or when the bookmark's index can't any more.
     pub fn of(pod: &Pod, target: &Target, args: &FindArgs) -> Result<Self, ApiError> {
         let indexes = indexes_of(pod, target)?;
-        let fields: Vec<FieldPath> = args.fields.iter().map(|field| field.path.clone()).collect();
-        let query = Query {
-            selector: &args.selector,
-            sort: &args.sort,
-            fields: &fields,
-            use_index: args.use_index.as_ref(),
-            allow_fallback: args.allow_fallback,
-        };
+        let fields = wanted_fields(args);
+        let query = query_of(args, &fields);
         let Some(bookmark) = &args.bookmark else {
             let plan = Plan::of(query, &indexes)?;
             return Ok(Self { indexes, plan });
@@ -55,12 +49,37 @@ impl Planned {
         Ok(Self { indexes, plan })
     }
 
+    /// Why nothing serves a query for which [`Planned::of`] found nothing, with the indexes that were looked at.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn why_none(pod: &Pod, target: &Target, args: &FindArgs) -> Result<(Vec<IndexDef>, Vec<Candidate>), ApiError> {
+        let indexes = indexes_of(pod, target)?;
+        let fields = wanted_fields(args);
+        let losers = Plan::why_none(query_of(args, &fields), &indexes);
+        Ok((indexes, losers))
+    }
+
     /// The index that serves; none: all documents.
     pub fn index(&self) -> Option<&IndexDef> {
         match self.plan.choice {
             Choice::Index(at, _) => Some(&self.indexes[at]),
             Choice::AllDocs(_) => None,
         }
+    }
+}
+
+fn wanted_fields(args: &FindArgs) -> Vec<FieldPath> {
+    args.fields.iter().map(|field| field.path.clone()).collect()
+}
+
+fn query_of<'a>(args: &'a FindArgs, fields: &'a [FieldPath]) -> Query<'a> {
+    Query {
+        selector: &args.selector,
+        sort: &args.sort,
+        fields,
+        use_index: args.use_index.as_ref(),
+        allow_fallback: args.allow_fallback,
     }
 }
 

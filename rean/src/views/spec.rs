@@ -212,12 +212,8 @@ struct LaidView<'a> {
 
 impl<'a> Layout<'a> {
     fn of(sources: &[Source<'a>]) -> Self {
-        let mut layout = Self {
-            maps: Vec::new(),
-            map_places: HashMap::new(),
-            views: Vec::new(),
-            names: BTreeMap::new(),
-        };
+        let mut layout =
+            Self { maps: Vec::new(), map_places: HashMap::new(), views: Vec::new(), names: BTreeMap::new() };
         // Those that reduce come first: one that doesn't shares the rows of one that does.
         let (reducing, plain): (Vec<_>, Vec<_>) = sources.iter().partition(|source| source.reduce.is_some());
         for source in reducing.into_iter().chain(plain) {
@@ -508,7 +504,8 @@ mod tests {
     #[test]
     fn the_number_of_views_is_bounded() {
         let with = |count: usize| {
-            let all: serde_json::Map<_, _> = (0..count).map(|n| (format!("v{n}"), json!({"map": n.to_string()}))).collect();
+            let all: serde_json::Map<_, _> =
+                (0..count).map(|n| (format!("v{n}"), json!({"map": n.to_string()}))).collect();
             views(&json!({"views": all}))
         };
         assert!(with(MAX_VIEWS).is_ok_and(|views| views.group.views.len() == MAX_VIEWS));

@@ -62,7 +62,9 @@ impl Tx<'_> {
                         mode == Mode::Replicated || wanted.revpos.is_none_or(|revpos| revpos == a.revpos)
                     };
                     let same = |a: &&Attachment| {
-                        a.name == wanted.name && placed(a) && digest.as_ref().is_none_or(|d| *d == digest_text(&a.digest_md5))
+                        a.name == wanted.name
+                            && placed(a)
+                            && digest.as_ref().is_none_or(|d| *d == digest_text(&a.digest_md5))
                     };
                     let found = inherited.iter().flatten().find(same);
                     found.cloned().ok_or_else(|| missing(&wanted.name))?

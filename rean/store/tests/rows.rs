@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use rean_store::engine::memory::MemoryEngine;
 use rean_store::engine::{Batch, Engine, EngineError, EngineStats, Snapshot, Space, Value};
 use rean_store::{
-    Author, Db, DbKind, Edit, MAX_NOTE_BYTES, MAX_NOTE_NAME_BYTES, Mode, NoObserver, Rev, Scope, Store, StoreError,
-    StoreKeys, Who, Write, Written,
+    Author, Db, DbKind, Edit, MAX_NOTE_BYTES, MAX_NOTE_NAME_BYTES, Mode, NoObserver, Rev, Scope, Since, Store,
+    StoreError, StoreKeys, Who, Write, Written,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Barrier, mpsc};
@@ -319,4 +319,44 @@ fn a_lazy_note_is_read_at_once_and_goes_with_the_next_commit() {
     store.set_note_lazily("n", Some(b"5".to_vec())).unwrap();
     store.close();
     assert_eq!(kept(), Some(b"5".to_vec()), "closing lost it");
+}
+
+#[test]
+fn a_database_shows_sequences_from_its_making_on() {
+    let (engine, folder) = (MemoryEngine::default(), TempDir::new().unwrap());
+    let store = open(&engine, &folder);
+    let before = store.create_db("before", DbKind::Plain).unwrap();
+    for id in ["a", "b", "c"] {
+        put(&before, id);
+    }
+    let db = store.create_db("db", DbKind::Plain).unwrap();
+    assert!(db.seq_token(&Scope::All, db.scoped_info(&Scope::All).update_seq).starts_with("0-"));
+    put(&db, "one");
+    put(&before, "d");
+    put(&db, "two");
+    let own = store.create_db("_own", DbKind::Plain).unwrap();
+    put(&own, "x");
+    let check = |store: &Store| {
+        let shown = |name: &str, since: Since| -> Vec<(String, u64)> {
+            let db = store.db(name).unwrap();
+            let rows = db.feed(&Scope::All, since).unwrap().next_page(10).unwrap();
+            let number = |token: &str| token.split('-').next().unwrap().parse().unwrap();
+            rows.into_iter().map(|row| (row.id.to_string(), number(&row.seq_token))).collect()
+        };
+        // What others write in between still counts: the numbers are the store's, less those of before.
+        assert_eq!(shown("db", Since::Start), [("one".to_owned(), 1), ("two".to_owned(), 3)]);
+        for since in ["1", "2"] {
+            assert_eq!(shown("db", Since::Token(since.to_owned())), [("two".to_owned(), 3)], "{since}");
+        }
+        let db = store.db("db").unwrap();
+        assert_eq!(db.doc(&Scope::All, "one").unwrap().unwrap().seq, 1);
+        let token = db.seq_token(&Scope::All, db.scoped_info(&Scope::All).update_seq);
+        assert!(token.starts_with("3-"), "{token}");
+        assert!(db.feed(&Scope::All, Since::Token(token)).unwrap().next_page(10).unwrap().is_empty());
+        // The pod's own databases show the store's numbers.
+        assert_eq!(shown("_own", Since::Start), [("x".to_owned(), store.seq())]);
+    };
+    check(&store);
+    drop(store);
+    check(&open(&engine, &folder));
 }

@@ -11,6 +11,8 @@ pub const LANGUAGE: &str = "query";
 const DESIGN: &str = "_design/";
 /// Most fields of one index: sort keys hold them all, and a query that needs more is none of people's.
 pub const MAX_FIELDS: usize = 64;
+/// Most indexes of one design document, as of views: an index numbers them in 16 bits, and all are kept up to date together.
+const MAX_INDEXES: usize = 1_000;
 
 /// One index.
 #[derive(Debug, Clone)]
@@ -35,13 +37,13 @@ pub fn design_id(name: &str) -> String {
 }
 
 impl IndexDef {
-    /// The indexes of a design document, in order; none if it holds no indexes. What is malformed is passed over: anyone
-    /// may have written it, and it may have come by replication.
+    /// The indexes of a design document, in order; none if it holds no indexes, or more than a design document may. What
+    /// is malformed is passed over: anyone may have written it, and it may have come by replication.
     pub fn of_design(id: &str, design: &Value) -> Vec<IndexDef> {
         if design.get("language").and_then(Value::as_str) != Some(LANGUAGE) {
             return Vec::new();
         }
-        let views = design.get("views").and_then(Value::as_object);
+        let views = design.get("views").and_then(Value::as_object).filter(|views| views.len() <= MAX_INDEXES);
         views.into_iter().flatten().filter_map(|(name, view)| IndexDef::of_view(id, name, view)).collect()
     }
 
@@ -93,7 +95,7 @@ pub(super) fn is_fair(fields: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::IndexDef;
+    use super::{IndexDef, MAX_INDEXES};
     use serde_json::json;
 
     #[test]
@@ -122,6 +124,12 @@ mod tests {
         assert!(indexes[0].partial.is_none());
         assert!(indexes[1].partial.is_some());
         assert_eq!(indexes[1].to_json()["def"]["partial_filter_selector"], json!({"ok": {"$eq": true}}));
+        let many = |count: usize| {
+            let view = |n: usize| (format!("v{n}"), json!({"map": {"fields": {"n": "asc"}}}));
+            json!({"language": "query", "views": (0..count).map(view).collect::<serde_json::Map<_, _>>()})
+        };
+        assert_eq!(IndexDef::of_design("_design/x", &many(MAX_INDEXES)).len(), MAX_INDEXES);
+        assert!(IndexDef::of_design("_design/x", &many(MAX_INDEXES + 1)).is_empty());
         let javascript = json!({"views": {"one": {"map": {"fields": {"n": "asc"}}}}});
         assert!(IndexDef::of_design("_design/x", &javascript).is_empty());
     }

@@ -1,6 +1,6 @@
 //! A request for an index, and the design documents that follow from it.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::definition::{LANGUAGE, MAX_FIELDS, design_id, is_fair};
@@ -38,6 +38,9 @@ impl NewIndex {
         let definition = members.get("index").ok_or(MangoError::MissingKey("index"))?;
         check_kind(members)?;
         let name = text(members, "name")?;
+        if name == Some("") {
+            return Err(MangoError::IndexName("\"\"".to_owned()));
+        }
         let ddoc = text(members, "ddoc")?;
         let map = map_of(definition)?;
         // The same request must lead to the same name, on every pod and at any time.
@@ -149,7 +152,7 @@ mod tests {
     use super::{NewIndex, without};
     use crate::mango::IndexDef;
     use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
-    use serde_json::{Map, Value, json};
+    use serde_json::{Value, json};
 
     fn parse(body: Value) -> NewIndex {
         NewIndex::parse(&body).unwrap()
@@ -253,7 +256,7 @@ mod tests {
                 let there = IndexDef::of_design(&index.ddoc, &Value::Object(stored.clone()));
                 prop_assert!(there.iter().any(|one| one.name == index.name), "{body} {stored:?}");
                 prop_assert_eq!(index.put_into(Some(&stored)), Ok(None));
-                let left = without(&stored, &index.name).unwrap_or_else(Map::new);
+                let left = without(&stored, &index.name).unwrap_or_default();
                 let there = IndexDef::of_design(&index.ddoc, &Value::Object(left));
                 prop_assert!(there.iter().all(|one| one.name != index.name));
             }

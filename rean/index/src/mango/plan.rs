@@ -102,10 +102,10 @@ impl UseIndex {
         let bad = || MangoError::IndexName(super::error::shown(value));
         let (ddoc, name) = match value {
             Value::Null => return Ok(None),
-            Value::String(text) => match text.split_once('/') {
-                None => (text.as_str(), None),
-                Some(("_design", ddoc)) => (ddoc, None),
-                Some((ddoc, name)) => (ddoc, Some(name)),
+            Value::String(text) => match text.split('/').collect::<Vec<_>>().as_slice() {
+                [ddoc] | ["_design", ddoc] => (*ddoc, None),
+                [ddoc, name] | ["_design", ddoc, name] => (*ddoc, Some(*name)),
+                _ => return Err(bad()),
             },
             Value::Array(items) => match items.as_slice() {
                 [] => return Ok(None),
@@ -159,6 +159,21 @@ impl Plan {
         let normal = query.selector.to_json();
         let planner = Planner::new(query, &normal, indexes);
         planner.plan()
+    }
+
+    /// Why none of a database's indexes serves a query for which [`Plan::of`] found none.
+    pub fn why_none(query: Query<'_>, indexes: &[IndexDef]) -> Vec<Candidate> {
+        let normal = query.selector.to_json();
+        let planner = Planner::new(query, &normal, indexes);
+        let loser = |index, reason, covering| Candidate { index, usable: false, reason, ranking: 1, covering };
+        let of_index = |(at, index): (usize, &IndexDef)| {
+            let partial = index.partial.is_some().then_some("is_partial");
+            let reason = planner.unusable(index).or(partial).unwrap_or("excluded_by_user");
+            loser(Some(at), reason, Some(planner.is_covered(index)))
+        };
+        let mut losers: Vec<Candidate> = indexes.iter().enumerate().rev().map(of_index).collect();
+        losers.push(loser(None, planner.all_docs_unusable().unwrap_or("excluded_by_user"), None));
+        losers
     }
 }
 
@@ -333,7 +348,8 @@ impl<'a> Planner<'a> {
         let winner = facts.rated.first();
         let ranks = facts.ranks();
         let mut out = Vec::new();
-        for (at, index) in self.indexes.iter().enumerate() {
+        // CouchDB's order: the indexes backwards, all documents last.
+        for (at, index) in self.indexes.iter().enumerate().rev() {
             if winner.is_some_and(|winner| winner.at == at) {
                 continue;
             }
@@ -354,7 +370,6 @@ impl<'a> Planner<'a> {
             };
             out.push(Candidate { index: None, usable, reason, ranking, covering: None });
         }
-        out.sort_by_key(|candidate| candidate.ranking);
         out
     }
 

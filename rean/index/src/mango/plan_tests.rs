@@ -180,7 +180,7 @@ fn an_index_that_is_named_serves_if_it_can() {
     assert_eq!(error.to_string(), "_design/c, zork specified by `use_index` could not be found or it is not suitable.");
     let ask = Ask { no_fallback: true, ..Ask::default() };
     assert_eq!(plan(json!({"x": 1}), &ask, &some()).unwrap_err(), MangoError::NoIndex);
-    for bad in [json!(1), json!({}), json!(["a", "b", "c"]), json!([1])] {
+    for bad in [json!(1), json!({}), json!(["a", "b", "c"]), json!([1]), json!("a/b/c"), json!("_design/a/b/c")] {
         assert_eq!(UseIndex::parse(&bad).unwrap_err().error(), "invalid_index_name", "{bad}");
     }
 }
@@ -193,19 +193,31 @@ fn candidates_say_why_they_lost() {
     };
     let found = reasons(plan(json!({"n": {"$gt": 1}}), &Ask::default(), &some()).unwrap());
     let expected = [
-        ("_all_docs", true, "unfavored_type", 1),
-        ("n-name", false, "field_mismatch", 2),
-        ("name", false, "field_mismatch", 2),
         ("ok-n", false, "is_partial", 3),
+        ("name", false, "field_mismatch", 2),
+        ("n-name", false, "field_mismatch", 2),
+        ("_all_docs", true, "unfavored_type", 1),
     ];
     assert_eq!(found, expected.map(|(name, usable, reason, rank)| (name.to_owned(), usable, reason, rank)));
     let named = Ask { use_index: json!("a"), ..Ask::default() };
     let found = reasons(plan(json!({"n": 1, "name": 2}), &named, &some()).unwrap());
-    assert_eq!(found[0], ("n".to_owned(), true, "excluded_by_user", 1));
+    assert!(found.contains(&("n".to_owned(), true, "excluded_by_user", 1)), "{found:?}");
     let found = reasons(plan(json!({"n": 1, "name": 2}), &Ask::default(), &some()).unwrap());
-    assert_eq!(found[0], ("name".to_owned(), true, "less_overlap", 1));
-    assert_eq!(found[1], ("n".to_owned(), true, "less_overlap", 2));
-    assert_eq!(found[2], ("_all_docs".to_owned(), true, "unfavored_type", 3));
+    assert!(found.contains(&("name".to_owned(), true, "less_overlap", 1)), "{found:?}");
+    assert!(found.contains(&("n".to_owned(), true, "less_overlap", 2)), "{found:?}");
+    assert_eq!(found.last(), Some(&("_all_docs".to_owned(), true, "unfavored_type", 3)));
+}
+
+#[test]
+fn where_nothing_serves_each_says_why() {
+    let selector = Selector::parse(&json!({"age": 23})).unwrap();
+    let sort = Sort::parse(&json!(["company"])).unwrap();
+    let query = Query { selector: &selector, sort: &sort, fields: &[], use_index: None, allow_fallback: true };
+    assert_eq!(Plan::of(query, &some()).unwrap_err(), MangoError::NoSortIndex);
+    let losers = Plan::why_none(query, &some());
+    assert_eq!(losers.len(), some().len() + 1);
+    assert!(losers.iter().all(|one| !one.usable && one.ranking == 1), "{losers:?}");
+    assert_eq!(losers.last().map(|last| (last.index, last.reason)), Some((None, "field_mismatch")));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use crate::record::{PartNo, PartRow, Seq, SeqRow};
 use bytes::Bytes;
-use std::sync::OnceLock;
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
 
 /// One committed change.
 pub struct Change {
@@ -14,6 +15,8 @@ pub struct Change {
     pub line: OnceLock<Bytes>,
     /// The same with the document.
     pub line_with_doc: OnceLock<Bytes>,
+    /// What listeners have found out about the document and keep for one another.
+    pub kept: OnceLock<Arc<dyn Any + Send + Sync>>,
     pub(super) row: SeqRow,
     pub(super) place: Option<PartNo>,
     pub(super) part_rows: Vec<(PartNo, PartRow)>,
@@ -27,8 +30,8 @@ impl Change {
         place: Option<PartNo>,
         part_rows: Vec<(PartNo, PartRow)>,
     ) -> Change {
-        let (line, line_with_doc) = Default::default();
-        Change { seq, prev, line, line_with_doc, row, place, part_rows }
+        let (line, line_with_doc, kept) = Default::default();
+        Change { seq, prev, line, line_with_doc, kept, row, place, part_rows }
     }
 
     /// The document.

@@ -153,7 +153,11 @@ impl Parser {
             "$size" => Condition::Size(value.as_u64().ok_or_else(|| bad_arg("$size", value))?),
             "$mod" => modulus(value).ok_or_else(|| bad_arg("$mod", value))?,
             "$regex" => Condition::Regex(self.regex(value)?),
-            "$beginsWith" => Condition::BeginsWith(text("$beginsWith", value)?.to_owned()),
+            // CouchDB knows this operator only with a text.
+            "$beginsWith" => match value {
+                Value::String(start) => Condition::BeginsWith(start.clone()),
+                _ => return Err(SelectorError::InvalidOperator { operator: name.to_owned() }),
+            },
             "$elemMatch" => Condition::ElemMatch(self.element("$elemMatch", value, place)?),
             "$allMatch" => Condition::AllMatch(self.element("$allMatch", value, place)?),
             "$keyMapMatch" => Condition::KeyMapMatch(self.element("$keyMapMatch", value, place)?),
