@@ -1,6 +1,6 @@
 //! A request for an index, and the design documents that follow from it.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::definition::{LANGUAGE, MAX_FIELDS, design_id, is_fair};
