@@ -95,7 +95,7 @@ pub fn is_feed(path: &str, query: Option<&str>) -> bool {
     if !query.contains("feed=") && !query.contains('%') {
         return false;
     }
-    let live = query.split('&').any(|pair| {
+    let live = query.split(['&', ';']).any(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         &*decoded(key) == "feed" && matches!(&*decoded(value), "continuous" | "live" | "longpoll" | "eventsource")
     });
@@ -147,8 +147,13 @@ pub fn segments(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
     path.split('/').filter(|segment| !segment.is_empty()).map(decoded)
 }
 
+/// As rean does it: `+` is a space.
 fn decoded(text: &str) -> Cow<'_, str> {
-    if text.contains('%') { percent_decode_str(text).decode_utf8_lossy() } else { Cow::Borrowed(text) }
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text);
+    }
+    let spaced = text.replace('+', " ");
+    percent_decode_str(&spaced).decode_utf8_lossy().into_owned().into()
 }
 
 #[cfg(test)]
@@ -213,6 +218,7 @@ mod tests {
     #[test]
     fn feeds_are_known_however_they_are_spelled() {
         for (path, query) in [
+            ("/db/_changes", "since=0;feed=continuous"),
             ("/a/_changes", "feed=continuous"),
             ("/a/_change%73", "x=1&feed=longpoll"),
             ("/a/_changes/", "f%65ed=%65ventsource"),
@@ -237,6 +243,7 @@ mod tests {
         let user = |name: &str| Some(AccountWrite::User(name.to_owned()));
         assert_eq!(account_write(&Method::PUT, "/_users/org.couchdb.user:ann"), user("ann"));
         assert_eq!(account_write(&Method::DELETE, "/_users/org.couchdb.user%3A%C3%BC"), user("ü"));
+        assert_eq!(account_write(&Method::PUT, "/_users/org.couchdb.user:a+b%2Bc"), user("a b+c"));
         assert_eq!(account_write(&Method::GET, "/_users/org.couchdb.user:ann"), None);
         assert_eq!(account_write(&Method::PUT, "/notes/org.couchdb.user:ann"), None);
         let session = account_write(&Method::DELETE, "/_ring/session:ab");

@@ -80,6 +80,22 @@ async fn a_cookie_logs_in_and_a_log_out_ends_it() {
 }
 
 #[tokio::test]
+async fn a_log_out_ends_a_cookie_that_another_pod_has_just_prolonged() {
+    let pod = pod().await;
+    let cookie = pair(&log_in(&pod, &[]).await);
+    assert_eq!(get(&pod, "/x", &cookie, &[]).await.json()["name"], "ann");
+    // This proxy has not heard of it yet.
+    let prolong = |(id, (generation, _)): (&String, &mut (u64, Value))| {
+        *generation += u64::from(id.starts_with("_ring/session:"));
+    };
+    pod.rean.docs.lock().expect("lock").iter_mut().for_each(prolong);
+    let out = pod.ask(request("DELETE", "/_session", None).header("cookie", &cookie), "").await;
+    assert_eq!(out.status, StatusCode::OK);
+    assert!(pod.rean.ids("_ring").is_empty(), "who has the cookie must not go on with it");
+    assert_eq!(get(&pod, "/x", &cookie, &[]).await.json()["name"], Value::Null);
+}
+
+#[tokio::test]
 async fn forms_are_sent_on_and_bad_ones_refused() {
     let pod = pod().await;
     let form = |path: &str| {

@@ -38,7 +38,7 @@ impl World {
     }
 
     async fn instructions(&self) -> Vec<Value> {
-        let path = "/_ring/_all_docs?startkey=%22instruction:%22&endkey=%22instruction;%22&include_docs=true";
+        let path = "/_ring/_all_docs?startkey=%22instruction:%22&endkey=%22instruction%3B%22&include_docs=true";
         let rows = self.get(&admin(), path).await.expect(200)["rows"].clone();
         rows.as_array().expect("rows").iter().map(|row| row["doc"].clone()).collect()
     }

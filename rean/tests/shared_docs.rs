@@ -10,7 +10,7 @@ use rean::ring::divergence;
 use ring::{TestRing, admin, user};
 use serde_json::{Value, json};
 
-const INSTRUCTIONS: &str = "/_ring/_all_docs?startkey=%22instruction:%22&endkey=%22instruction;%22";
+const INSTRUCTIONS: &str = "/_ring/_all_docs?startkey=%22instruction:%22&endkey=%22instruction%3B%22";
 
 async fn status(ring: &TestRing, at: usize, path: &str) -> u16 {
     ring.get(at, &admin(), path).await.status.as_u16()

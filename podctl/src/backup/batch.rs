@@ -48,8 +48,8 @@ impl Batch {
     /// When the pod can't be asked, or the backup not be read. A document that the pod refuses is counted.
     pub async fn take(&mut self, text: Vec<u8>, records: &Records) -> anyhow::Result<()> {
         let leaf: Leaf<'_> = serde_json::from_slice(&text).context("a document of the backup has another form")?;
-        let attached: u64 = leaf.attachments.iter().map(|(_, stub, _)| stub.length).sum();
-        self.count(text.len() as u64 + attached);
+        let attached = leaf.attachments.iter().map(|(_, stub, _)| stub.length).fold(0, u64::saturating_add);
+        self.count(attached.saturating_add(text.len() as u64));
         if leaf.attachments.is_empty() {
             return self.add(text).await;
         }
@@ -114,7 +114,7 @@ impl Batch {
     fn count(&self, bytes: u64) {
         let mut progress = self.tally.progress().lock();
         progress.stats.read += 1;
-        progress.stats.bytes += bytes;
+        progress.stats.bytes = progress.stats.bytes.saturating_add(bytes);
     }
 
     fn count_written(&self, sent: u64, answer: &[u8]) {

@@ -133,6 +133,8 @@ impl Teller {
 
     fn line(&self, text: &str) {
         self.clear();
+        // Names and reasons are another server's: what it has in them must not move a terminal's cursor.
+        let text: String = text.chars().map(|one| if one.is_control() && one != '\n' { ' ' } else { one }).collect();
         let _ = writeln!(std::io::stderr(), "{text}");
     }
 }

@@ -123,7 +123,7 @@ async fn answer(State(rean): State<Arc<FakeRean>>, request: Request) -> Response
             axum_json(StatusCode::OK, &json!({"results": [], "last_seq": seq}))
         }
         Some((db @ ("_users" | "_ring"), id)) if identity.is_admin() => {
-            documents(&rean, &parts.method, db, id, body).await
+            documents(&rean, &parts.method, (db, id), &query, body).await
         }
         _ => match path.as_str() {
             "_up" => axum_json(StatusCode::OK, &json!({"status": "ok"})),
@@ -158,7 +158,7 @@ fn echo(parts: &http::request::Parts, identity: &adea_ring::Identity) -> Respons
     response
 }
 
-async fn documents(rean: &FakeRean, method: &Method, db: &str, id: &str, body: Body) -> Response {
+async fn documents(rean: &FakeRean, method: &Method, (db, id): (&str, &str), query: &str, body: Body) -> Response {
     match *method {
         Method::PUT => {
             let bytes = body.collect().await.expect("a body").to_bytes();
@@ -167,6 +167,13 @@ async fn documents(rean: &FakeRean, method: &Method, db: &str, id: &str, body: B
             (StatusCode::CREATED, etag, format!("{{\"ok\":true,\"rev\":\"{rev}\"}}\n")).into_response()
         }
         Method::DELETE => {
+            let known = rean.docs.lock().expect("lock").get(&format!("{db}/{id}")).map(|(now, _)| format!("{now}-a"));
+            let named = query.strip_prefix("rev=");
+            if let (Some(known), Some(named)) = (&known, named)
+                && known != named
+            {
+                return axum_json(StatusCode::CONFLICT, &json!({"error": "conflict"}));
+            }
             rean.delete(db, id);
             axum_json(StatusCode::OK, &json!({"ok": true}))
         }

@@ -313,7 +313,7 @@ impl Carrier {
             return self.not_read(entry.error.as_ref());
         };
         let head: Head = serde_json::from_str(doc.get()).map_err(|_| self.malformed("a document"))?;
-        let attached_bytes: u64 = head.attachments.values().map(|stub| stub.length).sum();
+        let attached_bytes = head.attachments.values().map(|stub| stub.length).fold(0, u64::saturating_add);
         let whole = head.attachments.values().all(|stub| stub.data.is_some());
         if !whole {
             let wanted = Wanted { id: head.id, rev: head.rev, attached_bytes };

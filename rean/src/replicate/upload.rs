@@ -55,7 +55,8 @@ pub async fn carry(carrier: &Carrier, wanted: &Wanted) -> Result<(), Fault> {
     {
         let mut progress = carrier.job.progress().lock();
         progress.stats.read += 1;
-        progress.stats.bytes += answer.body.len() as u64 + wanted.attached_bytes;
+        let bytes = wanted.attached_bytes.saturating_add(answer.body.len() as u64);
+        progress.stats.bytes = progress.stats.bytes.saturating_add(bytes);
     }
     let malformed = || Fault::Passing(format!("{}: a document has another form", carrier.source.shown()));
     let upload = Upload::of(&answer, &path, &wanted.rev).ok_or_else(malformed)?;
@@ -127,7 +128,8 @@ impl Upload {
         let mut pieces = VecDeque::new();
         pieces.push_back(Piece::Text(parts.part(&[("Content-Type", "application/json")])));
         pieces.push_back(Piece::Text(json.into()));
-        let mut length = 0;
+        // What a source says of itself may be anything.
+        let mut length = 0_u64;
         for (name, stub) in &attachments {
             pieces.push_back(Piece::Text(parts.attachment(Attachment {
                 name,
@@ -136,12 +138,12 @@ impl Upload {
                 encoding: None,
             })));
             pieces.push_back(Piece::Attachment(format!("{path}/{}?rev={}", escaped(name), escaped(rev))));
-            length += stub.length;
+            length = length.checked_add(stub.length)?;
         }
         pieces.push_back(Piece::Text(parts.end()));
         for piece in &pieces {
             if let Piece::Text(text) = piece {
-                length += text.len() as u64;
+                length = length.checked_add(text.len() as u64)?;
             }
         }
         Some(Self { content_type, length, pieces })
