@@ -120,7 +120,7 @@ export async function checkPlaces(pod) {
 
 /** Documents with several live leaves that no report of the ring names. */
 export async function unreported(pod, ids) {
-  const { rows } = await pod.ok('GET', '/_ring/_all_docs?include_docs=true&startkey=%22divergence:%22&endkey=%22divergence;%22', { timeout: 30_000 });
+  const { rows } = await pod.ok('GET', '/_ring/_all_docs?include_docs=true&startkey=%22divergence:%22&endkey=%22divergence%3B%22', { timeout: 30_000 });
   const told = new Set(rows.filter((row) => row.doc.db === APP).map((row) => row.doc.id));
   return ids.filter((id) => !told.has(id));
 }
