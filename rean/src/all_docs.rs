@@ -19,6 +19,7 @@ use crate::page_body::{Out, Pages, paged};
 use crate::pod::Pod;
 use crate::render::{self, push_document, push_plain, push_rev};
 use crate::route::{Request, Response};
+use crate::several::{Listing, Several};
 use crate::standing::Standing;
 use crate::target::{self, Target};
 
@@ -102,59 +103,20 @@ struct Lists {
     standing: Standing,
     target: Target,
     kind: Kind,
-    waiting: std::vec::IntoIter<ListArgs>,
-    current: Option<List>,
-    /// Whether the answer is `{"results":[...]}`.
-    several: bool,
-    before: &'static [u8],
+    lists: Several<List>,
 }
 
 impl Lists {
     fn new(standing: Standing, target: Target, kind: Kind, args: Vec<ListArgs>, several: bool) -> Self {
-        Self {
-            standing,
-            target,
-            kind,
-            waiting: args.into_iter(),
-            current: None,
-            several,
-            before: if several { b"{\"results\":[\n" } else { b"" },
-        }
+        let asks = args.into_iter().map(|args| (kind, args)).collect();
+        Self { standing, target, kind, lists: Several::new(asks, several) }
     }
 }
 
 impl Pages for Lists {
     fn fill(&mut self, out: &mut Out) -> Result<bool, ApiError> {
         self.standing.check(&self.target, |target| self.kind.require(target))?;
-        while !out.is_full() {
-            if let Some(list) = &mut self.current {
-                let more = list.fill(&self.target, out)?;
-                if !more {
-                    self.current = None;
-                }
-                // Of several at most one at a time: a thousand may give a row each and take long.
-                if more || self.several {
-                    return Ok(true);
-                }
-                continue;
-            }
-            let Some(args) = self.waiting.next() else {
-                if self.several {
-                    if self.before != b",\n" {
-                        out.text.extend_from_slice(self.before);
-                    }
-                    out.text.extend_from_slice(b"\n]}");
-                }
-                out.text.push(b'\n');
-                return Ok(false);
-            };
-            out.text.extend_from_slice(self.before);
-            self.before = b",\n";
-            let list = List::begin(&self.target, self.kind, args)?;
-            list.push_head(&self.target, out)?;
-            self.current = Some(list);
-        }
-        Ok(true)
+        self.lists.fill(&self.target, out)
     }
 }
 
@@ -194,8 +156,38 @@ enum Next {
     End,
 }
 
+impl Listing for List {
+    type Ask = (Kind, ListArgs);
+
+    fn begin(target: &Target, (kind, args): Self::Ask, out: &mut Out) -> Result<Self, ApiError> {
+        let list = Self::new(target, kind, args)?;
+        list.push_head(target, out)?;
+        Ok(list)
+    }
+
+    fn fill(&mut self, target: &Target, out: &mut Out) -> Result<bool, ApiError> {
+        let mut reads_left = READS_A_PAGE;
+        while !out.is_full() {
+            let next = if self.left == 0 { Next::End } else { self.next(target, &mut reads_left)? };
+            let row = match next {
+                Next::Row(row) => row,
+                Next::Later => return Ok(true),
+                Next::End => {
+                    out.text.extend_from_slice(b"\r\n]}");
+                    return Ok(false);
+                }
+            };
+            out.text.extend_from_slice(if self.started { b",\r\n" } else { b"\r\n" });
+            self.started = true;
+            self.left -= 1;
+            self.push_row(target, out, row)?;
+        }
+        Ok(true)
+    }
+}
+
 impl List {
-    fn begin(target: &Target, kind: Kind, mut args: ListArgs) -> Result<Self, ApiError> {
+    fn new(target: &Target, kind: Kind, mut args: ListArgs) -> Result<Self, ApiError> {
         if kind == Kind::Design {
             args.clamp(DESIGN_RANGE.0, DESIGN_RANGE.1);
         }
@@ -260,27 +252,6 @@ impl List {
             list.clamp(DESIGN_RANGE.0, DESIGN_RANGE.1);
         }
         if list.empty { Ok(Some(0)) } else { count(target, list.range).map(Some) }
-    }
-
-    /// Adds rows; `false`: the list has ended.
-    fn fill(&mut self, target: &Target, out: &mut Out) -> Result<bool, ApiError> {
-        let mut reads_left = READS_A_PAGE;
-        while !out.is_full() {
-            let next = if self.left == 0 { Next::End } else { self.next(target, &mut reads_left)? };
-            let row = match next {
-                Next::Row(row) => row,
-                Next::Later => return Ok(true),
-                Next::End => {
-                    out.text.extend_from_slice(b"\r\n]}");
-                    return Ok(false);
-                }
-            };
-            out.text.extend_from_slice(if self.started { b",\r\n" } else { b"\r\n" });
-            self.started = true;
-            self.left -= 1;
-            self.push_row(target, out, row)?;
-        }
-        Ok(true)
     }
 
     fn next(&mut self, target: &Target, reads_left: &mut usize) -> Result<Next, ApiError> {

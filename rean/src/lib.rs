@@ -61,6 +61,7 @@ pub mod route;
 pub mod security;
 pub mod server;
 pub mod server_info;
+mod several;
 pub mod standing;
 pub mod target;
 pub mod tasks;

@@ -63,7 +63,7 @@ pub(crate) fn merge(
         if let Some(last) = out.last().filter(|_| is_enough(&out, bounds)) {
             if descending { span.lo = last.place.clone() } else { span.hi = Some(last.place.clone()) }
         }
-        let rows = merge_some(snapshot, some, &span, descending, bounds)?;
+        let rows = Merge::new(some, &span, descending).take(snapshot, bounds)?;
         let full_at = rows.last().filter(|_| is_enough(&rows, bounds)).map(|last| last.place.clone());
         let mut both = out;
         both.extend(rows);
@@ -76,16 +76,6 @@ pub(crate) fn merge(
         out = both;
     }
     Ok(out)
-}
-
-fn merge_some(
-    snapshot: &dyn Snapshot,
-    trees: &[TreeId],
-    span: &Span,
-    descending: bool,
-    bounds: Bounds,
-) -> Result<Vec<PageRow>, IndexError> {
-    Merge::new(trees, span, descending).take(snapshot, bounds)
 }
 
 impl Merge {

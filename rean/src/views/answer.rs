@@ -16,6 +16,7 @@ use crate::error::ApiError;
 use crate::page_body::{Out, Pages};
 use crate::pod::Pod;
 use crate::render::{Options, push_document};
+use crate::several::{Listing, Several};
 use crate::standing::Standing;
 use crate::target::Target;
 use crate::views::args::{Group, Key, ViewArgs};
@@ -46,69 +47,24 @@ pub struct Answers {
     seat: Option<Seat>,
     standing: Standing,
     target: Target,
-    waiting: std::vec::IntoIter<Query>,
-    current: Option<Answer>,
-    /// Whether the answer is `{"results":[...]}`.
-    several: bool,
-    before: &'static [u8],
+    answers: Several<Answer>,
 }
 
 impl Answers {
     /// The answers to these queries of one view.
     pub fn new(pod: &Arc<Pod>, standing: Standing, target: Target, queries: Vec<Query>, several: bool) -> Self {
-        Self {
-            pod: Arc::clone(pod),
-            seat: None,
-            standing,
-            target,
-            waiting: queries.into_iter(),
-            current: None,
-            several,
-            before: if several { b"{\"results\":[\n" } else { b"" },
-        }
+        Self { pod: Arc::clone(pod), seat: None, standing, target, answers: Several::new(queries, several) }
     }
 }
 
 impl Pages for Answers {
     fn fill(&mut self, out: &mut Out) -> Result<bool, ApiError> {
         self.standing.check(&self.target, Target::require_read)?;
-        let more = self.fill_page(out)?;
+        let more = self.answers.fill(&self.target, out)?;
         if more && self.seat.is_none() {
             self.seat = Some(self.pod.views.readers.admit(&self.target.who)?);
         }
         Ok(more)
-    }
-}
-
-impl Answers {
-    fn fill_page(&mut self, out: &mut Out) -> Result<bool, ApiError> {
-        while !out.is_full() {
-            if let Some(answer) = &mut self.current {
-                let more = answer.fill(&self.target, out)?;
-                if !more {
-                    self.current = None;
-                }
-                // Of several at most one at a time: a thousand may give a row each and take long.
-                if more || self.several {
-                    return Ok(true);
-                }
-                continue;
-            }
-            let Some(query) = self.waiting.next() else {
-                if self.several {
-                    if self.before != b",\n" {
-                        out.text.extend_from_slice(self.before);
-                    }
-                    out.text.extend_from_slice(b"\n]}");
-                }
-                out.text.push(b'\n');
-                return Ok(false);
-            };
-            out.text.extend_from_slice(self.before);
-            self.before = b",\n";
-            self.current = Some(Answer::begin(&self.target, query, out)?);
-        }
-        Ok(true)
     }
 }
 
@@ -141,7 +97,9 @@ enum Next {
     End,
 }
 
-impl Answer {
+impl Listing for Answer {
+    type Ask = Query;
+
     /// Writes what stands before the rows.
     fn begin(target: &Target, mut query: Query, out: &mut Out) -> Result<Self, ApiError> {
         let keys = query.args.keys.take();
@@ -180,7 +138,6 @@ impl Answer {
         })
     }
 
-    /// Adds rows; `false`: the answer has ended.
     fn fill(&mut self, target: &Target, out: &mut Out) -> Result<bool, ApiError> {
         let mut reads_left = READS_A_PAGE;
         while !out.is_full() {
@@ -220,7 +177,9 @@ impl Answer {
         }
         Ok(true)
     }
+}
 
+impl Answer {
     fn begin_row(&mut self, out: &mut Out) {
         out.text.extend_from_slice(if self.started { b",\r\n" } else { b"\r\n" });
         self.started = true;

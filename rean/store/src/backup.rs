@@ -6,7 +6,7 @@
 use crate::db::DbKind;
 use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
-use crate::record::{BlobId, Clock, DbId, DbRecord, DbState, DocRecord, Seq, SeqRow, decode, decode_body, key};
+use crate::record::{BlobId, DbId, DbRecord, DbState, DocRecord, Seq, SeqRow, decode, decode_body, key};
 use crate::rev::Rev;
 use crate::store::Store;
 use crate::view::Body;
@@ -69,13 +69,7 @@ impl Store {
     /// # Errors
     /// The engine failed.
     pub fn freeze(&self) -> Result<Frozen, StoreError> {
-        let inner = self.inner();
-        let snapshot = inner.engine.snapshot();
-        let clock: Clock = match snapshot.get(Space::Meta, key::CLOCK)? {
-            Some(clock) => decode(&clock, "the clock")?,
-            None => Clock::default(),
-        };
-        inner.progress.wait_for(clock.commit)?;
+        let (snapshot, clock) = self.inner().durable_snapshot()?;
         Ok(Frozen { snapshot, seq: clock.seq })
     }
 }

@@ -4,7 +4,7 @@ use crate::db::{Db, DbKind};
 use crate::engine::{Direction, Snapshot, Space, Value};
 use crate::error::StoreError;
 use crate::partition::visible;
-use crate::record::{Clock, DbState, Leaf, PartNo, Seq, SeqRow, decode, decode_body, key};
+use crate::record::{DbState, Leaf, PartNo, Seq, SeqRow, decode, decode_body, key};
 use crate::rev::Rev;
 use crate::view::{Body, Scope};
 
@@ -179,13 +179,7 @@ impl Db {
 
     /// A view of a moment, and this database's counts in it, once all that it shows is durable.
     fn durable_snapshot(&self) -> Result<(Box<dyn Snapshot>, DbState), StoreError> {
-        let store = &self.inner().store;
-        let snapshot = store.engine.snapshot();
-        let clock: Clock = match snapshot.get(Space::Meta, key::CLOCK)? {
-            Some(clock) => decode(&clock, "the clock")?,
-            None => Clock::default(),
-        };
-        store.progress.wait_for(clock.commit)?;
+        let (snapshot, _) = self.inner().store.durable_snapshot()?;
         let state = snapshot.get(Space::Meta, &key::state(self.inner().id))?;
         // Without one it was deleted in the meantime.
         let state: DbState = decode(&state.ok_or(StoreError::Gone)?, "a database's counts")?;

@@ -6,7 +6,7 @@
 use crate::db::Db;
 use crate::engine::{Direction, Range, Snapshot, Space};
 use crate::error::StoreError;
-use crate::record::{Clock, Seq, SeqRow, decode, key};
+use crate::record::{Seq, SeqRow, decode, key};
 use crate::rev::Rev;
 use crate::store::Store;
 use std::cmp::Reverse;
@@ -48,13 +48,8 @@ impl Store {
     /// The engine failed.
     pub fn rows(&self, since: Seq, limit: usize, skip: &dyn Fn(&str) -> bool) -> Result<StorePage, StoreError> {
         let inner = self.inner();
-        let snapshot = inner.engine.snapshot();
-        let clock: Clock = match snapshot.get(Space::Meta, key::CLOCK)? {
-            Some(clock) => decode(&clock, "the clock")?,
-            None => Clock::default(),
-        };
-        // From then on the newest sequences in memory cover all that the snapshot holds.
-        inner.progress.wait_for(clock.commit)?;
+        // The newest sequences in memory cover all that it holds.
+        let (snapshot, clock) = inner.durable_snapshot()?;
         let has_news = |db: &&Db| db.inner().seq() > since && !skip(db.name());
         let with_news: Vec<Db> = inner.dbs.read().values().filter(has_news).cloned().collect();
         let mut merge = Merge::new(snapshot.as_ref(), &with_news, since, clock.seq)?;

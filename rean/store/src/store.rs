@@ -2,14 +2,14 @@
 
 use crate::app::AppState;
 use crate::db::{Db, DbInner, DbKind};
-use crate::engine::{self, Batch, Direction, Engine, EngineKind, EngineStats, Space};
+use crate::engine::{self, Batch, Direction, Engine, EngineKind, EngineStats, Snapshot, Space};
 use crate::error::{OpenError, StoreError};
 use crate::feed::Change;
 use crate::moves::Instructor;
 use crate::notes::Notes;
 use crate::opening::{load_databases, read_format, read_history};
 use crate::progress::Progress;
-use crate::record::{BlobId, DbRecord, DbState, Seq, encode, key};
+use crate::record::{BlobId, Clock, DbRecord, DbState, Seq, decode, encode, key};
 use crate::witness::Witness;
 use crate::writer::{self, Job, Tx};
 use parking_lot::{Mutex, RwLock};
@@ -313,6 +313,18 @@ impl Store {
 }
 
 impl StoreInner {
+    /// A view of this moment, and the clock in it, once all that it shows is durable: waits for at most the flush that
+    /// is under way. From then on what is counted in memory covers all that the snapshot holds.
+    pub fn durable_snapshot(&self) -> Result<(Box<dyn Snapshot>, Clock), StoreError> {
+        let snapshot = self.engine.snapshot();
+        let clock: Clock = match snapshot.get(Space::Meta, key::CLOCK)? {
+            Some(clock) => decode(&clock, "the clock")?,
+            None => Clock::default(),
+        };
+        self.progress.wait_for(clock.commit)?;
+        Ok((snapshot, clock))
+    }
+
     /// Hands a job to the writer.
     pub fn submit(&self, job: Job) -> Result<(), StoreError> {
         let sender = self.jobs.lock().clone().ok_or(StoreError::Closing)?;
