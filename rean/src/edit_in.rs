@@ -353,7 +353,7 @@ async fn write_designs(
 ) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
     let designs = pod.designs.of(&target.db)?;
     let mut room = designs.room();
-    let (mut results, mut allowed) = (Vec::new(), Vec::new());
+    let mut all_checked = Vec::with_capacity(edits.len());
     for edit in edits {
         let checked = match check::is_needed(&edit) {
             false => Ok(()),
@@ -361,16 +361,25 @@ async fn write_designs(
             true if mode == Mode::Interactive => check::check(pod, &designs, target.db.instance(), &edit).await,
             true => Ok(()),
         };
-        match checked {
-            Ok(()) => {
-                allowed.push(edit);
-                results.push(None);
-            }
-            Err(error) => results.push(Some(Err(error))),
-        }
+        all_checked.push(checked.map(|()| edit));
     }
-    let mut written = write_checked(pod, target, allowed, mode).await?.into_iter();
-    Ok(results.into_iter().map(|refused| refused.or_else(|| written.next()).unwrap_or_else(no_result)).collect())
+    let (refused, allowed) = part(all_checked);
+    Ok(join(refused, write_checked(pod, target, allowed, mode).await?))
+}
+
+/// Parts what was refused, with `None` in the places of the others, from what may be written.
+fn part(checked: impl IntoIterator<Item = Result<Edit, ApiError>>) -> (Vec<Option<ApiError>>, Vec<Edit>) {
+    let mut allowed = Vec::new();
+    let mut sort = |edit: Result<Edit, ApiError>| edit.map(|edit| allowed.push(edit)).err();
+    let refused = checked.into_iter().map(&mut sort).collect();
+    (refused, allowed)
+}
+
+/// Puts the results of what was written where nothing was refused.
+fn join(refused: Vec<Option<ApiError>>, written: Vec<Result<Written, ApiError>>) -> Vec<Result<Written, ApiError>> {
+    let mut written = written.into_iter();
+    let result = |error: Option<ApiError>| error.map_or_else(|| written.next().unwrap_or_else(no_result), Err);
+    refused.into_iter().map(result).collect()
 }
 
 fn no_room(id: &str) -> ApiError {
@@ -399,18 +408,8 @@ async fn write_checked(
         false => edits.into_iter().map(Ok).collect(),
     };
     let checked = sizes.into_iter().zip(checked).map(|(size, edit)| size.and(edit));
-    let (mut results, mut allowed) = (Vec::new(), Vec::new());
-    for edit in checked {
-        match edit {
-            Ok(edit) => {
-                allowed.push(edit);
-                results.push(None);
-            }
-            Err(error) => results.push(Some(Err(error))),
-        }
-    }
-    let mut written = submit(pod, target, allowed, mode).await?.into_iter();
-    Ok(results.into_iter().map(|refused| refused.or_else(|| written.next()).unwrap_or_else(no_result)).collect())
+    let (refused, allowed) = part(checked);
+    Ok(join(refused, submit(pod, target, allowed, mode).await?))
 }
 
 async fn submit(
