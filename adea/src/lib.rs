@@ -38,7 +38,7 @@ mod fake;
 use std::future::Future;
 use std::path::PathBuf;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -49,6 +49,7 @@ use crate::folder::Folder;
 use crate::plan::{Desired, Program};
 use crate::process::ProcessRuntime;
 use crate::ring::kept::{Kept, KeptError};
+use crate::ring::turn::{Aside, News};
 use crate::ring::{LEAVE_DEADLINE, Setup};
 use crate::ring_file::{RingFile, RingFileError};
 
@@ -95,7 +96,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send) -> Resul
         () = &mut stop => return Ok(()),
     };
     let desired = config.desired(&folder)?;
-    let setup = ring_setup(&config, &folder, &desired)?;
+    // The other ends are for what looks after the machine and the software.
+    let (_aside, heard_aside) = watch::channel(Aside::default());
+    let (news, _heard_news) = watch::channel(News::default());
+    let setup = ring_setup(&config, &folder, &desired, heard_aside, news)?;
     let runtime = ProcessRuntime::new(folder.clone(), config.log_to, config.log.clone());
     let agent = Agent::new(runtime, desired, &config.pod_id, folder.state_file());
     match setup {
@@ -120,7 +124,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send) -> Resul
 }
 
 /// What the ring's loop needs, if there is a ring. Checked before anything starts.
-fn ring_setup(config: &Config, folder: &Folder, desired: &Desired) -> Result<Option<Setup>, Error> {
+fn ring_setup(
+    config: &Config,
+    folder: &Folder,
+    desired: &Desired,
+    aside: watch::Receiver<Aside>,
+    news: watch::Sender<News>,
+) -> Result<Option<Setup>, Error> {
     let (Some(section), Some(rean)) = (&config.ring, desired.get(&Program::Rean)) else {
         return Ok(None);
     };
@@ -134,5 +144,7 @@ fn ring_setup(config: &Config, folder: &Folder, desired: &Desired) -> Result<Opt
         section: section.clone(),
         rean: rean.addr,
         file: folder.ring_state_file(),
+        aside,
+        news,
     }))
 }

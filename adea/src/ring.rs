@@ -31,7 +31,7 @@ use adea_ring::gossip::{Gossip, GossipConfig, GossipError, Heard, Keyring, Keyri
 use adea_ring::report::{Dropped, Facts, Known, RingState, Role};
 use adea_ring::{PodId, RingConfig, RingSecret};
 use serde_json::Value;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::backoff::Backoff;
@@ -39,7 +39,7 @@ use crate::config::RingSection;
 use crate::ring::core::{Core, PAUSE_MS};
 use crate::ring::kept::{Kept, KeptError};
 use crate::ring::rean::Teller;
-use crate::ring::turn::{Answer, Inputs, Me, Outputs, Row};
+use crate::ring::turn::{Answer, Aside, Inputs, Me, News, Outputs, Row};
 
 /// How often rean is told, and asked, when nothing has changed.
 const TELL_PERIOD: Duration = Duration::from_millis(250);
@@ -66,6 +66,10 @@ pub struct Setup {
     pub rean: SocketAddr,
     /// `ring-state.json`.
     pub file: PathBuf,
+    /// What the agent's other parts say of this pod.
+    pub aside: watch::Receiver<Aside>,
+    /// What they are told.
+    pub news: watch::Sender<News>,
 }
 
 /// Why the ring's loop has to begin anew.
@@ -256,6 +260,7 @@ impl Loop<'_> {
                 answer: answer.take(),
                 load,
                 leaving,
+                aside: self.setup.aside.borrow().clone(),
                 disk_works: self.disk_works,
                 dropped: Dropped {
                     garbage: counters.garbage,
@@ -266,6 +271,7 @@ impl Loop<'_> {
             };
             let outputs = self.core.step(inputs);
             self.log.note(&outputs);
+            self.tell_news(&outputs);
             if let Some(tell) = step_back(&outputs)
                 && !asked
             {
@@ -329,6 +335,23 @@ impl Loop<'_> {
             }
         }
         (Some(outputs.tell.clone()), say)
+    }
+
+    /// Tells the agent's other parts what has changed.
+    fn tell_news(&self, outputs: &Outputs) {
+        let facts = self.core.facts();
+        let news = News {
+            config: facts.map(|facts| facts.config.clone()),
+            upgrade: facts.and_then(|facts| facts.upgrade.clone()),
+            members: outputs.tell.members.clone(),
+            role: facts.map(|facts| facts.role.clone()).unwrap_or_default(),
+            state: self.core.pod_state(),
+        };
+        self.setup.news.send_if_modified(|told| {
+            let is_news = *told != news;
+            *told = news;
+            is_news
+        });
     }
 
     /// What of rean's answer is gossip's business.

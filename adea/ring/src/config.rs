@@ -5,11 +5,14 @@
 //! ```
 //! All members may be left out. What is written is checked whole, and refused with the name of the member that is wrong.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::clock::DEFAULT_MAX_DRIFT_MS;
 use crate::election;
+use crate::member::PodId;
 use crate::peering::Params;
 
 /// The id of the document.
@@ -33,6 +36,37 @@ pub struct RingConfig {
     pub write: WriteConfig,
     /// The record of moves.
     pub instructions: InstructionsConfig,
+    /// What each pod is to do; one that is not here is active.
+    pub pods: BTreeMap<PodId, PodState>,
+    /// When a disk counts as nearly full.
+    pub disk: DiskConfig,
+}
+
+/// What the operator wants of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodState {
+    /// It takes part.
+    #[default]
+    Active,
+    /// It replicates, but takes no clients and is no write master while another can be.
+    Inactive,
+    /// It is to hand over, leave the ring and stop; nobody waits for it any more.
+    Removed,
+}
+
+/// When a disk counts as nearly full. The larger of the two counts for each.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Below this share of the disk, in percent, a pod gives back the mastership: 0 to 90.
+    pub low_percent: f64,
+    /// The same in MiB: 0 to 16,777,216.
+    pub low_mib: u64,
+    /// Below this share of the disk, in percent, a pod takes no new data: 0 to 90, at most `low_percent`.
+    pub full_percent: f64,
+    /// The same in MiB: 0 to 16,777,216, at most `low_mib`.
+    pub full_mib: u64,
 }
 
 /// How pods find one another.
@@ -89,6 +123,14 @@ impl Default for GossipConfig {
     }
 }
 
+impl Default for DiskConfig {
+    fn default() -> Self {
+        // What is needed for compaction, logs and an image is some hundred MiB; the share is for large disks, which
+        // fill faster.
+        Self { low_percent: 10.0, low_mib: 1_024, full_percent: 5.0, full_mib: 512 }
+    }
+}
+
 impl Default for ClockConfig {
     fn default() -> Self {
         Self { max_drift_ms: DEFAULT_MAX_DRIFT_MS }
@@ -126,6 +168,8 @@ impl RingConfig {
                 "clock" => config.clock = section(name, value)?,
                 "write" => config.write = section(name, value)?,
                 "instructions" => config.instructions = section(name, value)?,
+                "pods" => config.pods = section(name, value)?,
+                "disk" => config.disk = section(name, value)?,
                 _ => return Err(wrong(name, "there is no such setting")),
             }
         }

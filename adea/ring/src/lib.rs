@@ -18,6 +18,7 @@ pub mod config;
 pub mod election;
 #[cfg(feature = "gossip")]
 pub mod gossip;
+pub mod host;
 pub mod identity;
 pub mod log_level;
 pub mod member;
@@ -25,8 +26,10 @@ pub mod node_config;
 pub mod peering;
 pub mod report;
 pub mod secret;
+pub mod software;
 #[cfg(feature = "tls")]
 pub mod tls;
+pub mod upgrade;
 
 pub use clock::{Clock, DriftError, Stamp, StampError};
 pub use config::{RingConfig, RingConfigError};

@@ -48,6 +48,9 @@ pub struct Member {
     pub stamp: Option<Stamp>,
     /// The pods whose stamps its clock refuses ([`crate::clock::DriftError`]).
     pub refuses: Vec<PodId>,
+    /// Whether it wants to be no master: inactive, about to be replaced, or with little room on its disk.
+    #[serde(default)]
+    pub reluctant: bool,
 }
 
 /// The ring as one pod sees it: each pod once, sorted by id.
@@ -109,6 +112,7 @@ impl Member {
             caught_up_to: None,
             stamp: None,
             refuses: Vec::new(),
+            reluctant: false,
         }
     }
 

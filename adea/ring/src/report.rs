@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::clock::Stamp;
-use crate::config::RingConfig;
+use crate::config::{PodState, RingConfig};
 use crate::election::Epoch;
+use crate::host::{DiskLevel, HostReport};
 use crate::member::{Member, PodId};
+use crate::upgrade::Progress;
 
 /// Digits of the name of a store's history.
 const HISTORY_DIGITS: usize = 8;
@@ -77,6 +79,13 @@ pub struct Said {
     pub applied: Applied,
     /// Where it began as master, if it is that.
     pub start: Option<EpochStart>,
+    /// What the operator wants of it, as far as it knows.
+    pub state: PodState,
+    /// Room on its disk.
+    pub disk: DiskLevel,
+    /// How far it is with an upgrade.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Progress>,
 }
 
 /// A pod, as adea tells rean of it.
@@ -121,6 +130,9 @@ pub struct RingState {
     /// Gossip's refuse.
     #[serde(default)]
     pub dropped: Dropped,
+    /// This machine; none before it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostReport>,
 }
 
 /// What rean answers.
@@ -141,6 +153,9 @@ pub struct Facts {
     /// The document of the gossip's keys, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keyring: Option<Value>,
+    /// The document that orders an upgrade, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Value>,
 }
 
 /// What a pod asks another's rean over a link: how far it is.

@@ -13,15 +13,16 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use adea_ring::config::RingConfig;
+use adea_ring::config::{PodState, RingConfig};
 use adea_ring::election::{self, Decision, Epoch, Mastership, Moment};
 use adea_ring::peering;
 use adea_ring::report::{Applied, Dropped, Facts, Known, RingState, Role, Said};
+use adea_ring::software;
 use adea_ring::{Clock, Member, PodId, Stamp, View};
 
 use crate::ring::hearing::Hearing;
 use crate::ring::kept::{Kept, Remembered};
-use crate::ring::turn::{Answer, Inputs, Me, Outputs, Row};
+use crate::ring::turn::{Answer, Aside, Inputs, Me, Outputs, Row};
 
 /// A rean that has not answered for so long is taken for dead: it answers each 250 ms, and a starved machine is late
 /// by half a second.
@@ -79,6 +80,7 @@ pub struct Core {
     said: Option<Known>,
     said_ms: u64,
     told: Option<Digest>,
+    aside: Aside,
 }
 
 /// A pod on its way out.
@@ -133,12 +135,18 @@ impl Core {
             said: None,
             said_ms: 0,
             told: None,
+            aside: Aside::default(),
         }
     }
 
     /// The ring's configuration in force.
     pub fn config(&self) -> &RingConfig {
         &self.config
+    }
+
+    /// What rean answered last.
+    pub fn facts(&self) -> Option<&Facts> {
+        self.facts.as_ref()
     }
 
     /// Of this start.
@@ -156,6 +164,7 @@ impl Core {
     pub fn step(&mut self, inputs: Inputs) -> Outputs {
         let before = self.kept.clone();
         let now_ms = inputs.elapsed_ms;
+        self.aside = inputs.aside;
         self.notice_pause(now_ms);
         let doubled = self.take_heard(inputs.heard, now_ms);
         match inputs.answer {
@@ -393,12 +402,15 @@ impl Core {
         let start = self.facts.as_ref().and_then(|facts| facts.start.clone());
         let said = Said {
             url: self.me.url.clone(),
-            software: env!("CARGO_PKG_VERSION").to_owned(),
+            software: software::version().to_owned(),
             since_ms: self.me.since_ms,
             healthy: fit,
             load,
             applied: self.facts.as_ref().map(|facts| facts.applied.clone()).unwrap_or_default(),
             start: start.filter(|start| self.claim.as_ref() == Some(&start.epoch)),
+            state: self.pod_state(),
+            disk: self.aside.host.as_ref().map(|host| host.disk).unwrap_or_default(),
+            upgrade: self.aside.upgrade.clone(),
         };
         let member = Member { stamp: Some(stamp.clone()), ..self.member(fit) };
         let mut row = Known { member, said };
@@ -438,7 +450,13 @@ impl Core {
             neighbours: peering::neighbours(&linked, &self.me.id, &self.config.peering),
             clocks_off: view.clocks_off().into_iter().cloned().collect(),
             dropped,
+            host: self.aside.host.clone(),
         }
+    }
+
+    /// What the operator wants of this pod.
+    pub fn pod_state(&self) -> PodState {
+        self.config.pods.get(&self.me.id).copied().unwrap_or_default()
     }
 
     /// Whether a pod that leaves has nothing left to do.

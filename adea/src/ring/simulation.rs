@@ -65,7 +65,8 @@ impl Rean {
         let origin = Origin::new(id.clone(), "00000000").expect("an origin");
         let applied = Applied::from([(origin.clone(), 1)]);
         let (role, config) = (Role::Waiting, config.clone());
-        let facts = Facts { role, origin, applied, start: None, caught_up_to: None, config, keyring: None };
+        let facts =
+            Facts { role, origin, applied, start: None, caught_up_to: None, config, keyring: None, upgrade: None };
         Self { up: true, paused: false, facts, doing: None, answer: None }
     }
 
@@ -330,6 +331,7 @@ impl World {
         pod.asked &= answer.is_none();
         let Some(core) = &mut pod.core else { return };
         let outputs = core.step(Inputs {
+            aside: Default::default(),
             elapsed_ms: (step - started) * STEP_MS,
             physical_ms: 1_000_000 + step * STEP_MS,
             heard,

@@ -73,6 +73,7 @@ impl World {
             caught_up_to: None,
             config: RingConfig::default(),
             keyring: None,
+            upgrade: None,
         };
         Self {
             core: Core::new(me, kept.clone()),
@@ -118,6 +119,7 @@ impl World {
             self.answered = facts.role.clone();
         }
         let outputs = self.core.step(Inputs {
+            aside: Default::default(),
             elapsed_ms: self.now_ms,
             physical_ms: self.started_ms + self.now_ms,
             heard: self.others.clone(),

@@ -1,8 +1,11 @@
 //! What a turn of the ring's loop goes by, and what it comes to.
 
 use adea_ring::PodId;
+use adea_ring::config::{PodState, RingConfig};
 use adea_ring::election::{Cause, Decision, Hold, Waiting};
+use adea_ring::host::HostReport;
 use adea_ring::report::{Dropped, Facts, Known, RingState};
+use adea_ring::upgrade::Progress;
 
 use crate::ring::kept::Kept;
 
@@ -51,6 +54,32 @@ pub enum Answer {
     Failed,
 }
 
+/// What the agent's other parts say of this pod, for the others and for rean.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Aside {
+    /// Whether it should be no master, beside what its state and its disk come to.
+    pub reluctant: bool,
+    /// How far it is with an upgrade.
+    pub upgrade: Option<Progress>,
+    /// The machine.
+    pub host: Option<HostReport>,
+}
+
+/// What the ring's loop tells the agent's other parts after each turn in which it has changed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct News {
+    /// The ring's configuration, once rean has answered.
+    pub config: Option<RingConfig>,
+    /// The document that orders an upgrade.
+    pub upgrade: Option<serde_json::Value>,
+    /// The pods, this one among them.
+    pub members: Vec<Known>,
+    /// What this pod does about writes, as its rean says.
+    pub role: adea_ring::report::Role,
+    /// What the operator wants of this pod.
+    pub state: PodState,
+}
+
 /// What a turn goes by.
 #[derive(Debug, Clone)]
 pub struct Inputs {
@@ -66,6 +95,8 @@ pub struct Inputs {
     pub load: f64,
     /// Whether this pod is to leave.
     pub leaving: bool,
+    /// What the agent's other parts say.
+    pub aside: Aside,
     /// Whether what was to be kept last is on disk.
     pub disk_works: bool,
     /// Gossip's refuse.

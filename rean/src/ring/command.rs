@@ -169,5 +169,6 @@ fn facts(pod: &Pod) -> Facts {
         caught_up_to: ring.caught_up.lock().clone(),
         config: (*ring.config()).clone(),
         keyring: ring.keyring(),
+        upgrade: None,
     }
 }

@@ -217,6 +217,7 @@ impl TestRing {
                 .collect(),
             clocks_off: Vec::new(),
             dropped: Dropped::default(),
+            host: None,
             role,
         }
     }
