@@ -7,21 +7,24 @@
 //!   "proxy": {"listen": "127.0.0.1:5984", "access_log": false, "couch_cookie": false},
 //!   "ring": {"listen": "10.0.0.1:5985", "advertise": "pod-1.example.org:5985", "seeds": ["10.0.0.2:5985"],
 //!            "url": "http://pod-1.example.org:5984"},
-//!   "log": "info", "log_to": "files"
+//!   "log": "info", "log_to": "files", "runtime": "process"
 //! }
 //! ```
 //! All but `pod_id`, `ring_file`, `data_dir` and `proxy.listen` may be left out; without `ring` the pod is alone, and
-//! in it all but `listen`.
+//! in it all but `listen`. [`RuntimeConfig`] and [`PublicTls`] say what `runtime` and `proxy.tls` may be.
+
+mod runtime;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use adea_ring::public_tls::{PublicTls, PublicTlsError};
 use serde::{Deserialize, Serialize};
 
-use crate::folder::Folder;
-use crate::plan::{Desired, Launch, Program};
 use crate::ring::is_host_port;
+
+pub use runtime::{DockerConfig, RuntimeConfig, is_image_name};
 
 /// What the agent has to run, and where.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,6 +53,9 @@ pub struct Config {
     /// Where the programs' logs go.
     #[serde(default)]
     pub log_to: LogTo,
+    /// Who runs the programs.
+    #[serde(default)]
+    pub runtime: RuntimeConfig,
 }
 
 /// The database server's part.
@@ -82,6 +88,12 @@ pub struct ProxyConfig {
     /// Whether a log-in gives CouchDB's cookie; `_node/_local/_config` can switch it too.
     #[serde(default)]
     pub couch_cookie: bool,
+    /// The certificate; without it the public port speaks plain HTTP, for a load balancer before it or a local trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<PublicTls>,
+    /// Where plain HTTP is answered by the way to HTTPS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<SocketAddr>,
 }
 
 /// The pod's place in its ring.
@@ -205,6 +217,16 @@ impl Config {
         if self.proxy.listen.port() == 0 {
             return wrong("proxy.listen", "must name a port: clients need to know it");
         }
+        if let Some(tls) = &self.proxy.tls {
+            let wrong = |err: PublicTlsError| ConfigError::Value { key: "proxy.tls", reason: err.to_string() };
+            tls.check().map_err(wrong)?;
+        } else if self.proxy.redirect.is_some() {
+            return wrong("proxy.redirect", "leads to HTTPS, for which `proxy.tls` is needed");
+        }
+        if self.proxy.redirect.is_some_and(|redirect| redirect.port() == 0 || redirect == self.proxy.listen) {
+            return wrong("proxy.redirect", "must name a port, and another than proxy.listen");
+        }
+        self.runtime.check()?;
         if self.proxy.listen == self.rean.listen {
             return wrong("proxy.listen", "is the same as rean.listen");
         }
@@ -216,89 +238,6 @@ impl Config {
         }
         Ok(())
     }
-
-    /// What should run on this machine. Takes a free port for rean if none is named.
-    ///
-    /// # Errors
-    /// When there is no free port, or the running program's file can't be found.
-    pub fn desired(&self, folder: &Folder) -> Result<Desired, ConfigError> {
-        let exe = match &self.program {
-            Some(exe) => exe.clone(),
-            None => crate::process::this_program().map_err(|source| ConfigError::Value {
-                key: "program",
-                reason: format!("not given, and the running one is not to be found: {source}"),
-            })?,
-        };
-        let mut rean_addr = self.rean.listen;
-        if rean_addr.port() == 0 {
-            rean_addr.set_port(free_port(rean_addr, self.proxy.listen.port())?);
-        }
-        let ring_file = self.ring_file.display().to_string();
-        let mut rean = Launch {
-            exe: exe.clone(),
-            args: args(&[
-                "rean",
-                "--exit-with-parent",
-                "--ring-file",
-                &ring_file,
-                "--data",
-                &folder.store().display().to_string(),
-                "--listen",
-                &rean_addr.to_string(),
-                "--engine",
-                &self.rean.engine,
-            ]),
-            addr: rean_addr,
-        };
-        if let Some(ring) = &self.ring {
-            rean.args.extend(["--ring-listen".to_owned(), ring.listen.to_string()]);
-        }
-        let mut proxy = Launch {
-            exe,
-            args: args(&[
-                "proxy",
-                "--exit-with-parent",
-                "--ring-file",
-                &ring_file,
-                "--listen",
-                &self.proxy.listen.to_string(),
-                "--upstream",
-                &rean_addr.to_string(),
-            ]),
-            addr: reachable(self.proxy.listen),
-        };
-        if self.proxy.access_log {
-            proxy.args.push("--access-log".to_owned());
-        }
-        if self.proxy.couch_cookie {
-            proxy.args.push("--couch-cookie".to_owned());
-        }
-        Ok(Desired::from([(Program::Rean, rean), (Program::Proxy, proxy)]))
-    }
-}
-
-/// The first free port of a range that belongs to the public port, so that pods on one machine
-/// rarely meet, and that lies below the ports which Linux lends to outgoing connections (32768 on),
-/// so that none of these takes it while rean is being started again.
-fn free_port(addr: SocketAddr, public_port: u16) -> Result<u16, ConfigError> {
-    /// Enough for as many pods on one machine as anyone has tried.
-    const TRIES: u16 = 200;
-    let first = 20_000 + public_port % 10_000;
-    (first..first + TRIES)
-        .find(|port| *port != public_port && TcpListener::bind((addr.ip(), *port)).is_ok())
-        .ok_or_else(|| ConfigError::Value {
-            key: "rean.listen",
-            reason: format!("no free port in {first}..{}", first + TRIES),
-        })
-}
-
-/// Where a listener on `addr` is reached from this machine.
-fn reachable(addr: SocketAddr) -> SocketAddr {
-    if addr.ip().is_unspecified() { SocketAddr::from((Ipv4Addr::LOCALHOST, addr.port())) } else { addr }
-}
-
-fn args(args: &[&str]) -> Vec<String> {
-    args.iter().map(|arg| (*arg).to_owned()).collect()
 }
 
 fn any_loopback_port() -> SocketAddr {
@@ -316,7 +255,6 @@ fn default_log() -> String {
 #[cfg(test)]
 mod tests {
     use super::Config;
-    use crate::folder::Folder;
     use crate::plan::Program;
 
     fn parse(rean: &str, proxy: &str) -> Result<Config, String> {
@@ -348,9 +286,6 @@ mod tests {
         };
         let config = with(r#"{"listen":"127.0.0.1:5985","seeds":["[::1]:1","b.example:5985"]}"#).unwrap();
         assert_eq!(config.ring.as_ref().unwrap().address(), "127.0.0.1:5985");
-        let dir = tempfile::tempdir().unwrap();
-        let desired = config.desired(&Folder::new(dir.path()).unwrap()).unwrap();
-        assert!(desired[&Program::Rean].args.ends_with(&["--ring-listen".into(), "127.0.0.1:5985".into()]));
         for (ring, key) in [
             (r#"{"listen":"127.0.0.1:0"}"#, "ring.listen"),
             (r#"{"listen":"127.0.0.1:5984"}"#, "ring.listen"),
@@ -367,17 +302,38 @@ mod tests {
     }
 
     #[test]
-    fn the_proxy_is_told_where_rean_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = parse("{}", r#"{"listen":"0.0.0.0:5984","access_log":true,"couch_cookie":true}"#).unwrap();
-        let desired = config.desired(&Folder::new(dir.path()).unwrap()).unwrap();
-        let rean = &desired[&Program::Rean];
-        let proxy = &desired[&Program::Proxy];
-        assert_ne!(rean.addr.port(), 0);
-        assert!(rean.addr.port() < 32768);
-        assert!(proxy.args.contains(&rean.addr.to_string()));
-        assert!(proxy.args.contains(&"--access-log".to_owned()));
-        assert!(proxy.args.contains(&"--couch-cookie".to_owned()));
-        assert_eq!(proxy.addr.to_string(), "127.0.0.1:5984");
+    fn docker_and_tls() {
+        let with = |runtime: &str, proxy: &str| -> Result<Config, String> {
+            let mut config = parse("{}", proxy)?;
+            config.runtime = serde_json::from_str(runtime).map_err(|err| err.to_string())?;
+            config.check().map_err(|err| err.to_string())?;
+            Ok(config)
+        };
+        let plain = r#"{"listen":"0.0.0.0:5984"}"#;
+        assert!(with(r#""process""#, plain).unwrap().runtime.docker().is_none());
+        let config = with(r#"{"docker":{"memory_mib":{"rean":512}}}"#, plain).unwrap();
+        assert_eq!(config.runtime.docker().unwrap().memory_mib[&Program::Rean], 512);
+        for (runtime, key) in [
+            (r#"{"docker":{"socket":"docker.sock"}}"#, "runtime.docker.socket"),
+            (r#"{"docker":{"image":"-x"}}"#, "runtime.docker.image"),
+            (r#"{"docker":{"user":0}}"#, "runtime.docker.user"),
+            (r#"{"docker":{"memory_mib":{"rean":1}}}"#, "runtime.docker.memory_mib"),
+            (r#"{"docker":{"cpus":{"proxy":-1}}}"#, "runtime.docker.cpus"),
+            (r#"{"docker":{"cpus":{"zork":1}}}"#, "zork"),
+            (r#""zork""#, "zork"),
+        ] {
+            let err = with(runtime, plain).unwrap_err();
+            assert!(err.contains(key), "{runtime}: {err}");
+        }
+        for (proxy, key) in [
+            (r#"{"listen":"0.0.0.0:443","redirect":"0.0.0.0:80"}"#, "proxy.redirect"),
+            (r#"{"listen":"0.0.0.0:443","tls":"ring","redirect":"0.0.0.0:443"}"#, "proxy.redirect"),
+            (r#"{"listen":"0.0.0.0:443","tls":{"acme":{"domains":[]}}}"#, "proxy.tls"),
+            (r#"{"listen":"0.0.0.0:443","tls":{"files":{"certificate":"/c"}}}"#, "key"),
+        ] {
+            let err = with(r#""process""#, proxy).unwrap_err();
+            assert!(err.contains(key), "{proxy}: {err}");
+        }
+        with(r#""process""#, r#"{"listen":"0.0.0.0:443","tls":"ring","redirect":"0.0.0.0:80"}"#).unwrap();
     }
 }

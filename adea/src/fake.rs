@@ -1,13 +1,13 @@
 //! A runtime for tests, in which programs do as they are told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use crate::plan::{Launch, Program};
-use crate::runtime::{Runtime, RuntimeError, Sighting, Signal};
+use crate::plan::{Desired, Launch, Program};
+use crate::runtime::{Found, Instance, Runtime, RuntimeError, Sighting, Signal};
 
 /// What has happened to a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,8 @@ struct World {
     healthy: BTreeSet<Program>,
     stubborn: BTreeSet<Program>,
     broken: bool,
+    down: bool,
+    left: Vec<(Program, Launch)>,
     last_pid: u32,
 }
 
@@ -60,6 +62,16 @@ impl FakeRuntime {
         self.world.lock().unwrap().broken = broken;
     }
 
+    /// Makes the runtime unable to tell or do anything.
+    pub fn set_down(&self, down: bool) {
+        self.world.lock().unwrap().down = down;
+    }
+
+    /// Makes a program run that an earlier agent has started.
+    pub fn set_left(&self, program: Program, launch: Launch) {
+        self.world.lock().unwrap().left.push((program, launch));
+    }
+
     /// Ends a program as if it had crashed.
     pub fn end(&self, program: Program) {
         self.world.lock().unwrap().end(program);
@@ -67,7 +79,15 @@ impl FakeRuntime {
     }
 }
 
+fn instance(pid: u32, launch: &Launch) -> Instance {
+    Instance { pid, addr: launch.up, container: None, version: None }
+}
+
 impl World {
+    fn check_down(&self) -> Result<(), RuntimeError> {
+        if self.down { Err(RuntimeError::new("look", "nobody is there")) } else { Ok(()) }
+    }
+
     fn end(&mut self, program: Program) {
         if let Some(sighting) = self.programs.get_mut(&program)
             && sighting.ended.is_none()
@@ -79,21 +99,38 @@ impl World {
 }
 
 impl Runtime for FakeRuntime {
-    async fn start(&mut self, program: Program, _launch: &Launch) -> Result<u32, RuntimeError> {
+    const OUTLIVES_AGENT: bool = true;
+
+    async fn find(&mut self, desired: &Desired) -> Result<Vec<Found>, RuntimeError> {
+        let mut world = self.world.lock().unwrap();
+        world.check_down()?;
+        let mut found = Vec::new();
+        for (program, launch) in std::mem::take(&mut world.left) {
+            world.last_pid += 1;
+            let pid = world.last_pid;
+            world.programs.insert(program, Sighting { program, pid, ended: None });
+            let fits = desired.get(&program) == Some(&launch);
+            found.push(Found { program, instance: instance(pid, &launch), launch: fits.then_some(launch) });
+        }
+        Ok(found)
+    }
+
+    async fn start(&mut self, program: Program, launch: &Launch) -> Result<Instance, RuntimeError> {
         let mut world = self.world.lock().unwrap();
         if world.broken {
             world.events.push(Event::Failed(program));
-            return Err(RuntimeError { step: "start", program, source: io::Error::other("broken") });
+            return Err(RuntimeError::new("start", "broken"));
         }
         world.last_pid += 1;
         let pid = world.last_pid;
         world.events.push(Event::Started(program));
         world.programs.insert(program, Sighting { program, pid, ended: None });
-        Ok(pid)
+        Ok(instance(pid, launch))
     }
 
     async fn signal(&mut self, program: Program, signal: Signal) -> Result<(), RuntimeError> {
         let mut world = self.world.lock().unwrap();
+        world.check_down()?;
         match signal {
             Signal::Terminate => world.events.push(Event::Terminated(program)),
             Signal::Kill => world.events.push(Event::Killed(program)),
@@ -105,11 +142,13 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
-    async fn look(&mut self) -> Vec<Sighting> {
-        self.world.lock().unwrap().programs.values().cloned().collect()
+    async fn look(&mut self) -> Result<Vec<Sighting>, RuntimeError> {
+        let world = self.world.lock().unwrap();
+        world.check_down()?;
+        Ok(world.programs.values().cloned().collect())
     }
 
-    async fn healthy(&mut self, program: Program, _launch: &Launch) -> bool {
+    async fn healthy(&mut self, program: Program, _addr: SocketAddr) -> bool {
         self.world.lock().unwrap().healthy.contains(&program)
     }
 

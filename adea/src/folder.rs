@@ -1,7 +1,7 @@
 //! The pod's data folder: what is where, and who may work in it.
 //!
-//! `ring.json` the ring's secret and administrator; `rean/` the store; `run/` what the running
-//! programs leave: `state.json`, logs and locks.
+//! `ring.json` the ring's secret and administrator; `rean/` the store; `proxy/` the proxy's certificates; `bin/` what
+//! upgrades have brought; `run/` what the running programs leave: `state.json`, logs and locks.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -80,6 +80,31 @@ impl Folder {
     /// The database server's store.
     pub fn store(&self) -> PathBuf {
         self.root.join("rean")
+    }
+
+    /// The program that an upgrade has left, and that runs from then on.
+    pub fn program(&self) -> PathBuf {
+        self.root.join("bin").join("podctl")
+    }
+
+    /// What the proxy keeps: certificates.
+    pub fn proxy_data(&self) -> PathBuf {
+        self.root.join("proxy")
+    }
+
+    /// A copy of the ring's file for the user that containers run as.
+    pub fn container_ring_file(&self) -> PathBuf {
+        self.run().join("container-ring.json")
+    }
+
+    /// Copies of certificates for containers.
+    pub fn container_tls(&self) -> PathBuf {
+        self.run().join("tls")
+    }
+
+    /// The logs of containers, which rean may read.
+    pub fn container_logs(&self) -> PathBuf {
+        self.run().join("logs")
     }
 
     /// What running programs leave.

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::runtime::Instance;
 
 /// A program of a pod, in the order in which they are started: each needs those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,15 +39,60 @@ impl fmt::Display for Program {
     }
 }
 
-/// All that is needed to start a program.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// All that is needed to start a program, whatever the runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Launch {
-    /// The program file.
-    pub exe: PathBuf,
+    /// What it is started from: the path of a program file, or the name of an image.
+    pub software: String,
     /// Its arguments.
     pub args: Vec<String>,
-    /// Where it will answer `GET /_up`.
-    pub addr: SocketAddr,
+    /// Where it answers `GET /_up`, as it sees itself. A container's own address is known only once it runs.
+    pub up: SocketAddr,
+    /// What a container shares with its machine; nothing for a child process, which shares all.
+    pub shares: Shares,
+}
+
+/// What a container shares with its machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Shares {
+    /// Files and folders.
+    pub mounts: Vec<Mount>,
+    /// Ports.
+    pub ports: Vec<Port>,
+}
+
+/// A file or folder of the machine in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mount {
+    /// Where it is on the machine.
+    pub from: PathBuf,
+    /// Where it is in the container.
+    pub to: &'static str,
+    /// Whether the program may write there.
+    pub writable: bool,
+    /// A hash of what is in the file, where the program reads it only once: another content is another launch.
+    pub content: Option<String>,
+}
+
+/// A port of a container that others reach through the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Port {
+    /// The address on the machine.
+    pub outside: SocketAddr,
+    /// The TCP port in the container.
+    pub inside: u16,
+}
+
+impl Launch {
+    /// What an instance runs by that was not made by any launch that is wanted.
+    pub fn unfit() -> Self {
+        Self {
+            software: String::new(),
+            args: Vec::new(),
+            up: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            shares: Shares::default(),
+        }
+    }
 }
 
 /// What should run. To stop everything, want nothing.
@@ -68,6 +115,8 @@ pub struct Seen {
 pub struct Running {
     /// From what it was started.
     pub launch: Launch,
+    /// The instance, as the runtime knows it.
+    pub instance: Instance,
     /// Whether it answered when last asked.
     pub healthy: bool,
     /// Whether it has ever answered.
@@ -84,9 +133,10 @@ pub struct Running {
 
 impl Running {
     /// One that was just started.
-    pub fn new(launch: Launch) -> Self {
+    pub fn new(launch: Launch, instance: Instance) -> Self {
         Self {
             launch,
+            instance,
             healthy: false,
             was_healthy: false,
             silent_since_ms: None,
@@ -171,11 +221,11 @@ pub fn note_health(running: &mut Running, healthy: bool, leans_well: bool, now_m
         if healthy || !leans_well { None } else { Some(running.silent_since_ms.unwrap_or(now_ms)) };
 }
 
-/// The lowest program that is missing, if all those below it are healthy.
+/// The lowest program that is missing, if all those below it are healthy and are to stay.
 fn next_start(desired: &Desired, observed: &Observed, now_ms: u64) -> Option<Step> {
     for (program, launch) in desired {
         match running(observed, *program) {
-            Some(running) if running.healthy && running.told_ms.is_none() => {}
+            Some(running) if running.healthy && running.told_ms.is_none() && running.launch == *launch => {}
             Some(_) => return None,
             None => {
                 let not_before_ms = observed.get(program).map_or(0, |seen| seen.not_before_ms);
@@ -193,17 +243,22 @@ fn running(observed: &Observed, program: Program) -> Option<&Running> {
 #[cfg(test)]
 mod tests {
     use super::{
-        Desired, Launch, Observed, Program, Running, SILENT_AT_START_MS, SILENT_MS, STOP_DEADLINE_MS, Seen, Step,
-        note_health, plan,
+        Desired, Instance, Launch, Observed, Program, Running, SILENT_AT_START_MS, SILENT_MS, STOP_DEADLINE_MS, Seen,
+        Shares, Step, note_health, plan,
     };
     use std::net::SocketAddr;
 
     fn launch(port: u16) -> Launch {
         Launch {
-            exe: "/bin/podctl".into(),
+            software: "/bin/podctl".into(),
             args: vec![port.to_string()],
-            addr: SocketAddr::from(([127, 0, 0, 1], port)),
+            up: SocketAddr::from(([127, 0, 0, 1], port)),
+            shares: Shares::default(),
         }
+    }
+
+    fn instance(port: u16) -> Instance {
+        Instance { pid: u32::from(port), addr: launch(port).up, container: None, version: None }
     }
 
     fn both() -> Desired {
@@ -211,7 +266,7 @@ mod tests {
     }
 
     fn up(port: u16, healthy: bool) -> Seen {
-        let mut running = Running::new(launch(port));
+        let mut running = Running::new(launch(port), instance(port));
         note_health(&mut running, healthy, true, 0);
         Seen { running: Some(running), not_before_ms: 0 }
     }
@@ -269,6 +324,19 @@ mod tests {
         assert_eq!(plan(&desired, &going, 1), []);
         let gone = Observed::from([(Program::Proxy, up(2, false))]);
         assert_eq!(plan(&desired, &gone, 1), [Step::Start(Program::Rean, launch(3))]);
+    }
+
+    #[test]
+    fn other_software_replaces_both_from_the_top() {
+        let desired = Desired::from([(Program::Rean, launch(3)), (Program::Proxy, launch(4))]);
+        let all = Observed::from([(Program::Rean, up(1, true)), (Program::Proxy, up(2, true))]);
+        assert_eq!(plan(&desired, &all, 0), [Step::Terminate(Program::Proxy)]);
+        let drained = Observed::from([(Program::Rean, up(1, true))]);
+        // The new proxy waits for the new rean.
+        assert_eq!(plan(&desired, &drained, 1), [Step::Terminate(Program::Rean)]);
+        assert_eq!(plan(&desired, &Observed::new(), 2), [Step::Start(Program::Rean, launch(3))]);
+        let half = Observed::from([(Program::Rean, up(3, true))]);
+        assert_eq!(plan(&desired, &half, 3), [Step::Start(Program::Proxy, launch(4))]);
     }
 
     #[test]

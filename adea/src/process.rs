@@ -2,32 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::header::HOST;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal as OsSignal, kill_process};
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::config::LogTo;
 use crate::folder::Folder;
+use crate::health;
 use crate::logging::FILTER_ENV;
 use crate::logs::{self, LOG_BYTES};
-use crate::plan::{Launch, Program};
-use crate::runtime::{Runtime, RuntimeError, Sighting, Signal};
+use crate::plan::{Desired, Launch, Program};
+use crate::runtime::{Found, Instance, Runtime, RuntimeError, Sighting, Signal};
 
-/// A busy database answers late, a dead one never; the agent waits for either meanwhile.
-const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 /// How often to look at the length of the logs.
 const LOG_LOOK: Duration = Duration::from_secs(2);
 
@@ -64,7 +57,7 @@ impl ProcessRuntime {
     }
 
     fn spawn(&self, program: Program, launch: &Launch) -> io::Result<Watched> {
-        let mut command = Command::new(&launch.exe);
+        let mut command = Command::new(&launch.software);
         command
             .args(&launch.args)
             .env(FILTER_ENV, &self.log_filter)
@@ -99,16 +92,27 @@ impl ProcessRuntime {
 }
 
 impl Runtime for ProcessRuntime {
-    async fn start(&mut self, program: Program, launch: &Launch) -> Result<u32, RuntimeError> {
-        if let Some(child) = self.children.get(&program)
-            && child.ended.borrow().is_none()
-        {
-            return Ok(child.pid);
-        }
-        let child = self.spawn(program, launch).map_err(|source| RuntimeError { step: "start", program, source })?;
-        let pid = child.pid;
-        self.children.insert(program, child);
-        Ok(pid)
+    /// Each child holds the other end of a pipe, and goes with its parent.
+    const OUTLIVES_AGENT: bool = false;
+
+    async fn find(&mut self, _desired: &Desired) -> Result<Vec<Found>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
+    async fn start(&mut self, program: Program, launch: &Launch) -> Result<Instance, RuntimeError> {
+        let pid = match self.children.get(&program) {
+            Some(child) if child.ended.borrow().is_none() => child.pid,
+            _ => {
+                let spawned = self.spawn(program, launch);
+                let child = spawned.map_err(|source| RuntimeError::new(format!("start {program}"), source))?;
+                let pid = child.pid;
+                self.children.insert(program, child);
+                pid
+            }
+        };
+        let is_this = this_program().is_ok_and(|path| path == Path::new(&launch.software));
+        let version = is_this.then(|| adea_ring::software::version().to_owned());
+        Ok(Instance { pid, addr: reachable(launch.up), container: None, version })
     }
 
     async fn signal(&mut self, program: Program, signal: Signal) -> Result<(), RuntimeError> {
@@ -119,16 +123,18 @@ impl Runtime for ProcessRuntime {
         Ok(())
     }
 
-    async fn look(&mut self) -> Vec<Sighting> {
+    async fn look(&mut self) -> Result<Vec<Sighting>, RuntimeError> {
         self.bound_logs();
-        self.children
-            .iter()
-            .map(|(program, child)| Sighting { program: *program, pid: child.pid, ended: child.ended.borrow().clone() })
-            .collect()
+        let sightings = self.children.iter().map(|(program, child)| Sighting {
+            program: *program,
+            pid: child.pid,
+            ended: child.ended.borrow().clone(),
+        });
+        Ok(sightings.collect())
     }
 
-    async fn healthy(&mut self, _program: Program, launch: &Launch) -> bool {
-        matches!(timeout(HEALTH_DEADLINE, ask_up(launch.addr)).await, Ok(Ok(StatusCode::OK)))
+    async fn healthy(&mut self, _program: Program, addr: SocketAddr) -> bool {
+        health::is_well(addr).await
     }
 
     async fn changed(&mut self) {
@@ -146,6 +152,11 @@ pub fn this_program() -> io::Result<PathBuf> {
         Some(replaced) => Ok(PathBuf::from(replaced)),
         None => Ok(exe),
     }
+}
+
+/// Where a listener on `addr` is reached from this machine.
+fn reachable(addr: SocketAddr) -> SocketAddr {
+    if addr.ip().is_unspecified() { SocketAddr::from((Ipv4Addr::LOCALHOST, addr.port())) } else { addr }
 }
 
 /// Waits for a child to end and hands it signals meanwhile. One task does both, so that no signal is ever sent to a
@@ -189,18 +200,4 @@ fn describe(end: io::Result<ExitStatus>) -> String {
         Ok(status) => status.to_string(),
         Err(err) => format!("unknown: {err}"),
     }
-}
-
-/// The status of `GET /_up` at `addr`.
-async fn ask_up(addr: SocketAddr) -> Result<StatusCode, Box<dyn std::error::Error + Send + Sync>> {
-    let stream = TcpStream::connect(addr).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = Request::get("/_up").header(HOST, addr.to_string()).body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    // Read to the end, so that the server doesn't log a client that went away.
-    let _ = response.into_body().collect().await;
-    connection.abort();
-    Ok(status)
 }

@@ -21,7 +21,6 @@ pub mod turn;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
@@ -29,13 +28,14 @@ use std::time::{Duration, SystemTime};
 use adea_ring::election::{Decision, Hold, Waiting};
 use adea_ring::gossip::{Gossip, GossipConfig, GossipError, Heard, Keyring, KeyringDoc, KeyringError};
 use adea_ring::report::{Dropped, Facts, Known, RingState, Role};
-use adea_ring::{PodId, RingConfig, RingSecret};
+use adea_ring::{PodId, RingConfig, RingSecret, software};
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use crate::backoff::Backoff;
 use crate::config::RingSection;
+use crate::doing::Doing;
 use crate::ring::core::{Core, PAUSE_MS};
 use crate::ring::kept::{Kept, KeptError};
 use crate::ring::rean::Teller;
@@ -62,8 +62,8 @@ pub struct Setup {
     pub secret: RingSecret,
     /// Its part of the configuration.
     pub section: RingSection,
-    /// Where rean answers on this machine.
-    pub rean: SocketAddr,
+    /// How the programs are: where rean answers.
+    pub doing: watch::Receiver<Doing>,
     /// `ring-state.json`.
     pub file: PathBuf,
     /// What the agent's other parts say of this pod.
@@ -98,29 +98,39 @@ pub enum RingError {
     Ended(String),
 }
 
+/// Why a pod is in its ring no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to leave.
+    Left,
+    /// It was removed by the ring's configuration, has handed over, and is not to come back with its data.
+    Removed,
+}
+
 /// A signal to leave the ring.
 type Stop = Pin<Box<oneshot::Receiver<()>>>;
 
-/// Takes part in the ring until told to leave, then leaves it: hands over, if others are there, and says good-bye.
-pub async fn run(setup: Setup, leave: oneshot::Receiver<()>) {
+/// Takes part in the ring until told to leave, or removed from it, then leaves it: hands over, if others are there, and
+/// says good-bye.
+pub async fn run(setup: Setup, leave: oneshot::Receiver<()>) -> Ended {
     let mut stop: Stop = Box::pin(leave);
     let mut backoff = Backoff::default();
     loop {
         let began = Instant::now();
         match take_part(&setup, &mut stop).await {
-            Ok(()) => return,
+            Ok(ended) => return ended,
             Err(err) => tracing::error!("the ring's loop begins anew: {err}"),
         }
         let ran_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tokio::select! {
             () = sleep(Duration::from_millis(backoff.after_end(ran_ms))) => {}
-            _ = &mut stop => return,
+            _ = &mut stop => return Ended::Left,
         }
     }
 }
 
-/// One run of the loop; it ends well only when told to leave.
-async fn take_part(setup: &Setup, stop: &mut Stop) -> Result<(), RingError> {
+/// One run of the loop; it ends well only when the pod has left.
+async fn take_part(setup: &Setup, stop: &mut Stop) -> Result<Ended, RingError> {
     let mut kept = Kept::load(&setup.file)?;
     // Others go by the greatest; a clock that was set back must not hide this start from them.
     kept.generation = unix_ms().max(kept.generation + 1);
@@ -134,10 +144,10 @@ async fn take_part(setup: &Setup, stop: &mut Stop) -> Result<(), RingError> {
         has_seeds: !setup.section.seeds.is_empty(),
     };
     let seeds = seeds(&setup.section, &kept);
-    let mut teller = Teller::start(setup.rean, &setup.secret);
+    let mut teller = Teller::start(setup.doing.clone(), &setup.secret);
     let core = Core::new(me, kept);
     let Some(facts) = first_facts(&mut teller, core.before_anything(), stop).await else {
-        return Ok(());
+        return Ok(Ended::Left);
     };
     let mut keys = Keys::new(&setup.secret);
     let keyring = keys.changed(facts.keyring.as_ref()).unwrap_or_else(|| Keyring::base(&setup.secret));
@@ -241,7 +251,7 @@ struct Loop<'a> {
 }
 
 impl Loop<'_> {
-    async fn run(mut self, first: Answer, stop: &mut Stop) -> Result<(), RingError> {
+    async fn run(mut self, first: Answer, stop: &mut Stop) -> Result<Ended, RingError> {
         let began = Instant::now();
         let mut tick = interval(TELL_PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -279,11 +289,11 @@ impl Loop<'_> {
                 (asked, told) = (true, Some(Instant::now()));
             }
             let (tell, say) = self.carry_out(&outputs).await;
-            let facts = serde_json::to_value(&say).unwrap_or_default();
+            let facts = software::say(&say, &["said"]).unwrap_or_default();
             if outputs.may_go {
                 // Whoever has not heard it finds out that this pod is gone.
                 self.gossip.leave(&facts).await?;
-                return Ok(());
+                return Ok(if outputs.removed { Ended::Removed } else { Ended::Left });
             }
             self.gossip.say(&facts).await?;
             news |= outputs.tell_now;
@@ -464,7 +474,9 @@ struct Log {
 
 impl Log {
     fn note(&mut self, outputs: &Outputs) {
-        let text = if outputs.doubled {
+        let text = if outputs.removed {
+            Some("this pod was removed from the ring: it hands over, and leaves".to_owned())
+        } else if outputs.doubled {
             Some("another process takes itself for this pod: stop one of them; this one takes no writes".to_owned())
         } else if outputs.lonely {
             Some("this pod is new and has not met any other of its ring: it waits for one of `ring.seeds`".to_owned())

@@ -1,4 +1,6 @@
 //! `ring.json`: the ring's secret, this pod's name, and the administrator. Readable for its owner only.
+//!
+//! Members that are not known here are borne: a newer version may have written the file before it was rolled back.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 /// What `ring.json` holds.
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RingFile {
     /// The ring's secret, in hexadecimal.
     ring_secret: String,
@@ -25,7 +26,6 @@ pub struct RingFile {
 
 /// The administrator's name and password.
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Admin {
     /// The name.
     pub name: String,
@@ -35,7 +35,6 @@ pub struct Admin {
 
 /// Passwords that `podctl dev` has made up or been given, to be printed again at the next start.
 #[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DevSecrets {
     /// The administrator's.
     pub admin_password: String,
@@ -86,6 +85,15 @@ impl RingFile {
     /// A new ring with a new secret.
     pub fn new(pod_id: String, admin: Admin) -> Self {
         Self { ring_secret: RingSecret::random().to_hex(), pod_id, admin, dev: None }
+    }
+
+    /// The file of a pod that joins a ring.
+    ///
+    /// # Errors
+    /// When the secret is none.
+    pub fn joined(ring_secret: &str, pod_id: String, admin: Admin) -> Result<Self, adea_ring::SecretError> {
+        let ring_secret = RingSecret::from_hex(ring_secret)?.to_hex();
+        Ok(Self { ring_secret, pod_id, admin, dev: None })
     }
 
     /// The file of another pod of the same ring: the same secret and administrator.
@@ -173,6 +181,16 @@ mod tests {
         let read = RingFile::load(&path).unwrap().unwrap();
         assert_eq!(read.secret().unwrap().to_hex(), ring.secret().unwrap().to_hex());
         assert_eq!(read.pod_id, "pod-1");
+    }
+
+    #[test]
+    fn a_newer_versions_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ring.json");
+        let admin = r#"{"name":"a","password_hash":"h","later":1}"#;
+        let text = format!(r#"{{"ring_secret":"{}","pod_id":"p","admin":{admin},"later":[]}}"#, "5a".repeat(32));
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(RingFile::load(&path).unwrap().unwrap().admin.name, "a");
     }
 
     #[test]

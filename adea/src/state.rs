@@ -20,6 +20,9 @@ pub struct State {
     pub adea_pid: u32,
     /// Each program.
     pub programs: BTreeMap<Program, ProgramState>,
+    /// Why the agent can't do its work, if it can't.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// What the agent knows of a program.
@@ -29,6 +32,15 @@ pub struct ProgramState {
     pub pid: Option<u32>,
     /// Where it listens.
     pub addr: Option<SocketAddr>,
+    /// What it was started from: a program file or an image.
+    #[serde(default)]
+    pub software: Option<String>,
+    /// The version of its build, where that is known.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// The container's name, if it is one.
+    #[serde(default)]
+    pub container: Option<String>,
     /// Whether it answered when last asked.
     pub healthy: bool,
     /// How many times it was started after the first.

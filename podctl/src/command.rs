@@ -1,17 +1,39 @@
 //! The commands, one file each: what they take, and where the work is done.
 
 pub mod adea;
+pub mod apps;
+pub mod ask;
 pub mod backup;
 pub mod bench;
 pub mod check;
+pub mod completions;
+pub mod config;
 pub mod dev;
 pub mod divergences;
+pub mod doctor;
+pub mod exit_codes;
+pub mod health;
+pub mod image;
 pub mod import;
+pub mod init;
+pub mod join;
+pub mod leave;
+pub mod login;
+pub mod logout;
+pub mod logs;
+pub mod maintenance;
+pub mod man;
+pub mod pods;
 pub mod proxy;
 pub mod rean;
 pub mod revocations;
 pub mod ring;
 pub mod sim;
+pub mod status;
+pub mod token;
+pub mod top;
+pub mod upgrade;
+pub mod users;
 
 use std::future::Future;
 

@@ -6,11 +6,13 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use adea_ring::RingSecret;
+use adea_ring::public_tls::PublicTls;
+use adea_ring::{PodId, RingSecret};
 use argon2::password_hash::phc::PasswordHash;
 use http::HeaderValue;
 use serde_json::{Map, Value};
 
+use crate::host_port::{HostPort, HostPortError};
 use crate::rules::{Access, Rules};
 
 /// The environment variable with the ring's secret, as 64 hexadecimal digits.
@@ -22,11 +24,13 @@ pub struct Config {
     /// The public address. Port 0 takes any free one.
     pub listen: SocketAddr,
     /// Where rean listens.
-    pub rean: SocketAddr,
+    pub rean: HostPort,
     /// The secret that identity headers are signed with.
     pub ring_secret: RingSecret,
     /// The server administrator, if there is one.
     pub admin: Option<Admin>,
+    /// Which pod it is of; without it, passes of operators on its machine count for nothing.
+    pub pod_id: Option<PodId>,
     /// Bounds and time limits.
     pub limits: Limits,
     /// What browsers from other origins may do.
@@ -43,6 +47,14 @@ pub struct Config {
     pub access_log: AccessLogTarget,
     /// Databases that are closed or write-only.
     pub rules: Rules,
+    /// Where the public port's certificate comes from; `None`: it speaks plain HTTP.
+    pub tls: Option<PublicTls>,
+    /// Where plain HTTP is answered by the https address. Only with TLS.
+    pub redirect: Option<SocketAddr>,
+    /// The public port as clients see it, where that is another one.
+    pub public_port: Option<u16>,
+    /// For how long browsers shall use nothing but https for this host (RFC 6797), in seconds; `None`: that is not said.
+    pub hsts_s: Option<u64>,
 }
 
 /// The server administrator of the configuration.
@@ -165,12 +177,13 @@ pub enum ConfigError {
 
 impl Config {
     /// A configuration with default limits and no administrator.
-    pub fn new(listen: SocketAddr, rean: SocketAddr, ring_secret: RingSecret) -> Self {
+    pub fn new(listen: SocketAddr, rean: impl Into<HostPort>, ring_secret: RingSecret) -> Self {
         Self {
             listen,
-            rean,
+            rean: rean.into(),
             ring_secret,
             admin: None,
+            pod_id: None,
             limits: Limits::default(),
             cors: Cors::default(),
             session_lifetime: Duration::from_secs(24 * 3600),
@@ -179,6 +192,10 @@ impl Config {
             open_metrics: false,
             access_log: AccessLogTarget::Off,
             rules: Rules::default(),
+            tls: None,
+            redirect: None,
+            public_port: None,
+            hsts_s: None,
         }
     }
 
@@ -198,7 +215,7 @@ impl Config {
     pub fn parse(text: &str, secret: Option<&str>) -> Result<Self, ConfigError> {
         let mut root = Section::root(text)?;
         let listen = root.address("listen")?.ok_or_else(|| root.missing("listen"))?;
-        let rean = root.address("rean")?.ok_or_else(|| root.missing("rean"))?;
+        let rean = root.host_port("rean")?.ok_or_else(|| root.missing("rean"))?;
         let secret = match root.string("ring_secret_file")? {
             Some(file) => Some(read(Path::new(&file))?),
             None => secret.map(str::to_owned),
@@ -225,6 +242,15 @@ impl Config {
             Some(file) => AccessLogTarget::File(file.into()),
         };
         config.rules = rules(&mut root)?;
+        config.tls = tls(&mut root)?;
+        config.redirect = root.address("redirect")?;
+        if config.redirect.is_some() && config.tls.is_none() {
+            return Err(root.bad("redirect", "needs `tls`: there is no https address to send anybody to".to_owned()));
+        }
+        let port = root.number("public_port", 1..=u64::from(u16::MAX))?;
+        config.public_port = port.and_then(|port| u16::try_from(port).ok());
+        // Ten years are for ever.
+        config.hsts_s = root.number("hsts_s", 0..=10 * 366 * 86_400)?;
         root.finish()?;
         Ok(config)
     }
@@ -307,14 +333,18 @@ fn rules(root: &mut Section) -> Result<Rules, ConfigError> {
     let Some(section) = root.section("databases")? else { return Ok(Rules::default()) };
     let mut databases = BTreeMap::new();
     for (name, value) in &section.map {
-        let access = match value.as_str() {
-            Some("closed") => Access::Closed,
-            Some("write-only") => Access::WriteOnly,
-            _ => return Err(section.bad(name, "must be \"closed\" or \"write-only\"".to_owned())),
-        };
+        let access = value.as_str().and_then(Access::parse);
+        let access = access.ok_or_else(|| section.bad(name, "must be \"closed\" or \"write-only\"".to_owned()))?;
         databases.insert(name.clone(), access);
     }
     Ok(Rules::new(databases))
+}
+
+fn tls(root: &mut Section) -> Result<Option<PublicTls>, ConfigError> {
+    let Some(value) = root.take("tls") else { return Ok(None) };
+    let tls: PublicTls = serde_json::from_value(value).map_err(|error| root.bad("tls", error.to_string()))?;
+    tls.check().map_err(|error| root.bad("tls", error.to_string()))?;
+    Ok(Some(tls))
 }
 
 /// One object of the file. Keys are taken out; what is left at the end is unknown.
@@ -376,6 +406,11 @@ impl Section {
         address.map(Some).map_err(|_| self.bad(key, "must be an address like 127.0.0.1:5984".into()))
     }
 
+    fn host_port(&mut self, key: &str) -> Result<Option<HostPort>, ConfigError> {
+        let Some(text) = self.string(key)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|error: HostPortError| self.bad(key, error.to_string()))
+    }
+
     fn missing(&self, key: &str) -> ConfigError {
         self.bad(key, "missing".to_owned())
     }
@@ -417,7 +452,8 @@ mod tests {
             r#","admin":{"name":"a","hash":"$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDEyMzQ1Ng"},
             "limits":{"max_connections":5,"idle_timeout_ms":70},"cors":{"origins":["https://a"],"max_age_s":1},
             "session":{"lifetime_s":60,"cookie":true},"www_authenticate":true,"open_metrics":true,"access_log":"/x",
-            "databases":{"notes":"closed"}"#,
+            "databases":{"notes":"closed"},"tls":{"ring":{"names":["a"]}},"redirect":"127.0.0.1:80",
+            "public_port":443,"hsts_s":5"#,
         )
         .expect("valid");
         assert_eq!(config.admin.as_ref().map(|admin| admin.name.as_str()), Some("a"));
@@ -426,6 +462,9 @@ mod tests {
         assert_eq!(config.cors.origins, ["https://a"]);
         assert_eq!(config.session_lifetime, Duration::from_secs(60));
         assert!(config.cookie);
+        assert_eq!(config.tls, Some(PublicTls::Ring { names: vec!["a".to_owned()] }));
+        assert!(config.redirect.is_some());
+        assert_eq!((config.public_port, config.hsts_s), (Some(443), Some(5)));
         assert_eq!(config.access_log, AccessLogTarget::File("/x".into()));
         let shown = format!("{config:?}");
         assert!(!shown.contains("argon2id") && !shown.contains("5a5a"), "{shown}");
@@ -442,6 +481,9 @@ mod tests {
             (r#","cors":{"origins":[1]}"#, "cors.origins"),
             (r#","databases":{"notes":"shut"}"#, "databases.notes"),
             (r#","www_authenticate":"yes""#, "www_authenticate"),
+            (r#","tls":"rong""#, "tls"),
+            (r#","tls":{"acme":{"domains":["*.a.example"]}}"#, "tls"),
+            (r#","redirect":"127.0.0.1:80""#, "redirect"),
         ] {
             let error = parse(more).expect_err(more).to_string();
             assert!(error.contains(&format!("`{key}`")), "{error}");

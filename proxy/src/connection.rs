@@ -1,5 +1,6 @@
-//! One client connection: which HTTP it speaks, its time limits, and its way to the end.
+//! One client connection: whether it speaks TLS, which HTTP it speaks, its time limits, and its way to the end.
 
+use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -21,8 +22,11 @@ use tokio::time::Sleep;
 use crate::body::Body;
 use crate::config::Limits;
 use crate::open_feed::{self, OpenFeed};
+use crate::plain::Redirect;
 use crate::raw_target::RawTargets;
+use crate::socket::Socket;
 use crate::stack::Stack;
+use crate::tls::{self, Tls};
 use crate::tunnel;
 
 /// Requests that one HTTP/2 connection may have open at once: a browser's tabs share one.
@@ -32,6 +36,12 @@ const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// An answer's bytes that wait for the client's window, for each request.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Streams that a client may open and take back before its requests are answered, and our own resets of faulty ones:
+/// beyond that the connection ends (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 20;
+const MAX_LOCAL_RESETS: usize = 256;
+/// How a request has come, for whoever writes absolute addresses and cookies.
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// How often a silent HTTP/2 client is asked whether it is still there.
 const PING: Duration = Duration::from_secs(30);
 
@@ -52,11 +62,12 @@ pub struct Connections {
     http2: http2::Builder<TokioExecutor>,
     header_timeout: Duration,
     idle_timeout: Duration,
+    tls: Option<(Arc<Tls>, Arc<Redirect>)>,
 }
 
 impl Connections {
-    /// By these limits.
-    pub fn new(limits: &Limits) -> Self {
+    /// By these limits; with TLS, where plain HTTP is answered by that address.
+    pub fn new(limits: &Limits, tls: Option<(Arc<Tls>, Arc<Redirect>)>) -> Self {
         let mut http1 = http1::Builder::new();
         http1
             .timer(TokioTimer::new())
@@ -71,20 +82,22 @@ impl Connections {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(SEND_BUFFER_BYTES)
             .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_local_error_reset_streams(MAX_LOCAL_RESETS)
             .keep_alive_interval(PING)
             .keep_alive_timeout(limits.header_timeout);
-        Self { http1, http2, header_timeout: limits.header_timeout, idle_timeout: limits.idle_timeout }
+        Self { http1, http2, header_timeout: limits.header_timeout, idle_timeout: limits.idle_timeout, tls }
     }
 
     /// Serves a connection to its end.
-    pub async fn serve(&self, stack: Arc<Stack>, stream: TcpStream, peer: IpAddr, phase: watch::Receiver<Phase>) {
-        // hyper-util's automatic choice has no time limit before the first byte, and its state is twice as large.
-        let version = tokio::time::timeout(self.header_timeout, speaks_http2(&stream));
-        let Ok(Ok(speaks_http2)) = version.await else { return };
+    pub async fn serve(&self, stack: Arc<Stack>, stream: TcpStream, peer: IpAddr, mut phase: watch::Receiver<Phase>) {
+        let begun = while_serving(&mut phase, self.begin(&stack, stream, peer)).await;
+        let Some((stream, speaks_http2)) = begun.flatten() else { return };
+        let is_secure = stream.is_secure();
         let targets = if speaks_http2 { RawTargets::off() } else { RawTargets::new() };
         let socket = Timed { stream, idle: self.idle_timeout, stalled: None, targets };
         if speaks_http2 {
-            let requests = Requests { stack, peer, feed: None };
+            let requests = Requests { stack, peer, is_secure, feed: None };
             let connection = self.http2.serve_connection(TokioIo::new(socket), requests);
             drive(Box::pin(connection), phase).await;
         } else {
@@ -92,11 +105,33 @@ impl Connections {
         }
     }
 
+    /// The connection once it is known what is spoken on it; `None` if it is over before that.
+    async fn begin(&self, stack: &Arc<Stack>, stream: TcpStream, peer: IpAddr) -> Option<(Socket, bool)> {
+        let Some((tls, redirect)) = &self.tls else {
+            // hyper-util's automatic choice has no time limit before the first byte, and its state is twice as large.
+            let version = tokio::time::timeout(self.header_timeout, speaks_http2(&stream));
+            let speaks_http2 = version.await.ok()?.ok()?;
+            return Some((Socket::Plain(stream), speaks_http2));
+        };
+        let mut first = [0];
+        let heard = tokio::time::timeout(self.header_timeout, stream.peek(&mut first)).await.ok()?.ok()?;
+        if heard == 0 {
+            return None;
+        }
+        if first[0] != tls::HANDSHAKE {
+            Arc::clone(redirect).serve(stream, peer, Some(Arc::clone(stack))).await;
+            return None;
+        }
+        let secured = tls.accept(stream, peer).await?;
+        Some((Socket::Tls(secured.stream), secured.speaks_http2))
+    }
+
     /// Serves requests with hyper, and each feed without it (see [`open_feed`]).
     async fn serve_http1(&self, stack: Arc<Stack>, mut socket: Timed, peer: IpAddr, mut phase: watch::Receiver<Phase>) {
         loop {
             let slot = FeedSlot::default();
-            let requests = Requests { stack: Arc::clone(&stack), peer, feed: Some(Arc::clone(&slot)) };
+            let is_secure = socket.stream.is_secure();
+            let requests = Requests { stack: Arc::clone(&stack), peer, is_secure, feed: Some(Arc::clone(&slot)) };
             let mut connection = Box::pin(self.http1.serve_connection(TokioIo::new(socket), requests));
             let Some(mut feed) = drive_to_feed(&mut connection, &slot, &mut phase).await else {
                 return;
@@ -119,6 +154,14 @@ impl Connections {
                 return;
             }
         }
+    }
+}
+
+/// What comes of this if the server goes on serving: a client that has not said anything yet must not hold up its end.
+async fn while_serving<T>(phase: &mut watch::Receiver<Phase>, doing: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = doing => Some(done),
+        _ = phase.wait_for(|phase| *phase != Phase::Serving) => None,
     }
 }
 
@@ -196,6 +239,7 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 struct Requests {
     stack: Arc<Stack>,
     peer: IpAddr,
+    is_secure: bool,
     /// Where a feed is left for [`open_feed`]; HTTP/2 has no need of it.
     feed: Option<FeedSlot>,
 }
@@ -209,7 +253,11 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     // Boxed, so that a connection that waits for its next request, or only sends an answer, does not hold it.
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if self.is_secure {
+            // Whatever the client says: here TLS is seen, not heard of.
+            request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+        }
         let (stack, peer) = (Arc::clone(&self.stack), self.peer);
         let slot = self.feed.as_ref().filter(|_| OpenFeed::may_be(&request)).map(Arc::clone);
         let close = OpenFeed::closes(&request);
@@ -230,7 +278,7 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
 /// A socket whose client must go on reading: one that leaves an answer unread for too long is given up. What is read
 /// from it has valid request targets (see [`raw_target`](crate::raw_target)).
 pub struct Timed {
-    stream: TcpStream,
+    stream: Socket,
     idle: Duration,
     /// Runs while the socket takes nothing more.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -238,7 +286,7 @@ pub struct Timed {
 }
 
 impl Timed {
-    fn watched(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn watched<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
             return written;
@@ -286,10 +334,13 @@ impl AsyncWrite for Timed {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        // With TLS this is where the last of an answer waits.
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.watched(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.watched(context, shut)
     }
 }

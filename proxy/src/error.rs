@@ -20,6 +20,12 @@ pub enum Refusal {
         /// When to try again, in seconds.
         retry_after_s: u64,
     },
+    /// Too many requests to join.
+    #[error("Too many requests to join. Try again later.")]
+    TooManyKnocks {
+        /// When to try again, in seconds.
+        retry_after_s: u64,
+    },
     /// More passwords wait to be checked than the proxy takes on.
     #[error("Too many log-ins are being checked. Try again later.")]
     Busy,
@@ -74,7 +80,7 @@ impl Refusal {
     fn parts(&self) -> (StatusCode, &'static str) {
         match self {
             Self::BadCredentials | Self::LogInFirst | Self::AdminOnly => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Self::Throttled { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
+            Self::Throttled { .. } | Self::TooManyKnocks { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
             Self::Busy | Self::UpstreamDown | Self::UpstreamBroke | Self::Closed => {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable")
             }
@@ -95,7 +101,7 @@ impl Refusal {
         let mut response = json(status, &serde_json::json!({"error": error, "reason": self.to_string()}));
         let headers = response.headers_mut();
         match self {
-            Self::Throttled { retry_after_s } => {
+            Self::Throttled { retry_after_s } | Self::TooManyKnocks { retry_after_s } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after_s));
             }
             Self::Busy | Self::UpstreamDown | Self::UpstreamBroke | Self::Closed => {

@@ -1,4 +1,7 @@
 //! `/_up`: whether this pod can serve, for load balancers and watchers.
+//!
+//! A pod that its operator has set inactive says so with 404, as CouchDB does in its maintenance mode
+//! (<https://docs.couchdb.org/en/stable/api/server/common.html#up>): its programs are well, and clients are to go elsewhere.
 
 use std::time::Duration;
 
@@ -19,7 +22,25 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// What is known of rean's health.
 #[derive(Debug, Default)]
 pub struct Health {
-    last: Mutex<Option<(Instant, bool)>>,
+    last: Mutex<Option<(Instant, Standing)>>,
+}
+
+/// What rean says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Well,
+    Inactive,
+    Down,
+}
+
+impl Standing {
+    fn of(status: Option<StatusCode>) -> Self {
+        match status {
+            Some(StatusCode::OK) => Self::Well,
+            Some(StatusCode::NOT_FOUND) => Self::Inactive,
+            _ => Self::Down,
+        }
+    }
 }
 
 impl Health {
@@ -30,16 +51,20 @@ impl Health {
     pub async fn answer(&self, upstream: &Upstream) -> Result<Response<Body>, Refusal> {
         // Whoever comes while rean is being asked waits for that answer.
         let mut last = self.last.lock().await;
-        let well = match *last {
-            Some((at, well)) if at.elapsed() < LIFE => well,
+        let standing = match *last {
+            Some((at, standing)) if at.elapsed() < LIFE => standing,
             _ => {
                 let asking = upstream.ask(Method::GET, "/_up", None);
                 let answer = tokio::time::timeout(PATIENCE, asking).await;
-                let well = matches!(answer, Ok(Ok((StatusCode::OK, _))));
-                *last = Some((Instant::now(), well));
-                well
+                let standing = Standing::of(answer.ok().and_then(Result::ok).map(|(status, _)| status));
+                *last = Some((Instant::now(), standing));
+                standing
             }
         };
-        if well { Ok(json(StatusCode::OK, &json!({"status": "ok"}))) } else { Err(Refusal::UpstreamDown) }
+        match standing {
+            Standing::Well => Ok(json(StatusCode::OK, &json!({"status": "ok"}))),
+            Standing::Inactive => Ok(json(StatusCode::NOT_FOUND, &json!({"status": "inactive"}))),
+            Standing::Down => Err(Refusal::UpstreamDown),
+        }
     }
 }

@@ -26,16 +26,21 @@ mod feeds;
 mod gzip;
 mod head;
 mod health;
+mod host_port;
+mod join;
 mod metrics;
 mod open_feed;
 mod patient;
+mod plain;
 mod raw_target;
 mod rules;
 mod server;
 mod session;
 mod settings;
+mod socket;
 mod stack;
 mod tally;
+mod tls;
 mod tunnel;
 mod upstream;
 mod web;
@@ -43,8 +48,10 @@ mod web;
 use std::future::Future;
 
 pub use config::{AccessLogTarget, Admin, Config, ConfigError, Cors, Limits, SECRET_VARIABLE};
+pub use host_port::{HostPort, HostPortError};
 pub use rules::{Access, Rules};
 pub use server::{RunError, Server};
+pub use tls::TlsError;
 
 /// Runs the proxy until `shutdown`, and then until its requests are answered or the drain time is over.
 ///

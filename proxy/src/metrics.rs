@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 
+use crate::clock;
+
 /// Upper bounds of the latency buckets, in microseconds: from a cached read to a slow view.
 const BUCKETS_US: [u64; 12] =
     [100, 250, 500, 1000, 2500, 5000, 10_000, 50_000, 100_000, 500_000, 2_500_000, 10_000_000];
@@ -40,6 +42,14 @@ pub struct Metrics {
     pub bytes_in: AtomicU64,
     /// Body bytes to clients, as sent (after compression).
     pub bytes_out: AtomicU64,
+    /// TLS handshakes that came to their end.
+    pub tls_handshakes: AtomicU64,
+    /// TLS handshakes that failed or took too long.
+    pub tls_failures: AtomicU64,
+    /// Certificates that should have replaced the one in use and could not.
+    pub renewal_failures: AtomicU64,
+    /// Until when the certificate in use holds, in seconds since 1970; 0: there is none.
+    pub certificate_until_s: AtomicI64,
     /// Access log lines that were thrown away as the disk was too slow.
     pub log_lines_lost: AtomicU64,
 }
@@ -88,6 +98,13 @@ impl Metrics {
             let value = gauge.load(Relaxed);
             let _ = writeln!(out, "# TYPE adea_proxy_{name} gauge\nadea_proxy_{name} {value}");
         }
+        let until_s = self.certificate_until_s.load(Relaxed);
+        if until_s != 0 {
+            let now_s = i64::try_from(clock::now_ms() / 1000).unwrap_or(i64::MAX);
+            let days = (until_s - now_s) as f64 / 86_400.0;
+            let _ = writeln!(out, "# TYPE adea_proxy_certificate_valid_days gauge");
+            let _ = writeln!(out, "adea_proxy_certificate_valid_days {days:.2}");
+        }
         for (name, counter) in [
             ("connections_refused", &self.connections_refused),
             ("auth_cache_hits", &self.auth_hits),
@@ -97,6 +114,9 @@ impl Metrics {
             ("upstream_errors", &self.upstream_errors),
             ("received_bytes", &self.bytes_in),
             ("sent_bytes", &self.bytes_out),
+            ("tls_handshakes", &self.tls_handshakes),
+            ("tls_handshake_failures", &self.tls_failures),
+            ("certificate_renewal_failures", &self.renewal_failures),
             ("access_log_lines_lost", &self.log_lines_lost),
         ] {
             let value = counter.load(Relaxed);

@@ -54,7 +54,7 @@ impl OpenFeed {
 pub async fn send(socket: &mut Timed, feed: OpenFeed, phase: &mut watch::Receiver<Phase>) -> bool {
     let OpenFeed { response, mut close } = feed;
     let (head, mut body) = start(response, close);
-    if socket.write_all(&head).await.is_err() {
+    if socket.write_all(&head).await.is_err() || socket.flush().await.is_err() {
         return false;
     }
     drop(head);
@@ -68,7 +68,10 @@ pub async fn send(socket: &mut Timed, feed: OpenFeed, phase: &mut watch::Receive
                     return false;
                 }
             }
-            Event::End => return socket.write_all(b"0\r\n\r\n").await.is_ok() && !close,
+            Event::End => {
+                let ended = socket.write_all(b"0\r\n\r\n").await.is_ok() && socket.flush().await.is_ok();
+                return ended && !close;
+            }
             Event::Broken(error) => {
                 // No last chunk: the client sees that this was not all.
                 tracing::debug!(%error, "a feed broke off");
@@ -108,7 +111,8 @@ fn start(response: Response<Body>, close: bool) -> (Vec<u8>, Body) {
 async fn write_chunk(socket: &mut Timed, data: Bytes) -> std::io::Result<()> {
     let size = format!("{:x}\r\n", data.len());
     let mut chunk = Bytes::from(size).chain(data).chain(&b"\r\n"[..]);
-    socket.write_all_buf(&mut chunk).await
+    socket.write_all_buf(&mut chunk).await?;
+    socket.flush().await
 }
 
 async fn next(

@@ -5,7 +5,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use adea_ring::node_config::NODE_CONFIG_ID;
+use adea_ring::NodeConfig;
+use adea_ring::node_config::{CLOSED, MAINTENANCE, NODE_CONFIG_ID, WRITE_ONLY};
 use http::Method;
 use percent_encoding::percent_decode_str;
 
@@ -20,6 +21,17 @@ pub enum Access {
     WriteOnly,
 }
 
+impl Access {
+    /// Reads a rule.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            CLOSED => Some(Self::Closed),
+            WRITE_ONLY => Some(Self::WriteOnly),
+            _ => None,
+        }
+    }
+}
+
 /// The databases that are closed or write-only. A rule for `notes` holds for `notes--me` and `notes--<signature>` too.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -29,6 +41,16 @@ pub struct Rules {
 impl Rules {
     /// Rules for these databases.
     pub fn new(databases: BTreeMap<String, Access>) -> Self {
+        Self { databases }
+    }
+
+    /// These rules, and those that administrators have set by `_node/_local/_config/maintenance/DB`. What the proxy's own
+    /// file says of a database stands before them; a value that is no rule is none.
+    pub fn with_settings(&self, settings: &NodeConfig) -> Self {
+        let set = settings.sections.get(MAINTENANCE).into_iter().flatten();
+        let mut databases: BTreeMap<String, Access> =
+            set.filter_map(|(name, value)| Some((name.clone(), Access::parse(value)?))).collect();
+        databases.extend(self.databases.iter().map(|(name, access)| (name.clone(), *access)));
         Self { databases }
     }
 
@@ -213,6 +235,18 @@ mod tests {
         ] {
             assert_eq!(check(Access::WriteOnly, method, path), Err(Refusal::WriteOnly), "{path}");
         }
+    }
+
+    #[test]
+    fn what_is_set_joins_what_the_file_says() {
+        let file = Rules::new(BTreeMap::from([("notes".to_owned(), Access::Closed)]));
+        let set = serde_json::json!({"sections": {"maintenance": {"notes": "write-only", "a": "closed", "b": "zork"}}});
+        let rules = file.with_settings(&NodeConfig::parse(&set).expect("good"));
+        assert_eq!(rules.check(&Method::PUT, "/notes/x"), Err(Refusal::Closed));
+        assert_eq!(rules.check(&Method::PUT, "/a/x"), Err(Refusal::Closed));
+        assert_eq!(rules.check(&Method::GET, "/b/x"), Ok(()));
+        assert_eq!(rules.unreadable(), "a,notes");
+        assert_eq!(file.with_settings(&NodeConfig::default()), file);
     }
 
     #[test]

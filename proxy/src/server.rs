@@ -18,7 +18,9 @@ use crate::auth::follow;
 use crate::clock;
 use crate::config::{AccessLogTarget, Config, Limits};
 use crate::connection::{Connections, Phase};
+use crate::plain::Redirect;
 use crate::stack::Stack;
+use crate::tls::{Tls, TlsError};
 
 /// Connections that the kernel keeps for us while we are busy.
 const BACKLOG: u32 = 1024;
@@ -40,6 +42,9 @@ pub enum RunError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The certificate of the public port can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The access log's file can't be opened.
     #[error("can't open the access log {path}: {source}")]
     AccessLog {
@@ -56,6 +61,9 @@ pub struct Server {
     address: SocketAddr,
     limits: Limits,
     stack: Arc<Stack>,
+    tls: Option<(Arc<Tls>, Arc<Redirect>)>,
+    /// The port with plain HTTP beside the public one.
+    redirect: Option<TcpListener>,
 }
 
 impl Server {
@@ -71,11 +79,21 @@ impl Server {
             };
             RunError::AccessLog { path, source }
         })?;
-        let address = config.listen;
-        let bound = listen(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
-        let (address, listener) = bound.map_err(|source| RunError::Bind { address, source })?;
+        let (address, listener) = bind(config.listen)?;
         let stack = Arc::new(Stack::new(config, access_log));
-        Ok(Self { listener, address, limits: config.limits.clone(), stack })
+        let tls = config.tls.as_ref().map(|tls| Tls::new(tls, &config.ring_secret, Arc::clone(&stack.metrics)));
+        let tls = tls.transpose()?.map(|tls| {
+            let certificates = Arc::clone(tls.certificates());
+            let redirect = Redirect { certificates, port: config.public_port.unwrap_or(address.port()) };
+            (Arc::new(tls), Arc::new(redirect))
+        });
+        let redirect = config.redirect.filter(|_| tls.is_some()).map(bind).transpose()?.map(|(_, listener)| listener);
+        Ok(Self { listener, address, limits: config.limits.clone(), stack, tls, redirect })
+    }
+
+    /// The address that was bound for plain HTTP beside TLS.
+    pub fn redirect_addr(&self) -> Option<SocketAddr> {
+        self.redirect.as_ref()?.local_addr().ok()
     }
 
     /// The address that was bound.
@@ -84,7 +102,7 @@ impl Server {
     }
 
     /// Serves until `shutdown`, and then until the last request is answered or the drain time is over.
-    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+    pub async fn serve(mut self, shutdown: impl Future<Output = ()>) {
         let mut tasks = JoinSet::new();
         for database in 0..follow::DATABASES.len() {
             let stack = Arc::clone(&self.stack);
@@ -96,6 +114,13 @@ impl Server {
         tasks.spawn(supervised("session sweeper", move || sweep(Arc::clone(&stack))));
 
         let (phase, phases) = watch::channel(Phase::Serving);
+        if let Some((tls, redirect)) = &self.tls {
+            if let Some(listener) = self.redirect.take() {
+                tasks.spawn(Arc::clone(redirect).listen(listener, phases.clone()));
+            }
+            let tls = Arc::clone(tls);
+            tasks.spawn(supervised("certificate", move || tls.keeper()));
+        }
         let permits = Arc::new(Semaphore::new(self.limits.max_connections));
         tracing::info!("listening on {}", self.address);
         tokio::select! {
@@ -121,7 +146,7 @@ impl Server {
     }
 
     async fn accept(&self, permits: &Arc<Semaphore>, phases: &watch::Receiver<Phase>) {
-        let connections = Arc::new(Connections::new(&self.limits));
+        let connections = Arc::new(Connections::new(&self.limits, self.tls.clone()));
         let addresses = Arc::new(Addresses::default());
         loop {
             // At the limit new clients wait in the kernel's queue.
@@ -161,6 +186,11 @@ async fn serve_one(
     // A connection that breaks right here breaks at its first read as well.
     let _ = stream.set_nodelay(true);
     connections.serve(stack, stream, peer, phase).await;
+}
+
+fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), RunError> {
+    let bound = listen(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
+    bound.map_err(|source| RunError::Bind { address, source })
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::auth::cache::Change;
 use crate::auth::cookie::{self, CookieRules};
+use crate::auth::operator::is_pass;
 use crate::auth::{Authenticator, Credentials, Login, SESSION_PREFIX, accounts, make_session};
 use crate::body::{Body, BodyError, ClientBody};
 use crate::clock;
@@ -65,8 +66,8 @@ pub async fn log_in(
     lifetimes: &Lifetimes<'_>,
 ) -> Result<Response<Body>, Refusal> {
     let (credentials, wants_session) = read_credentials(headers, body).await?;
-    if credentials.name.starts_with(SESSION_PREFIX) {
-        // Or a stolen session could be prolonged for ever.
+    if credentials.name.starts_with(SESSION_PREFIX) || is_pass(&credentials.name) {
+        // Or a stolen one could be prolonged for ever.
         return Err(Refusal::BadCredentials);
     }
     let login = authenticator.log_in(credentials, peer).await?;

@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::auth::cookie::{CookieRules, SameSite};
 use crate::config::{Config, Cors as CorsConfig};
 use crate::cors::{Cors, HEADERS, METHODS};
+use crate::rules::Rules;
 use crate::upstream::{Upstream, UpstreamError};
 
 /// What CouchDB calls the handler of cookies in `chttpd/authentication_handlers`.
@@ -34,6 +35,15 @@ pub struct Settings {
     loaded: AtomicBool,
 }
 
+/// What a reload has changed that others have to act on.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Administrators whose log-ins have to be looked at again.
+    pub admins: Vec<String>,
+    /// Whether other databases are in maintenance than before.
+    pub rules: bool,
+}
+
 /// The settings of one moment.
 #[derive(Debug)]
 pub struct InForce {
@@ -45,6 +55,8 @@ pub struct InForce {
     pub require_valid_user: bool,
     /// Body bytes of a request that isn't JSON.
     pub max_body_bytes: u64,
+    /// Databases in maintenance.
+    pub rules: Rules,
     config: NodeConfig,
 }
 
@@ -85,6 +97,7 @@ impl InForce {
             cookie: has_cookie.then_some(cookie),
             require_valid_user: strict.unwrap_or(false) || but_up.unwrap_or(false),
             max_body_bytes: number("chttpd", "max_http_request_size").unwrap_or(file.limits.max_body_bytes),
+            rules: file.rules.with_settings(&config),
             config,
         }
     }
@@ -143,11 +156,11 @@ impl Settings {
         self.loaded.load(Ordering::Acquire)
     }
 
-    /// Reads the document anew; the names of administrators whose log-ins have to be looked at again.
+    /// Reads the document anew; what others have to act on.
     ///
     /// # Errors
     /// When rean does not answer. The settings stay as they were.
-    pub async fn reload(&self, upstream: &Upstream) -> Result<Vec<String>, UpstreamError> {
+    pub async fn reload(&self, upstream: &Upstream) -> Result<Changed, UpstreamError> {
         let (status, body) = upstream.ask(Method::GET, &format!("/_ring/{NODE_CONFIG_ID}"), None).await?;
         let doc = match status {
             StatusCode::OK => serde_json::from_slice(&body)?,
@@ -158,22 +171,22 @@ impl Settings {
             Ok(config) => self.put_in_force(config),
             Err(error) => {
                 tracing::error!(%error, "the server settings can't be read; those before them stay in force");
-                Vec::new()
+                Changed::default()
             }
         };
         self.loaded.store(true, Ordering::Release);
         Ok(changed)
     }
 
-    fn put_in_force(&self, config: NodeConfig) -> Vec<String> {
+    fn put_in_force(&self, config: NodeConfig) -> Changed {
         log_level::set(config.get("log", "level"));
         let next = Arc::new(InForce::of(config, &self.file));
         let before = std::mem::replace(&mut *self.current.write(), Arc::clone(&next));
         let names = before.config.admins.keys().chain(next.config.admins.keys());
-        let mut changed: Vec<String> = names.filter(|name| before.admin(name) != next.admin(name)).cloned().collect();
-        changed.sort_unstable();
-        changed.dedup();
-        changed
+        let mut admins: Vec<String> = names.filter(|name| before.admin(name) != next.admin(name)).cloned().collect();
+        admins.sort_unstable();
+        admins.dedup();
+        Changed { admins, rules: before.rules != next.rules }
     }
 }
 
@@ -227,7 +240,19 @@ mod tests {
     }
 
     fn set(settings: &Settings, doc: &Value) -> Vec<String> {
-        settings.put_in_force(NodeConfig::parse(doc).expect("good"))
+        settings.put_in_force(NodeConfig::parse(doc).expect("good")).admins
+    }
+
+    #[test]
+    fn maintenance_comes_and_goes() {
+        let settings = settings(false);
+        let put = |doc: Value| settings.put_in_force(NodeConfig::parse(&doc).expect("good")).rules;
+        let closed = || settings.get().rules.check(&Method::GET, "/notes/x").is_err();
+        assert!(!closed());
+        let doc = json!({"sections": {"maintenance": {"notes": "closed"}}});
+        assert!(put(doc.clone()) && closed());
+        assert!(!put(doc) && closed());
+        assert!(put(json!({})) && !closed());
     }
 
     #[test]

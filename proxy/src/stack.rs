@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use adea_ring::identity::{HEADER_PREFIX, PEER_HEADER, PRIVATE_PREFIX};
 use adea_ring::node_config::FILE_SETTINGS_HEADER;
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
 use crate::auth::cache::Change;
+use crate::auth::knocks::Knocks;
 use crate::auth::{Authenticator, Login, cookie};
 use crate::body::{Body, ClientBody, RequestBody};
 use crate::config::{Config, Limits};
@@ -28,8 +30,9 @@ use crate::feeds::{FeedTicket, Feeds};
 use crate::gzip;
 use crate::head::{self, REQUEST_ID};
 use crate::health::Health;
+use crate::join;
 use crate::metrics::{MethodClass, Metrics};
-use crate::rules::{AccountWrite, Rules, account_write, is_feed, is_plain, segments};
+use crate::rules::{AccountWrite, account_write, is_feed, is_plain, segments};
 use crate::session;
 use crate::settings::Settings;
 use crate::tally::{Logged, Tally};
@@ -40,19 +43,21 @@ use crate::web;
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("Adea/", env!("CARGO_PKG_VERSION")));
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, must-revalidate");
 const FILE_SETTINGS: HeaderName = HeaderName::from_static(FILE_SETTINGS_HEADER);
+const PEER: HeaderName = HeaderName::from_static(PEER_HEADER);
 const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 
 /// Everything that a request passes.
 pub struct Stack {
     limits: Limits,
     settings: Arc<Settings>,
-    rules: Rules,
     health: Health,
     session_lifetime: Duration,
     www_authenticate: bool,
     open_metrics: bool,
+    hsts: Option<HeaderValue>,
     access_log: Arc<AccessLog>,
     gzip_permits: Arc<Semaphore>,
+    knocks: Knocks,
     /// Who sends a request.
     pub authenticator: Arc<Authenticator>,
     /// The way to rean.
@@ -79,7 +84,7 @@ impl Stack {
         let signer = adea_ring::Signer::new(&config.ring_secret);
         let metrics = Arc::new(Metrics::default());
         let feeds = Arc::new(Feeds::default());
-        let upstream = Upstream::new(config.rean, config.limits.connect_timeout, &signer);
+        let upstream = Upstream::new(config.rean.clone(), config.limits.connect_timeout, &signer);
         let upstream = Arc::new(upstream);
         let settings = Arc::new(Settings::new(config));
         let authenticator = Authenticator::new(
@@ -93,13 +98,14 @@ impl Stack {
         Self {
             limits: config.limits.clone(),
             settings,
-            rules: config.rules.clone(),
             health: Health::default(),
             session_lifetime: config.session_lifetime,
             www_authenticate: config.www_authenticate,
             open_metrics: config.open_metrics,
+            hsts: hsts(config),
             access_log: Arc::new(access_log),
             gzip_permits: Arc::new(Semaphore::new(gzip::MOST_AT_ONCE)),
+            knocks: Knocks::default(),
             authenticator: Arc::new(authenticator),
             upstream,
             feeds,
@@ -113,6 +119,7 @@ impl Stack {
         let (mut parts, incoming) = request.into_parts();
         // Before anything asks for the method.
         head::override_method(&mut parts);
+        parts.extensions.insert(PeerAddress(peer));
         let address = head::own_address(&parts);
         let class = MethodClass::of(&parts.method);
         let head = parts.method == Method::HEAD;
@@ -174,12 +181,13 @@ impl Stack {
         if let Some(response) = self.settings.get().cors.preflight(&parts) {
             return Ok(response);
         }
-        self.rules.check(&parts.method, parts.uri.path())?;
+        self.settings.get().rules.check(&parts.method, parts.uri.path())?;
         match parts.uri.path() {
             "/_up" => return self.up(&parts.method).await,
             "/_session" if parts.method == Method::POST => {
                 return Box::pin(self.log_in(&parts, body, peer)).await;
             }
+            path if join::is_door(path) => return Box::pin(self.join(parts, body, peer, seen)).await,
             "/_metrics" if self.open_metrics => return self.metrics(&parts.method),
             path if web::is_below(path) => return web::answer(&parts.method, path, &parts.headers),
             _ => {}
@@ -206,6 +214,31 @@ impl Stack {
                 self.forward(parts, body, login, seen).await
             }
         }
+    }
+
+    /// A new pod that wants into the ring: as nobody in particular, whatever it shows.
+    async fn join(
+        &self,
+        mut parts: Parts,
+        body: Option<ClientBody>,
+        peer: IpAddr,
+        seen: &Seen,
+    ) -> Result<Response<Body>, Refusal> {
+        let bytes = join::knock(&self.knocks, &parts.method, &mut parts.headers, body, peer).await?;
+        let body = RequestBody::Full(Some(bytes));
+        let request = self.upstream_request(parts, body, &self.authenticator.anonymous(), seen.id.clone());
+        let response = self.upstream.send(request).await.map_err(|error| self.failed(&error, &seen.id))?;
+        match response.status() {
+            status if status.is_success() => {
+                tracing::info!(%peer, "a new pod was answered");
+                self.knocks.let_in(peer);
+            }
+            StatusCode::FORBIDDEN => tracing::warn!(%peer, "a request to join was refused"),
+            // Not the new pod's fault.
+            status if status.is_server_error() => self.knocks.let_in(peer),
+            _ => {}
+        }
+        Ok(response.map(Body::plain))
     }
 
     /// Who sends a request, by whatever it shows.
@@ -322,11 +355,14 @@ impl Stack {
         seen.feed = is_feed(path, parts.uri.query());
         let write = account_write(&parts.method, path);
         let lines = !parts.uri.query().is_some_and(|query| query.contains("longpoll"));
-        let request = self.upstream_request(parts, body, &login, seen.id.clone());
         if seen.feed {
-            let ticket = self.feeds.enter(login);
+            let ticket = self.feeds.enter(Arc::clone(&login));
+            // Once more: from here on a change of the rules ends the feed.
+            self.settings.get().rules.check(&parts.method, path)?;
+            let request = self.upstream_request(parts, body, &login, seen.id.clone());
             return Box::pin(self.forward_feed(request, ticket, lines, &seen.id)).await;
         }
+        let request = self.upstream_request(parts, body, &login, seen.id.clone());
         let response = self.upstream.send(request).await.map_err(|error| self.failed(&error, &seen.id))?;
         if let Some(write) = write.filter(|_| response.status().is_success()) {
             // The feed of changes would tell as well, but perhaps after this client's next request.
@@ -367,9 +403,9 @@ impl Stack {
     async fn tunnel(&self, parts: Parts, login: Arc<Login>, seen: &mut Seen) -> Result<Response<Body>, Refusal> {
         seen.feed = true;
         let mut request = self.upstream_request(parts, RequestBody::Empty, &login, seen.id.clone());
-        tunnel::ask(request.headers_mut(), &self.rules.unreadable());
-        // Before rean is asked, so that no end of the log-in is missed.
+        // Before rean is asked, so that no end of the log-in is missed and no change of the rules.
         let ticket = self.feeds.enter(login);
+        tunnel::ask(request.headers_mut(), &self.settings.get().rules.unreadable());
         let answer = self.upstream.upgrade(request).await.map_err(|error| self.failed(&error, &seen.id))?;
         Ok(match answer {
             Upgrade::Refused(response) => response.map(|bytes| Body::full(bytes.into())),
@@ -402,6 +438,11 @@ impl Stack {
             headers.insert(name.clone(), value.clone());
         }
         headers.insert(REQUEST_ID, id);
+        if let Some(PeerAddress(peer)) = parts.extensions.get()
+            && let Ok(peer) = HeaderValue::try_from(peer.to_string())
+        {
+            headers.insert(PEER, peer);
+        }
         if is_node(parts.uri.path()) {
             headers.insert(FILE_SETTINGS, self.settings.file_header());
         }
@@ -428,6 +469,9 @@ impl Stack {
         headers.remove(header::TRANSFER_ENCODING);
         headers.remove("keep-alive");
         headers.insert(header::SERVER, SERVER);
+        if let Some(hsts) = &self.hsts {
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
         // CouchDB's `must-revalidate` lets a shared cache keep what it was given with credentials (RFC 9111, 3.5).
         // Here the same URL shows each user something else.
         if headers.get(header::CACHE_CONTROL).is_some_and(|value| value == "must-revalidate") {
@@ -440,6 +484,16 @@ impl Stack {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
     }
+}
+
+/// Where a request has come from.
+#[derive(Debug, Clone, Copy)]
+struct PeerAddress(IpAddr);
+
+/// Said only where TLS is spoken here: without it browsers take no notice (RFC 6797, 8.1).
+fn hsts(config: &Config) -> Option<HeaderValue> {
+    let seconds = config.hsts_s.filter(|_| config.tls.is_some())?;
+    HeaderValue::try_from(format!("max-age={seconds}")).ok()
 }
 
 /// Our own answers to HEAD; those of rean have no content already.
@@ -484,7 +538,7 @@ fn strip(headers: &mut HeaderMap) {
 
 fn ends_here(name: &str) -> bool {
     match name.as_bytes().first() {
-        Some(b'x') => name.starts_with(adea_ring::identity::HEADER_PREFIX) || name == FILE_SETTINGS_HEADER,
+        Some(b'x') => name.starts_with(HEADER_PREFIX) || name.starts_with(PRIVATE_PREFIX),
         // Cookies may be credentials, ours or those of another program on this host.
         Some(b'c') => matches!(name, "connection" | "cookie"),
         // `Expect` was answered by our own server.
@@ -528,6 +582,7 @@ mod tests {
             ("x-auth-couchdb-token", "x"),
             ("x-auth-couchdb-other", "x"),
             ("x-adea-file-settings", "{}"),
+            ("x-adea-peer", "10.0.0.1"),
             ("cookie", "AuthSession=x"),
             ("connection", "keep-alive, X-Named, authorization"),
             ("keep-alive", "5"),

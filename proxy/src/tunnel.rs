@@ -243,6 +243,7 @@ where
     let (ends, end) = watch::channel(None);
     let down = async {
         to_client.write_all(&head).await?;
+        to_client.flush().await?;
         drop(head);
         down(&mut from_rean, &mut to_client, first, end, &mut body).await
     };
@@ -324,6 +325,7 @@ where
     let mut frames = Frames::default();
     frames.pass(&first, false);
     client.write_all(&first).await?;
+    client.flush().await?;
     body.sent(first.len() as u64);
     drop(first);
     let mut buffer = vec![0; DOWN_BYTES];
@@ -346,6 +348,7 @@ where
         }
         let passed = frames.pass(&buffer[..count], ending.is_some());
         client.write_all(&buffer[..passed]).await?;
+        client.flush().await?;
         body.sent(passed as u64);
     }
 }

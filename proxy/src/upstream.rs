@@ -2,14 +2,13 @@
 //! feeds that stay open, so that a feed costs a stream and not a socket.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use adea_ring::{Identity, Signer};
 use bytes::Bytes;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -21,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::body::{BodyError, RequestBody, UpstreamBody};
 use crate::error::Refusal;
+use crate::host_port::HostPort;
 use crate::patient::Patient;
 
 /// Connections kept for the next request. More than this many requests at once are rare on one machine.
@@ -47,8 +47,7 @@ type Connection2 = http2::Connection<TokioIo<TcpStream>, RequestBody, TokioExecu
 /// The connections to rean.
 #[derive(Debug)]
 pub struct Upstream {
-    address: SocketAddr,
-    authority: Authority,
+    address: HostPort,
     connect_timeout: Duration,
     system: Vec<(HeaderName, HeaderValue)>,
     idle: Arc<Mutex<Vec<(Sender1, Instant)>>>,
@@ -171,12 +170,9 @@ pub enum Upgrade {
 
 impl Upstream {
     /// The way to rean at `address`. Nothing is opened yet.
-    pub fn new(address: SocketAddr, connect_timeout: Duration, signer: &Signer) -> Self {
-        // A socket address is always a valid authority.
-        let authority = address.to_string().parse().expect("a socket address is an authority");
+    pub fn new(address: HostPort, connect_timeout: Duration, signer: &Signer) -> Self {
         Self {
             address,
-            authority,
             connect_timeout,
             system: identity_headers(signer, &Identity::system()),
             idle: Arc::default(),
@@ -266,7 +262,7 @@ impl Upstream {
     ) -> Result<(Response<Incoming>, StreamLease), UpstreamError> {
         let path = request.uri().path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone());
+        let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.address.authority().clone());
         // All three parts are valid already.
         *request.uri_mut() = uri.path_and_query(path).build().unwrap_or_default();
         *request.version_mut() = http::Version::HTTP_2;
@@ -330,8 +326,7 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<TcpStream, UpstreamError> {
-        let connecting = TcpStream::connect(self.address);
-        let stream = tokio::time::timeout(self.connect_timeout, connecting)
+        let stream = tokio::time::timeout(self.connect_timeout, self.address.connect())
             .await
             .map_err(|_| UpstreamError::Full)?
             .map_err(UpstreamError::Connect)?;
@@ -360,7 +355,7 @@ impl Upstream {
 
     /// rean's own address as a `Host` header.
     pub fn host(&self) -> HeaderValue {
-        HeaderValue::from_str(self.authority.as_str()).unwrap_or(HeaderValue::from_static("rean"))
+        HeaderValue::from_str(self.address.authority().as_str()).unwrap_or(HeaderValue::from_static("rean"))
     }
 
     /// Asks rean something in the name of the pod: status and body.

@@ -222,6 +222,14 @@ async fn up_and_metrics() {
 }
 
 #[tokio::test]
+async fn an_inactive_pod_is_not_up_and_not_down() {
+    let pod = Pod::start().await;
+    pod.rean.is_inactive.store(true, std::sync::atomic::Ordering::SeqCst);
+    let answer = pod.get("/_up", None).await;
+    assert_eq!((answer.status, answer.json()), (StatusCode::NOT_FOUND, json!({"status": "inactive"})));
+}
+
+#[tokio::test]
 async fn without_rean_there_is_503() {
     let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let rean = unused.local_addr().expect("bound");

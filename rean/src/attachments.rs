@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use adea_ring::Identity;
+use axum::body::Body as AnyBody;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -16,18 +17,19 @@ use md5::{Digest, Md5};
 use percent_encoding::utf8_percent_encode;
 use rean_store::document::{parse_document, validate_id, validate_name};
 use rean_store::rev::Rev;
-use rean_store::{Attachment, AttachmentEdit, AttachmentEditSource, BlobRef, Body, Edit, Mode};
+use rean_store::{Attachment, AttachmentEdit, AttachmentEditSource, BlobRef, Body, Edit, Mode, Written};
 
 use crate::docs::{LOCATION_ESCAPES, given_rev, matches_etag, not_modified, written_answer};
-use crate::edit_in::{self, Upload};
+use crate::edit_in;
 use crate::error::ApiError;
 use crate::multipart_out::content_type;
 use crate::page_body::{self, Out};
 use crate::pod::Pod;
 use crate::range::ByteRange;
 use crate::render::parse_rev;
-use crate::route::{Request, Response};
+use crate::route::{Query, Request, Response};
 use crate::target::{self, Target};
+use crate::upload::Upload;
 
 /// The MD5 of the whole content, in Base64 (RFC 1864).
 const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
@@ -45,7 +47,8 @@ pub async fn attachment(pod: &Arc<Pod>, who: &Identity, request: Request) -> Res
     match request.method {
         Method::GET => {
             target.require_read_doc(&id)?;
-            get(&target, &id, &name, &request)
+            let Request { query, headers, head, .. } = request;
+            get(pod, &target, &id, &name, &query, &Asked { headers, head }).await
         }
         Method::PUT => {
             target.require_write_doc(&id)?;
@@ -60,8 +63,21 @@ pub async fn attachment(pod: &Arc<Pod>, who: &Identity, request: Request) -> Res
     }
 }
 
-fn get(target: &Target, id: &str, name: &str, request: &Request) -> Result<Response, ApiError> {
-    let rev = request.query.get("rev").map(parse_rev).transpose()?;
+/// How an attachment is asked for.
+struct Asked {
+    headers: HeaderMap,
+    head: bool,
+}
+
+async fn get(
+    pod: &Pod,
+    target: &Target,
+    id: &str,
+    name: &str,
+    query: &Query,
+    asked: &Asked,
+) -> Result<Response, ApiError> {
+    let rev = query.get("rev").map(parse_rev).transpose()?;
     let body = match rev {
         Some(rev) => {
             let found = target.db.revision(&target.scope, id, &rev)?;
@@ -78,7 +94,7 @@ fn get(target: &Target, id: &str, name: &str, request: &Request) -> Result<Respo
     };
     let found = body.and_then(|body| body.attachments.into_iter().find(|one| one.name == name));
     let attachment = found.ok_or_else(no_attachment)?;
-    send(target, &attachment, &request.headers)
+    send(pod, target, &attachment, asked).await
 }
 
 fn no_attachment() -> ApiError {
@@ -90,7 +106,8 @@ fn body_at(target: &Target, at: Option<rean_store::BodyRef>) -> Result<Option<Bo
     Ok(target.db.body(at)?)
 }
 
-fn send(target: &Target, attachment: &Attachment, headers: &HeaderMap) -> Result<Response, ApiError> {
+async fn send(pod: &Pod, target: &Target, attachment: &Attachment, asked: &Asked) -> Result<Response, ApiError> {
+    let headers = &asked.headers;
     let digest = format!("\"{}\"", STANDARD.encode(attachment.digest_md5));
     let etag = HeaderValue::from_str(&digest).unwrap_or(HeaderValue::from_static("\"\""));
     if matches_etag(headers, &etag) {
@@ -102,9 +119,17 @@ fn send(target: &Target, attachment: &Attachment, headers: &HeaderMap) -> Result
         ByteRange::Part { start, end } => (StatusCode::PARTIAL_CONTENT, start, end),
         ByteRange::Unsatisfiable => return Err(unsatisfiable(range, attachment.length)),
     };
-    let mut out = Out::default();
-    out.push_blob(attachment.blob, from, to);
-    let mut response = Response::new(page_body::body(&target.db, out));
+    let body = match target.db.file(attachment.blob)? {
+        // Opened before the answer begins, so that its faults are the answer.
+        Some(file) if !asked.head && from < to => AnyBody::from_stream(pod.files.read(file, from, to).await?),
+        Some(_) => AnyBody::empty(),
+        None => {
+            let mut out = Out::default();
+            out.push_blob(attachment.blob, from, to);
+            page_body::body(&target.db, out)
+        }
+    };
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let answer = response.headers_mut();
     answer.insert(CONTENT_TYPE, content_type(&attachment.content_type));
@@ -164,22 +189,48 @@ async fn put(
     edit_in::require_creator(target, &id)?;
     let base = base_of(target, &id, given.as_ref())?;
     let blob = upload(pod, target, request).await?;
-    let mut edit = stub_edit(id, given, base)?;
-    edit.attachments.retain(|one| one.name != name);
     let below = format!("/{}", utf8_percent_encode(&name, LOCATION_ESCAPES));
-    edit.attachments.push(AttachmentEdit {
-        name,
-        content_type: Some(kind),
-        revpos: None,
-        source: AttachmentEditSource::Blob(blob),
-    });
-    let written = edit_in::write_one(pod, target, edit, Mode::Interactive).await?;
+    let written = write_attachment(pod, target, Place { id, name, given, kind }, base, blob).await?;
     let mut response = written_answer(target, StatusCode::CREATED, &written);
     let document = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     if let Some(location) = document.and_then(|document| HeaderValue::try_from(format!("{document}{below}")).ok()) {
         response.headers_mut().insert(LOCATION, location);
     }
     Ok(response)
+}
+
+/// Where an attachment goes.
+pub struct Place {
+    /// The document.
+    pub id: String,
+    /// The attachment's name.
+    pub name: String,
+    /// The revision that is followed.
+    pub given: Option<Rev>,
+    /// The attachment's type.
+    pub kind: String,
+}
+
+/// Writes the document that follows `base` ([`base_of`]) with one attachment more, or another of that name.
+///
+/// # Errors
+/// Why it was refused.
+pub async fn write_attachment(
+    pod: &Arc<Pod>,
+    target: &Target,
+    place: Place,
+    base: Option<Body>,
+    blob: BlobRef,
+) -> Result<Written, ApiError> {
+    let mut edit = stub_edit(place.id, place.given, base)?;
+    edit.attachments.retain(|one| one.name != place.name);
+    edit.attachments.push(AttachmentEdit {
+        name: place.name,
+        content_type: Some(place.kind),
+        revpos: None,
+        source: AttachmentEditSource::Blob(blob),
+    });
+    edit_in::write_one(pod, target, edit, Mode::Interactive).await
 }
 
 async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<BlobRef, ApiError> {
@@ -190,7 +241,7 @@ async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Blo
     }
     let expected = content_md5(&request)?;
     let encoding = request.header(CONTENT_ENCODING);
-    let mut upload = Upload::new(&target.db, encoding, pod)?;
+    let mut upload = Upload::begin(pod, target, encoding, declared)?;
     let mut digest = Md5::new();
     let mut stream = request.body.into_data_stream();
     while let Some(chunk) = stream.next().await {
@@ -198,14 +249,14 @@ async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Blo
         if expected.is_some() {
             digest.update(&chunk);
         }
-        upload.write(&chunk)?;
+        upload.write(&chunk).await?;
     }
     if let Some(expected) = expected
         && digest.finalize()[..] != expected[..]
     {
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "content_md5_mismatch", "Possible message corruption."));
     }
-    upload.finish()
+    upload.finish().await
 }
 
 fn content_md5(request: &Request) -> Result<Option<Vec<u8>>, ApiError> {

@@ -12,6 +12,7 @@
 pub mod format;
 mod leaf;
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 use rean_store::json::push_string;
-use rean_store::{DbKind, Frozen, FrozenDb, FrozenLeaf, StoreError, digest_text};
+use rean_store::{DbKind, Frozen, FrozenDb, FrozenLeaf, PIECE_BYTES, Reading, StoreError, StoredFile, digest_text};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -31,6 +32,8 @@ use tokio::sync::mpsc;
 use self::format::{Database, Head, Kind, Sum, Writer};
 use crate::databases::blocking;
 use crate::error::ApiError;
+use crate::files::Files;
+use crate::files::reader::Lazy;
 use crate::pod::{Pod, SYSTEM_DATABASES};
 use crate::replicate::moment::Moment;
 use crate::route::{Request, Response};
@@ -78,6 +81,9 @@ enum Broken {
     /// It can't be packed.
     #[error("packing: {0}")]
     Pack(#[from] io::Error),
+    /// An attachment that is kept outside of the store can't be read.
+    #[error("reading a file: {0}")]
+    File(io::Error),
     /// Nobody takes it.
     #[error("nobody reads it any more")]
     Left,
@@ -148,6 +154,7 @@ struct Plan {
     /// Where the settings are.
     ring: Option<FrozenDb>,
     head: Head,
+    files: Arc<Files>,
 }
 
 impl Plan {
@@ -177,7 +184,7 @@ impl Plan {
         };
         let head = Head {
             made_at: Moment::now().iso8601(),
-            software: env!("CARGO_PKG_VERSION").to_owned(),
+            software: adea_ring::software::version().to_owned(),
             pod: pod.ring.origin.pod.to_string(),
             history: pod.store.history().to_owned(),
             seq: frozen.seq(),
@@ -185,7 +192,7 @@ impl Plan {
             databases: databases.iter().map(|db| db.name.clone()).collect(),
             config,
         };
-        Ok(Self { frozen, databases, ring, head })
+        Ok(Self { frozen, databases, ring, head, files: Arc::clone(&pod.files) })
     }
 
     fn write(&self, give: impl FnMut(Vec<u8>) -> Result<(), Broken>, tell: &mut dyn FnMut(u64)) -> Result<(), Broken> {
@@ -251,6 +258,10 @@ impl Plan {
         for attachment in &body.attachments {
             sum.attachments += 1;
             sum.bytes += attachment.length;
+            if let Some(file) = self.frozen.file(db, attachment.blob)? {
+                self.write_file(writer, file)?;
+                continue;
+            }
             let mut left = attachment.length;
             let mut piece = 0;
             while left > 0 {
@@ -260,6 +271,23 @@ impl Plan {
                 })?;
                 writer.record(Kind::Piece, &bytes)?;
                 piece += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// A file goes into the backup as any attachment does: what is restored needs no other pod and no bucket.
+    fn write_file<F>(&self, writer: &mut Writer<F>, file: StoredFile) -> Result<(), Broken>
+    where
+        F: FnMut(Vec<u8>) -> Result<(), Broken>,
+    {
+        let mut bytes = Lazy::new(Arc::clone(&self.files), file, 0, file.length);
+        let runtime = Handle::current();
+        while let Some(piece) = runtime.block_on(poll_fn(|context| bytes.poll_bytes(context))) {
+            for piece in piece.map_err(Broken::File)?.chunks(PIECE_BYTES) {
+                writer.record(Kind::Piece, piece)?;
             }
         }
         Ok(())

@@ -118,14 +118,14 @@ async fn write(
             let outcome = if locals > MAX_LOCALS {
                 Err(ApiError::forbidden("too many _local documents in one request"))
             } else {
-                local_docs::put(target, &id, doc).await.map(RowRev::Local)
+                local_docs::put(pod, target, &id, doc).await.map(RowRev::Local)
             };
             rows.push(Row { id, came_with: None, outcome });
             continue;
         }
         let edit = target.require_write_doc(&id).and_then(|()| {
             let incoming = Incoming { doc, follows: HashMap::new() };
-            edit_in::edit(&target.db, id.clone(), incoming, mode)
+            edit_in::edit(target, id.clone(), incoming, mode)
         });
         let outcome = match edit {
             Ok(edit) => {

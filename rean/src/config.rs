@@ -3,7 +3,7 @@
 //! ```json
 //! {"listen": "127.0.0.1:5986", "data_dir": "/data/rean", "engine": "fjall", "ring_secret": "64 hex digits", "limits": {}}
 //! ```
-//! `engine`, `limits`, `pod_id` and `ring_listen` may be left out. A listen port of 0 takes a free one, which the `ready` line tells.
+//! `engine`, `limits`, `logs_dir`, `pod_id` and `ring_listen` may be left out. A listen port of 0 takes a free one, which the `ready` line tells.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,8 @@ pub struct Config {
     pub pod_id: PodId,
     /// Where the other pods reach this one, over TLS; without it the pod is alone.
     pub ring_listen: Option<SocketAddr>,
+    /// Where the pod's programs log to: `rean.log`, `proxy.log`, `adea.log`, which administrators may read.
+    pub logs_dir: Option<PathBuf>,
 }
 
 /// Bounds on what a request may carry.
@@ -117,6 +119,8 @@ struct Raw {
     pod_id: String,
     #[serde(default)]
     ring_listen: Option<SocketAddr>,
+    #[serde(default)]
+    logs_dir: Option<PathBuf>,
 }
 
 /// The name of a pod that nobody else needs to know.
@@ -166,6 +170,7 @@ impl Config {
             limits,
             pod_id: raw.pod_id.parse().map_err(|_| value("pod_id", "must be 1 to 64 of a-z, 0-9 and -"))?,
             ring_listen: raw.ring_listen,
+            logs_dir: raw.logs_dir,
         })
     }
 }

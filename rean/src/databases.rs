@@ -19,6 +19,7 @@ pub use crate::maintenance::{
 use crate::pod::{Pod, SYSTEM_DATABASES};
 use crate::render;
 use crate::ring::databases as documents;
+use crate::room;
 use crate::route::{Request, Response};
 use crate::security;
 pub use crate::server_info::{active_tasks, membership, root, session, store, uuids, workers};
@@ -41,6 +42,7 @@ pub async fn create(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<
     require_server_admin(who)?;
     let name = request.db_name().to_owned();
     check_name(&name)?;
+    room::check(pod)?;
     if request.query.flag("partitioned")? {
         return Err(ApiError::not_implemented("Partitioned databases are not there: make it without `partitioned`."));
     }

@@ -80,6 +80,8 @@ pub fn options_for(target: &Target, query: &Query) -> Result<Options, ApiError> 
     let mut options = Options::from_query(query)?;
     // A reader of a part of an app must not learn how much is written to the rest of it.
     options.local_seq &= target.whole();
+    // Where a file is, is told to other pods only.
+    options.files = edit_in::is_taken(target) && query.flag("files")?;
     Ok(options)
 }
 
@@ -187,7 +189,7 @@ pub async fn put(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
     edit_in::require_creator(&target, &id)?;
     let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
     incoming.doc.rev = agree(incoming.doc.rev, given, by_query)?;
-    let edit = edit_in::edit(&target.db, id, incoming, mode)?;
+    let edit = edit_in::edit(&target, id, incoming, mode)?;
     let status = if edit.deleted {
         // CouchDB says so, whatever its documentation.
         StatusCode::OK
@@ -216,10 +218,10 @@ pub async fn post(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
     let id = incoming.doc.id.take().unwrap_or_else(new_id);
     if id.starts_with("_local/") {
-        return crate::local_docs::write(&target, &id, incoming.doc).await;
+        return crate::local_docs::write(pod, &target, &id, incoming.doc).await;
     }
     target.require_write_doc(&id)?;
-    let edit = edit_in::edit(&target.db, id, incoming, mode)?;
+    let edit = edit_in::edit(&target, id, incoming, mode)?;
     let written = edit_in::write_one(pod, &target, edit, mode).await?;
     Ok(written_answer(&target, if batch { StatusCode::ACCEPTED } else { StatusCode::CREATED }, &written))
 }

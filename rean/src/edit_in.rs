@@ -2,7 +2,6 @@
 //! attachments stored and waiting for the commit.
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::sync::Arc;
 
 use adea_ring::Identity;
@@ -10,7 +9,6 @@ use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use flate2::write::GzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use rean_store::document::{
@@ -22,14 +20,15 @@ use crate::accounts;
 use crate::body_in::{self, Limited};
 use crate::designs::MAX_WRITTEN_BYTES;
 use crate::error::ApiError;
+use crate::files::writer;
 use crate::functions::{check, validate};
 use crate::multipart::{Multipart, MultipartError, boundary_of};
 use crate::pod::Pod;
-use crate::ring::{brought, config_doc};
+use crate::ring::{brought, config_doc, upgrade};
+use crate::room;
 use crate::target::{self, System, Target};
+use crate::upload::Upload;
 
-/// Compressed bytes of an attachment that are unpacked at once.
-const INFLATE_STEP_BYTES: usize = 4 << 10;
 /// The names of a document's attachments together, in bytes: enough for all that there may be, and little even where each
 /// byte is written as six.
 const MAX_NAMES_BYTES: usize = 1 << 20;
@@ -115,7 +114,7 @@ async fn read_related(pod: &Pod, target: &Target, content_type: &str, body: Body
         let named = headers.filename().filter(|name| !is_said(&expected[0].name, name));
         let named = named.and_then(|name| expected.iter().position(|attachment| attachment.name == name));
         let attachment = expected.remove(named.unwrap_or(0));
-        let blob = store_part(pod, &target.db, &mut parts, attachment).await?;
+        let blob = store_part(pod, target, &mut parts, attachment).await?;
         follows.insert(attachment.name.clone(), blob);
     }
     if let Some(attachment) = expected.first() {
@@ -131,85 +130,15 @@ fn is_said(name: &str, said: &str) -> bool {
 
 async fn store_part(
     pod: &Pod,
-    db: &Db,
+    target: &Target,
     parts: &mut Multipart<Limited>,
     attachment: &IncomingAttachment,
 ) -> Result<BlobRef, ApiError> {
-    let mut upload = Upload::new(db, attachment.encoding.as_deref(), pod)?;
+    let mut upload = Upload::begin(pod, target, attachment.encoding.as_deref(), attachment.length)?;
     while let Some(chunk) = parts.chunk().await.map_err(multipart_error)? {
-        upload.write(&chunk)?;
+        upload.write(&chunk).await?;
     }
-    upload.finish()
-}
-
-/// An attachment on its way into the store, unpacked if it comes compressed: CouchDB's replicator sends text so.
-pub struct Upload {
-    blob: rean_store::BlobWriter,
-    decoder: Option<Box<GzDecoder<Vec<u8>>>>,
-    left: u64,
-}
-
-impl Upload {
-    /// Begins one.
-    ///
-    /// # Errors
-    /// 415 for an encoding other than gzip.
-    pub fn new(db: &Db, encoding: Option<&str>, pod: &Pod) -> Result<Self, ApiError> {
-        let decoder = match encoding {
-            None | Some("" | "identity") => None,
-            Some("gzip") => Some(Box::new(GzDecoder::new(Vec::new()))),
-            Some(_) => {
-                return Err(ApiError::new(
-                    http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                    "bad_ctype",
-                    "Only gzip is supported as encoding of an attachment",
-                ));
-            }
-        };
-        Ok(Self { blob: db.blob_writer(), decoder, left: pod.settings.get().max_attachment_bytes })
-    }
-
-    /// Adds bytes.
-    ///
-    /// # Errors
-    /// 413 beyond the limit, 400 for broken gzip.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ApiError> {
-        if self.decoder.is_none() {
-            return self.store(bytes);
-        }
-        for step in bytes.chunks(INFLATE_STEP_BYTES) {
-            let unpacked = match &mut self.decoder {
-                None => return Ok(()),
-                Some(decoder) => {
-                    decoder.write_all(step).map_err(|_| bad_encoding())?;
-                    std::mem::take(decoder.get_mut())
-                }
-            };
-            self.store(&unpacked)?;
-        }
-        Ok(())
-    }
-
-    fn store(&mut self, bytes: &[u8]) -> Result<(), ApiError> {
-        self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(ApiError::body_too_large)?;
-        Ok(self.blob.write(bytes)?)
-    }
-
-    /// Ends it.
-    ///
-    /// # Errors
-    /// 400 for gzip that ends too early.
-    pub fn finish(mut self) -> Result<BlobRef, ApiError> {
-        if let Some(decoder) = self.decoder.take() {
-            let rest = decoder.finish().map_err(|_| bad_encoding())?;
-            self.store(&rest)?;
-        }
-        Ok(self.blob.finish()?)
-    }
-}
-
-fn bad_encoding() -> ApiError {
-    ApiError::bad_request("The attachment is not valid gzip")
+    upload.finish().await
 }
 
 /// What is wrong with a multipart body, for the client.
@@ -226,15 +155,23 @@ pub fn multipart_error(error: MultipartError) -> ApiError {
     }
 }
 
-/// Makes the edit of a document: stores its inline attachments.
+/// Makes the edit of a document: stores its inline attachments. Only another pod is believed when it says that an
+/// attachment is a file.
 ///
 /// # Errors
 /// 400 for attachments that can't be decoded or don't follow.
-pub fn edit(db: &Db, id: String, incoming: Incoming, mode: Mode) -> Result<Edit, ApiError> {
+pub fn edit(target: &Target, id: String, incoming: Incoming, mode: Mode) -> Result<Edit, ApiError> {
+    let db = &target.db;
     let Incoming { doc, mut follows } = incoming;
     let mut attachments = Vec::new();
     for attachment in doc.attachments.unwrap_or_default() {
         let source = match attachment.source {
+            AttachmentSource::Stub
+                if is_taken(target)
+                    && let Some(file) = attachment.file =>
+            {
+                AttachmentEditSource::Blob(db.file_ref(file, None))
+            }
             AttachmentSource::Stub => AttachmentEditSource::Stub { digest: attachment.digest },
             AttachmentSource::Inline(text) => AttachmentEditSource::Blob(store_inline(db, &attachment.name, &text)?),
             AttachmentSource::Follows { .. } => {
@@ -338,6 +275,7 @@ pub async fn write_all(
     for edit in &edits {
         target.require_write_doc(&edit.id)?;
     }
+    room::check_edits(pod, target, &edits)?;
     if (mode == Mode::Interactive || !is_taken(target)) && edits.iter().any(check::is_needed) {
         return write_designs(pod, target, edits, mode).await;
     }
@@ -396,7 +334,9 @@ async fn write_checked(
 ) -> Result<Vec<Result<Written, ApiError>>, ApiError> {
     let fits = |edit: &Edit| match target.system {
         _ if is_taken(target) => Ok(()),
-        System::Ring => check_size(pod, edit).and_then(|()| config_doc::check_electable(pod, edit)),
+        System::Ring => check_size(pod, edit)
+            .and_then(|()| config_doc::check_electable(pod, edit))
+            .and_then(|()| upgrade::check(pod, edit)),
         _ => check_size(pod, edit),
     };
     if !accounts::has_hook(target) && edits.iter().all(|edit| fits(edit).is_ok()) {
@@ -421,6 +361,8 @@ async fn submit(
     if edits.is_empty() {
         return Ok(Vec::new());
     }
+    let edits = writer::move_out(pod, target, edits).await?;
+    let brings_files = edits.iter().any(has_file);
     if !is_taken(target) {
         let designs = pod.designs.of(&target.db)?;
         if validate::is_needed(&designs) {
@@ -429,10 +371,18 @@ async fn submit(
     }
     let write = Write { edits, author: target.author.clone(), mode };
     let results = pod.write(&target.db, write).await?;
+    if brings_files {
+        pod.files.look();
+    }
     if mode == Mode::Replicated {
         brought::take_up(pod, target, &results).await;
     }
     Ok(results.into_iter().map(|result| result.map_err(ApiError::from)).collect())
+}
+
+/// Whether an edit brings a file.
+fn has_file(edit: &Edit) -> bool {
+    edit.attachments.iter().any(|one| matches!(&one.source, AttachmentEditSource::Blob(blob) if blob.is_file()))
 }
 
 /// Writes one edit.

@@ -61,7 +61,8 @@ impl ApiError {
     pub fn log(&self, request_id: &str, method: &Method, path: &str) {
         let (status, cause) = (self.status.as_u16(), self.cause());
         match self.status {
-            StatusCode::NOT_IMPLEMENTED => {}
+            // A full disk is told of once, where it is found.
+            StatusCode::NOT_IMPLEMENTED | StatusCode::INSUFFICIENT_STORAGE => {}
             // Also what a stop does to requests that came just before it.
             StatusCode::SERVICE_UNAVAILABLE => {
                 tracing::warn!(request = request_id, %method, path, status, cause, "a request could not be answered");

@@ -26,7 +26,7 @@ use crate::error::ApiError;
 pub use crate::feed_body::guard::Guard;
 use crate::feed_body::sift::{Batch, Shown};
 use crate::hub::News;
-use crate::page_body::Out;
+use crate::page_body::{ChunkError, Out};
 use crate::render;
 use crate::target::Target;
 
@@ -90,6 +90,9 @@ pub enum CutOff {
     /// The store failed, or the database went while it was read.
     #[error("the feed was cut off: {0}")]
     Store(#[from] StoreError),
+    /// An attachment could not be given.
+    #[error("the feed was cut off: {0}")]
+    Attachment(#[from] ChunkError),
     /// A document could not be given.
     #[error("the feed was cut off: {0}")]
     Document(String),
@@ -146,7 +149,7 @@ impl Run {
     pub async fn next(&mut self) -> Result<Option<Bytes>, CutOff> {
         loop {
             let full = self.out.is_full() || matches!(self.phase, Phase::Wait | Phase::Done);
-            if full && let Some(piece) = self.out.next_chunk(&self.target.db)? {
+            if full && let Some(piece) = self.out.next_chunk(&self.target.db).await? {
                 self.last_output = Instant::now();
                 return Ok(Some(piece));
             }
@@ -328,6 +331,7 @@ impl Run {
         tokio::select! {
             biased;
             () = account_changed => return self.lost(),
+            () = self.guard.welcome.over() => return self.lost(),
             () = self.guard.news.changed() => {}
             () = tokio::time::sleep_until(until) => {
                 if self.options.heartbeat.is_some() {

@@ -17,13 +17,14 @@ use rean_store::{AttachmentEdit, AttachmentEditSource, Edit, Mode};
 use crate::attachments::{DEFAULT_TYPE, base_of, stub_edit};
 use crate::body_in::Limited;
 use crate::docs::written_answer;
-use crate::edit_in::{self, Incoming, Upload, multipart_error};
+use crate::edit_in::{self, Incoming, multipart_error};
 use crate::error::ApiError;
 use crate::multipart::{Multipart, boundary_of};
 use crate::pod::Pod;
 use crate::render::parse_rev;
 use crate::route::{Request, Response};
 use crate::target::{self, Target};
+use crate::upload::Upload;
 
 /// What a form must be, in CouchDB's words.
 const FORM_TYPE: &str = "multipart/form-data";
@@ -57,12 +58,7 @@ pub async fn post(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
         Some(text) => {
             let mut doc = parse_document(&text)?;
             doc.rev = doc.rev.or(form.rev);
-            edit_in::edit(
-                &target.db,
-                id,
-                Incoming { doc, follows: std::collections::HashMap::new() },
-                Mode::Interactive,
-            )?
+            edit_in::edit(&target, id, Incoming { doc, follows: std::collections::HashMap::new() }, Mode::Interactive)?
         }
         None => with_files_of(&target, id, form.rev)?,
     };
@@ -95,9 +91,9 @@ async fn read(pod: &Pod, target: &Target, kind: &str, body: Body) -> Result<Form
             }
             Some("_attachments") => {
                 let name = headers.filename().unwrap_or_default();
-                let mut upload = Upload::new(&target.db, None, pod)?;
+                let mut upload = Upload::begin(pod, target, None, None)?;
                 while let Some(chunk) = parts.chunk().await.map_err(multipart_error)? {
-                    upload.write(&chunk)?;
+                    upload.write(&chunk).await?;
                 }
                 // A file field that nobody has filled in.
                 if name.is_empty() {
@@ -113,7 +109,7 @@ async fn read(pod: &Pod, target: &Target, kind: &str, body: Body) -> Result<Form
                     name,
                     content_type: Some(content_type),
                     revpos: None,
-                    source: AttachmentEditSource::Blob(upload.finish()?),
+                    source: AttachmentEditSource::Blob(upload.finish().await?),
                 });
             }
             // Other fields are the page's own; what isn't read of a part is passed over.

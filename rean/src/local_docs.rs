@@ -18,6 +18,7 @@ use crate::edit_in::read_document;
 use crate::error::ApiError;
 use crate::pod::{Pod, stopped};
 use crate::render::{self, push_written};
+use crate::room;
 use crate::route::{Request, Response};
 use crate::target::{self, Target};
 
@@ -51,7 +52,7 @@ pub async fn document(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
             let given = given_rev_text(&request).map(parse_rev).transpose()?;
             let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
             incoming.doc.local_rev = incoming.doc.local_rev.or(given);
-            write(&target, &id, incoming.doc).await
+            write(pod, &target, &id, incoming.doc).await
         }
         Method::DELETE => {
             let expected = given_rev_text(&request).map(parse_rev).transpose()?;
@@ -87,17 +88,18 @@ pub fn push_local(out: &mut Vec<u8>, id: &str, rev: u64, body: &[u8]) {
 ///
 /// # Errors
 /// As [`put`].
-pub async fn write(target: &Target, id: &str, doc: IncomingDoc) -> Result<Response, ApiError> {
+pub async fn write(pod: &Pod, target: &Target, id: &str, doc: IncomingDoc) -> Result<Response, ApiError> {
     let status = if doc.deleted { StatusCode::OK } else { StatusCode::CREATED };
-    let rev = put(target, id, doc).await?;
+    let rev = put(pod, target, id, doc).await?;
     Ok(answer(status, id, rev))
 }
 
 /// Writes one; `_deleted` removes it. Gives the `n` of its new revision.
 ///
 /// # Errors
-/// 401 or 403 when the author may not, 409 for a revision that isn't the current one, 403 and 413 beyond the bounds.
-pub async fn put(target: &Target, id: &str, doc: IncomingDoc) -> Result<u64, ApiError> {
+/// 401 or 403 when the author may not, 409 for a revision that isn't the current one, 403 and 413 beyond the bounds, 507
+/// when nothing goes on the disk any more.
+pub async fn put(pod: &Pod, target: &Target, id: &str, doc: IncomingDoc) -> Result<u64, ApiError> {
     target.require_local()?;
     if name(id).is_empty() {
         return Err(ApiError::bad_request("A _local document needs a name"));
@@ -109,6 +111,7 @@ pub async fn put(target: &Target, id: &str, doc: IncomingDoc) -> Result<u64, Api
         remove(target, id, doc.local_rev).await?;
         return Ok(0);
     }
+    room::check_small(pod)?;
     if target.local_bounded {
         check_bounds(target, id, doc.body.len()).await?;
     }

@@ -1,15 +1,14 @@
 //! Answers that are made page by page while they are sent: text with attachments in between, never whole in memory.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::future::poll_fn;
 
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http_body::Frame;
-use rean_store::{BlobId, Db, StoreError};
+use futures_util::stream;
+use rean_store::{BlobId, Db, Reading, StoreError};
 
 use crate::error::ApiError;
 
@@ -39,17 +38,30 @@ struct BlobPiece {
     base64: bool,
     /// Base64 takes three bytes at a time: the one or two that wait for the next read.
     carry: Vec<u8>,
+    /// The file that it is, once it is being read.
+    file: Option<Box<dyn Reading>>,
+}
+
+/// Why an attachment can't be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is a file, and that can't be read.
+    #[error(transparent)]
+    File(#[from] std::io::Error),
 }
 
 impl Out {
     /// Adds the bytes `from..to` of an attachment as they are.
     pub fn push_blob(&mut self, blob: BlobId, from: u64, to: u64) {
-        self.push_piece(BlobPiece { blob, at: from, end: to, base64: false, carry: Vec::new() });
+        self.push_piece(BlobPiece { blob, at: from, end: to, base64: false, carry: Vec::new(), file: None });
     }
 
     /// Adds a whole attachment as Base64 text.
     pub fn push_base64(&mut self, blob: BlobId, length: u64) {
-        self.push_piece(BlobPiece { blob, at: 0, end: length, base64: true, carry: Vec::new() });
+        self.push_piece(BlobPiece { blob, at: 0, end: length, base64: true, carry: Vec::new(), file: None });
     }
 
     fn push_piece(&mut self, piece: BlobPiece) {
@@ -95,7 +107,7 @@ impl Out {
     ///
     /// # Errors
     /// When an attachment can't be read or is shorter than its record says.
-    pub fn next_chunk(&mut self, db: &Db) -> Result<Option<Bytes>, StoreError> {
+    pub async fn next_chunk(&mut self, db: &Db) -> Result<Option<Bytes>, ChunkError> {
         loop {
             match self.queue.front_mut() {
                 None => {
@@ -110,15 +122,15 @@ impl Out {
                 Some(Piece::Blob(piece)) if piece.at >= piece.end => {
                     self.queue.pop_front();
                 }
-                Some(Piece::Blob(piece)) => return piece.next_chunk(db).map(Some),
+                Some(Piece::Blob(piece)) => return piece.next_chunk(db).await.map(Some),
             }
         }
     }
 }
 
 impl BlobPiece {
-    fn next_chunk(&mut self, db: &Db) -> Result<Bytes, StoreError> {
-        let read = self.read(db)?;
+    async fn next_chunk(&mut self, db: &Db) -> Result<Bytes, ChunkError> {
+        let read = self.read(db).await?;
         if !self.base64 {
             return Ok(read);
         }
@@ -129,11 +141,21 @@ impl BlobPiece {
         Ok(STANDARD.encode(&bytes).into())
     }
 
-    fn read(&mut self, db: &Db) -> Result<Bytes, StoreError> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let bytes = db.blob_read(self.blob, self.at, BLOB_CHUNK_BYTES.min(left))?;
+    async fn read(&mut self, db: &Db) -> Result<Bytes, ChunkError> {
+        if self.file.is_none()
+            && let Some(file) = db.file(self.blob)?
+        {
+            self.file = Some(db.read_file(&file, self.at, self.end));
+        }
+        let bytes = match &mut self.file {
+            Some(file) => poll_fn(|context| file.poll_bytes(context)).await.transpose()?.unwrap_or_default(),
+            None => {
+                let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+                db.blob_read(self.blob, self.at, BLOB_CHUNK_BYTES.min(left))?
+            }
+        };
         if bytes.is_empty() {
-            return Err(StoreError::Damaged("an attachment is shorter than its record"));
+            return Err(StoreError::Damaged("an attachment is shorter than its record").into());
         }
         self.at += bytes.len() as u64;
         Ok(bytes)
@@ -164,7 +186,7 @@ pub fn body(db: &Db, out: Out) -> Body {
     if out.queue.is_empty() {
         return Body::from(out.text);
     }
-    Body::new(PageBody { db: db.clone(), out, pages: Box::new(Nothing), more: false })
+    sent(PageBody { db: db.clone(), out, pages: Box::new(Nothing), more: false })
 }
 
 /// A body that is made while it is sent. The first page is made at once, so that its error becomes the answer,
@@ -178,7 +200,7 @@ pub fn paged(db: &Db, mut pages: impl Pages) -> Result<Body, ApiError> {
     if !more {
         return Ok(body(db, out));
     }
-    Ok(Body::new(PageBody { db: db.clone(), out, pages: Box::new(pages), more }))
+    Ok(sent(PageBody { db: db.clone(), out, pages: Box::new(pages), more }))
 }
 
 struct PageBody {
@@ -193,43 +215,35 @@ struct PageBody {
 #[error("the answer was cut off: {0}")]
 struct CutOff(String);
 
-impl PageBody {
-    /// The next bytes; pending when the page that was made now is not full.
-    fn next(&mut self) -> Result<Poll<Option<Bytes>>, CutOff> {
-        let mut filled = false;
-        loop {
-            if self.out.is_full() || !self.more {
-                let chunk = self.out.next_chunk(&self.db).map_err(|error| CutOff(error.to_string()))?;
-                if chunk.is_some() || !self.more {
-                    return Ok(Poll::Ready(chunk));
-                }
-            }
-            if std::mem::replace(&mut filled, true) {
-                return Ok(Poll::Pending);
-            }
-            self.more = self.pages.fill(&mut self.out).map_err(|error| CutOff(error.cause().to_owned()))?;
-        }
-    }
-}
-
-impl http_body::Body for PageBody {
-    type Data = Bytes;
-    type Error = CutOff;
-
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
-        let chunk = self.get_mut().next();
-        Poll::Ready(match chunk {
-            Ok(Poll::Pending) => {
-                // Nothing is waited for: the next page is made when others have had their turn.
-                context.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Ok(Poll::Ready(Some(bytes))) => Some(Ok(Frame::data(bytes))),
-            Ok(Poll::Ready(None)) => None,
+fn sent(body: PageBody) -> Body {
+    Body::from_stream(stream::unfold(Some(body), |body| async {
+        let mut body = body?;
+        match body.next().await {
+            Ok(Some(bytes)) => Some((Ok(bytes), Some(body))),
+            Ok(None) => None,
             Err(error) => {
                 tracing::warn!(%error, "an answer was cut off");
-                Some(Err(error))
+                Some((Err(error), None))
             }
-        })
+        }
+    }))
+}
+
+impl PageBody {
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, CutOff> {
+        loop {
+            if self.out.is_full() || !self.more {
+                let chunk = self.out.next_chunk(&self.db).await.map_err(|error| CutOff(error.to_string()))?;
+                if chunk.is_some() || !self.more {
+                    return Ok(chunk);
+                }
+            }
+            self.more = self.pages.fill(&mut self.out).map_err(|error| CutOff(error.cause().to_owned()))?;
+            if self.more && !self.out.is_full() {
+                // The next page is made when others have had their turn.
+                tokio::task::yield_now().await;
+            }
+        }
     }
 }

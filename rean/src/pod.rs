@@ -1,5 +1,6 @@
 //! Everything that the requests of one pod share, and how it comes up.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,12 +21,17 @@ use crate::config::{Config, Limits};
 use crate::designs::DesignCache;
 use crate::error::ApiError;
 use crate::feeds::Sockets;
+use crate::files::Files;
 use crate::functions::filters::Turns;
 use crate::hub::Hub;
 use crate::node_config::Settings;
+use crate::node_config::stats::Traffic;
 use crate::replicate::Replications;
+use crate::ring::join::Door;
+use crate::ring::upgrade::Upgrades;
 use crate::ring::wire::Wire;
 use crate::ring::{Doors, Ring};
+use crate::room::Room;
 use crate::tasks::Tasks;
 use crate::views::Views;
 
@@ -64,8 +70,20 @@ pub struct Pod {
     pub limits: Limits,
     /// CouchDB's server settings.
     pub settings: Settings,
+    /// Requests of clients.
+    pub traffic: Traffic,
+    /// Where the pod's programs log to, if this one may read it.
+    pub logs_dir: Option<PathBuf>,
+    /// Attachments that are kept outside of the store.
+    pub files: Arc<Files>,
     /// The ring.
     pub ring: Ring,
+    /// The disk of the store.
+    pub room: Room,
+    /// The door for new pods.
+    pub door: Door,
+    /// The software of the ring.
+    pub upgrades: Upgrades,
     /// Who this server is, for `GET /` and the ids of replications: the same for the whole life of the ring.
     pub uuid: String,
     /// When this process started.
@@ -92,6 +110,9 @@ pub enum BootError {
     /// The certificate for the links with other pods can't be made.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The folder for files can't be made or read.
+    #[error("the folder for files: {0}")]
+    Files(std::io::Error),
     /// The store's history has no proper name.
     #[error("the store is damaged: its history has no proper name")]
     History,
@@ -119,6 +140,8 @@ impl Pod {
                 store.create_db(name, DbKind::Plain).map_err(|source| BootError::System { name, source })?;
             }
         }
+        let uuid = hex::encode(&secret.key("uuid")[..16]);
+        let files = Files::open(&config.data_dir, &uuid).map_err(BootError::Files)?;
         let accounts = Accounts::open(&store, &hub);
         let designs = DesignCache::new(&hub);
         let views = Views::new(&hub);
@@ -140,11 +163,17 @@ impl Pod {
             indexes,
             views,
             ring,
+            room: Room::new(&config.data_dir),
+            door: Door::new(secret),
+            upgrades: Upgrades::new(secret),
             backups: Backups::default(),
             bodies: BodyBudget::new(config.limits.max_bodies_bytes),
             limits: config.limits.clone(),
             settings: Settings::new(&config.limits),
-            uuid: hex::encode(&secret.key("uuid")[..16]),
+            traffic: Traffic::default(),
+            logs_dir: config.logs_dir.clone(),
+            files: Arc::new(files),
+            uuid,
             started: Instant::now(),
         }))
     }

@@ -48,6 +48,9 @@ pub struct Options {
     pub attachments: AttachmentForm,
     /// Attachments that came with these revisions or before are given as stubs.
     pub atts_since: Option<Vec<Rev>>,
+    /// Attachments that are files are given by what another pod has to know of them, and not with their bytes. Only for
+    /// other pods.
+    pub files: bool,
 }
 
 impl Options {
@@ -72,6 +75,7 @@ impl Options {
             local_seq: query.flag("local_seq")?,
             attachments: if inline { AttachmentForm::Inline } else { AttachmentForm::Stub },
             atts_since,
+            files: false,
         })
     }
 
@@ -82,7 +86,7 @@ impl Options {
 
     /// Whether the members and attachment stubs alone are wanted.
     pub fn is_plain(&self) -> bool {
-        !self.revs && !self.changes_without_rev() && self.attachments == AttachmentForm::Stub
+        !self.revs && !self.files && !self.changes_without_rev() && self.attachments == AttachmentForm::Stub
     }
 }
 
@@ -183,7 +187,7 @@ pub fn push_document(
     let follow = match body {
         Some(body) if !body.attachments.is_empty() => {
             let since = newest_known(doc, rev, options);
-            push_attachments(out, body.attachments, since, options.attachments)
+            push_attachments(out, db, body.attachments, since, options)?
         }
         _ => Vec::new(),
     };
@@ -242,12 +246,27 @@ fn newest_known(doc: &DocView, rev: &RevView, options: &Options) -> u64 {
     doc.history(rev).iter().find(|ancestor| known.contains(ancestor)).map_or(0, |ancestor| ancestor.generation)
 }
 
-fn push_attachments(out: &mut Out, attachments: Vec<Attachment>, since: u64, form: AttachmentForm) -> Vec<Attachment> {
+fn push_attachments(
+    out: &mut Out,
+    db: &Db,
+    attachments: Vec<Attachment>,
+    since: u64,
+    options: &Options,
+) -> Result<Vec<Attachment>, ApiError> {
+    let form = options.attachments;
     let mut follow = Vec::new();
+    // Before anything is written: an error takes back what this function began.
+    let mut files = Vec::new();
+    for attachment in attachments.iter().filter(|one| options.files && one.is_file()) {
+        files.push((attachment.blob, db.file(attachment.blob)?));
+    }
     out.text.extend_from_slice(b",\"_attachments\":{");
     for (n, attachment) in attachments.into_iter().enumerate() {
         push_attachment_start(&mut out.text, n, &attachment);
-        if attachment.revpos <= since || form == AttachmentForm::Stub {
+        let file = files.iter().find(|(blob, _)| *blob == attachment.blob).and_then(|(_, file)| file.as_ref());
+        if let Some(file) = file {
+            push_length(&mut out.text, &attachment, format!(",\"stub\":true,\"file\":{}}}", file.member()).as_bytes());
+        } else if attachment.revpos <= since || form == AttachmentForm::Stub {
             push_length(&mut out.text, &attachment, b",\"stub\":true}");
         } else if form == AttachmentForm::Inline {
             out.text.extend_from_slice(b",\"data\":\"");
@@ -259,7 +278,7 @@ fn push_attachments(out: &mut Out, attachments: Vec<Attachment>, since: u64, for
         }
     }
     out.text.push(b'}');
-    follow
+    Ok(follow)
 }
 
 fn push_attachment_start(out: &mut Vec<u8>, n: usize, attachment: &Attachment) {

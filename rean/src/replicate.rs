@@ -13,6 +13,7 @@
 pub mod api;
 pub mod carry;
 pub mod checkpoint;
+pub mod connector;
 pub mod documents;
 pub mod fault;
 pub mod feed;

@@ -6,7 +6,8 @@
 //! ([`applied`]); that is what `?w=N`, reading one's own writes and being caught up are decided by.
 //! What the pods agree on are documents of `_ring`: which databases there are ([`databases`]), settings
 //! ([`config_doc`], [`app_w`]), which documents have left a partial database ([`instructions`]), how each pod is
-//! ([`status`]), what has diverged ([`divergence`]). Everyone may read which pods there are ([`pods`]).
+//! ([`status`]), what has diverged ([`divergence`]). Everyone may read which pods there are ([`pods`]). A pod may be told
+//! to take no clients ([`clients`]), or be removed ([`removal`]).
 //!
 //! What always holds: two pods of a planned change of master never take writes at once; what this pod says to have
 //! applied is durable here; a pod that was started without a ring takes all writes itself.
@@ -15,6 +16,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use adea_ring::config::PodState;
 use adea_ring::election::Epoch;
 use adea_ring::report::{Applied, EpochStart, Origin, RingState, Role};
 use adea_ring::tls::Credentials;
@@ -24,36 +26,45 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::ring::applied::Knowledge;
+use crate::ring::clients::Clients;
 use crate::ring::forward::Uploads;
 use crate::ring::gate::Gate;
 use crate::ring::instructions::Number;
 use crate::ring::links::Links;
 use crate::ring::records::Records;
+use crate::ring::removal::Removal;
 use crate::ring::wire::Wire;
 
 pub mod app_w;
 pub mod applied;
 pub mod brought;
+pub mod clients;
 pub mod command;
 pub mod config_doc;
 pub mod databases;
 pub mod divergence;
+pub mod elsewhere;
 pub mod feed;
 pub mod follow;
 pub mod forward;
 pub mod gate;
+pub mod images;
 pub mod instructions;
+pub mod join;
 pub mod link;
 pub mod links;
+pub mod logs;
 pub mod places;
 pub mod pods;
 pub mod port;
 pub mod records;
+pub mod removal;
 pub mod restored;
 pub mod ring_doc;
 pub mod stamps;
 pub mod standing;
 pub mod status;
+pub mod upgrade;
 pub mod wire;
 pub mod writes;
 
@@ -80,6 +91,10 @@ pub struct Ring {
     alone: bool,
     /// Who may write now.
     pub gate: Gate,
+    /// Whether clients are let in.
+    pub clients: Clients,
+    /// Whether others have told that this pod was removed.
+    pub removal: Removal,
     /// What has arrived from whom.
     pub knowledge: Knowledge,
     /// The links to the neighbours.
@@ -124,6 +139,8 @@ impl Ring {
         let alone = doors.is_none();
         Self {
             gate: if alone { Gate::open() } else { Gate::closed() },
+            clients: Clients::default(),
+            removal: Removal::default(),
             knowledge: Knowledge::new(origin.clone()),
             links: Links::default(),
             records: Records::new(origin.pod.clone()),
@@ -201,6 +218,7 @@ impl Ring {
             }
             news
         });
+        self.clients.set(self.pod_state() == PodState::Active);
     }
 
     /// The document of the gossip's keys, where there is one.

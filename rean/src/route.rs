@@ -12,10 +12,11 @@ use hyper::upgrade::OnUpgrade;
 use percent_encoding::percent_decode_str;
 
 use crate::error::ApiError;
+use crate::files::{self, resumable};
 use crate::pod::{Pod, SYSTEM_DATABASES};
 pub use crate::query::Query;
 use crate::ring::port::FromPeer;
-use crate::ring::{command, feed, links, standing};
+use crate::ring::{command, feed, join, links, standing};
 use crate::target::require_server_admin;
 use crate::{
     all_docs, attachments, backup, bulk, bulk_get, changes, cluster, databases, db_updates, docs, feeds, form,
@@ -181,6 +182,7 @@ pub fn is_server_resource(name: &str) -> bool {
             | "_active_tasks"
             | "_backup"
             | "_session"
+            | "_join"
             | "_up"
             | "_pod"
             | "_utils"
@@ -240,6 +242,10 @@ async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
             only(&request, "GET,HEAD")?;
             databases::session(pod, who, request).await
         }
+        ("_join", 1) => {
+            only(&request, "POST")?;
+            join::join(pod, request).await
+        }
         ("_feeds", 1) => {
             only(&request, "GET")?;
             feeds::connect(pod, who, request)
@@ -279,6 +285,7 @@ async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
             only(&request, "GET,HEAD")?;
             links::list(pod, who, request).await
         }
+        ("_pod", 3) if request.segments[1] == "files" => files::peers::serve(pod, who, request).await,
         // CouchDB's pages for people.
         ("_utils", _) => Err(no_resource(&name)),
         ("_replicate", _) => replicate::api::replicate(pod, who, request).await,
@@ -337,6 +344,8 @@ async fn database_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> 
             only(&request, "GET,HEAD,POST")?;
             changes::changes(pod, who, request).await
         }
+        // Which methods it takes depends on what is below: it says so itself.
+        ("_uploads", _) => resumable::uploads(pod, who, request).await,
         ("_access", []) => {
             only(&request, "GET,HEAD")?;
             databases::access(pod, who, request).await

@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::error::ApiError;
 use crate::pod::{BootError, Pod};
 use crate::ring::port::{self, FromPeer};
-use crate::ring::{command, writes};
+use crate::ring::{clients, command, removal, writes};
 use crate::route::{REQUEST_ID_HEADER, Request, Response};
 use crate::tasks;
 
@@ -338,10 +338,17 @@ impl http_body::Body for Watched {
 
 async fn handle(pod: &Arc<Pod>, signer: &Signer, request: http::Request<Body>) -> Result<Response, ApiError> {
     if request.uri().path() == "/_up" {
-        return Ok(up());
+        return Ok(clients::down(pod).unwrap_or_else(up));
     }
     let who = identity(signer, request.headers())?;
     let request = Request::from_http(request)?;
+    removal::check(pod, &request)?;
+    if let Some(refusal) = clients::refusal(pod, &who, &request) {
+        return Ok(refusal);
+    }
+    if request.from_peer.is_none() {
+        pod.traffic.count(writes::is_write(&request.method, &request.segments));
+    }
     writes::take(pod, &who, request).await
 }
 

@@ -31,7 +31,7 @@ pub async fn root(pod: &Arc<Pod>, _: &Identity, _: Request) -> Result<Response, 
         "version": COUCHDB_VERSION,
         "uuid": pod.uuid,
         "features": ["access-ready"],
-        "vendor": {"name": "Adea", "version": env!("CARGO_PKG_VERSION")},
+        "vendor": {"name": "Adea", "version": adea_ring::software::version()},
         "adea": describe_pod(&pod.ring),
     });
     Ok(json_line(StatusCode::OK, &answer))

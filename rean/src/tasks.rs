@@ -8,14 +8,15 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::files::{Files, fetch, resumable, sweep};
 use crate::pod::Pod;
 use crate::replicate::documents;
 use crate::ring::instructions::{Recorder, carry_out, prune};
 use crate::ring::links::{self, Links};
-use crate::ring::{config_doc, databases, divergence, pods, status};
+use crate::ring::{config_doc, databases, divergence, images, pods, removal, status};
 use crate::views::indexer;
 use crate::workers::{Stop, Workers, now_s};
-use crate::{apps, cleaner};
+use crate::{apps, cleaner, room};
 
 /// Tasks that are shown at once. Each is a piece of background work, of which there are never many.
 const MAX_TASKS: usize = 1_000;
@@ -47,15 +48,20 @@ struct State {
 
 /// Starts the workers of a pod. Inside Tokio, once.
 pub fn start(pod: &Arc<Pod>) {
+    Files::install(pod);
     Links::install(pod);
     Recorder::install(pod);
     // The first that is told of the configuration is not to be what it isn't.
     if let Err(error) = config_doc::pass(pod) {
         tracing::error!(%error, "the ring's settings could not be read");
     }
+    // Before the first write.
+    pod.room.look(&pod.ring.config().disk);
+    start_one(pod, "room", room::run);
     start_one(pod, "databases", databases::run);
     start_one(pod, "links", links::run);
     start_one(pod, "ring_settings", config_doc::run);
+    start_one(pod, "upgrade", images::run);
     start_one(pod, "apps", apps::run);
     start_one(pod, "replications", documents::run);
     start_one(pod, "sessions", cleaner::run);
@@ -64,7 +70,11 @@ pub fn start(pod: &Arc<Pod>) {
     start_one(pod, "divergences", divergence::run);
     start_one(pod, "status", status::run);
     start_one(pod, "pods", pods::run);
+    start_one(pod, "removed_pods", removal::run);
     start_one(pod, "indexer", indexer::run);
+    start_one(pod, "files", fetch::run);
+    start_one(pod, "unused_files", sweep::run);
+    start_one(pod, "uploads", resumable::run);
 }
 
 fn start_one<W>(pod: &Arc<Pod>, name: &'static str, work: impl Fn(Arc<Pod>, Stop) -> W + Send + 'static)

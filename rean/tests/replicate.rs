@@ -261,7 +261,7 @@ async fn what_is_not_there_or_not_allowed_is_told_without_the_password() {
         (json!("here"), json!(format!("http://ann:sesame-x@{address}/there")), 401, "unauthorized"),
         (json!("here"), json!(format!("http://ann:sesame@{address}/nowhere")), 404, "db_not_found"),
         (json!("none"), json!(format!("http://ann:sesame@{address}/there")), 404, "db_not_found"),
-        (json!("here"), json!(format!("https://ann:sesame@{address}/there")), 400, "bad_request"),
+        (json!("here"), json!(format!("ftp://ann:sesame@{address}/there")), 400, "bad_request"),
         (json!(7), json!("here"), 400, "bad_request"),
         (json!("here"), Value::Null, 400, "bad_request"),
     ] {
@@ -309,7 +309,7 @@ async fn documents_of_replicator_run_tell_their_state_and_end_with_their_deletio
         world.db(db).await;
     }
     world.put(&admin(), "/a/x", json!({})).await.expect(201);
-    for bad in [json!({"source": 5, "target": "b"}), json!({}), json!({"source": "a", "target": "https://h/b"})] {
+    for bad in [json!({"source": 5, "target": "b"}), json!({}), json!({"source": "a", "target": "ftp://h/b"})] {
         assert_eq!(world.put(&admin(), "/_replicator/bad", bad).await.expect(403)["error"], "forbidden");
     }
     world.put(&user("ann", &[]), "/_replicator/hers", json!({"source": "a", "target": "b"})).await.expect(403);

@@ -5,6 +5,8 @@
 //! ```
 //! All members may be left out. What is written is checked whole, and refused with the name of the member that is wrong.
 
+pub mod read;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,8 @@ use serde_json::{Map, Value};
 
 use crate::clock::DEFAULT_MAX_DRIFT_MS;
 use crate::election;
+use crate::files::FilesConfig;
+use crate::host::DiskLevel;
 use crate::member::PodId;
 use crate::peering::Params;
 
@@ -19,10 +23,14 @@ use crate::peering::Params;
 pub const CONFIG_ID: &str = "config";
 /// The most pods that a write may be made to wait for.
 pub const MAX_W: usize = 100;
+/// The most pods that may have a state of their own: as many as peering was tried with, and as many that were removed.
+const MAX_STATES: usize = 4_000;
+/// The largest limit of a disk, in MiB: 16 TiB.
+const MAX_DISK_MIB: u64 = 16 << 20;
 
 /// The ring's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct RingConfig {
     /// Who may take the writes.
     pub election: election::Config,
@@ -40,6 +48,8 @@ pub struct RingConfig {
     pub pods: BTreeMap<PodId, PodState>,
     /// When a disk counts as nearly full.
     pub disk: DiskConfig,
+    /// Where large attachments are kept.
+    pub files: FilesConfig,
 }
 
 /// What the operator wants of a pod.
@@ -57,7 +67,7 @@ pub enum PodState {
 
 /// When a disk counts as nearly full. The larger of the two counts for each.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct DiskConfig {
     /// Below this share of the disk, in percent, a pod gives back the mastership: 0 to 90.
     pub low_percent: f64,
@@ -71,7 +81,7 @@ pub struct DiskConfig {
 
 /// How pods find one another.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct GossipConfig {
     /// Between two rounds, in milliseconds: 50 to 10,000.
     pub interval_ms: u64,
@@ -82,7 +92,7 @@ pub struct GossipConfig {
 
 /// Stamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct ClockConfig {
     /// How far ahead another pod's clock may be, in milliseconds: 1,000 to 86,400,000.
     pub max_drift_ms: u64,
@@ -90,7 +100,7 @@ pub struct ClockConfig {
 
 /// When a write counts as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct WriteConfig {
     /// On how many pods it is to be before it is acknowledged with 201, unless the app or the request says
     /// otherwise: 1 to 100.
@@ -101,7 +111,7 @@ pub struct WriteConfig {
 
 /// The record of moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct InstructionsConfig {
     /// For how long an instruction is kept for a pod that is away, in hours: 1 to 8,760.
     pub keep_hours: u64,
@@ -126,8 +136,32 @@ impl Default for GossipConfig {
 impl Default for DiskConfig {
     fn default() -> Self {
         // What is needed for compaction, logs and an image is some hundred MiB; the share is for large disks, which
-        // fill faster.
-        Self { low_percent: 10.0, low_mib: 1_024, full_percent: 5.0, full_mib: 512 }
+        // fill faster. It is small, so that a machine that is well filled with other things can still have a pod.
+        Self { low_percent: 5.0, low_mib: 1_024, full_percent: 2.0, full_mib: 512 }
+    }
+}
+
+impl DiskConfig {
+    /// How much room there is on a disk of `total_bytes`, of which the pod could still write `available_bytes`. `before`
+    /// is the level of the last look: it is left for a better one only when there is a tenth more than its limit, so
+    /// that a pod at a limit doesn't give back the mastership and take it again all the time.
+    pub fn level(&self, before: DiskLevel, total_bytes: u64, available_bytes: u64) -> DiskLevel {
+        if total_bytes == 0 {
+            // Some network file systems don't tell.
+            return DiskLevel::Roomy;
+        }
+        let is_below = |percent: f64, mib: u64, level: DiskLevel| {
+            let (total, available) = (total_bytes as f64, available_bytes as f64);
+            let limit = (total * percent / 100.0).max(mib as f64 * 1_048_576.0);
+            available < if before >= level { limit * 1.1 } else { limit }
+        };
+        if is_below(self.full_percent, self.full_mib, DiskLevel::Full) {
+            DiskLevel::Full
+        } else if is_below(self.low_percent, self.low_mib, DiskLevel::Low) {
+            DiskLevel::Low
+        } else {
+            DiskLevel::Roomy
+        }
     }
 }
 
@@ -170,6 +204,7 @@ impl RingConfig {
                 "instructions" => config.instructions = section(name, value)?,
                 "pods" => config.pods = section(name, value)?,
                 "disk" => config.disk = section(name, value)?,
+                "files" => config.files = section(name, value)?,
                 _ => return Err(wrong(name, "there is no such setting")),
             }
         }
@@ -198,15 +233,60 @@ impl RingConfig {
         within("write.w", self.write.w as u64, 1, MAX_W as u64)?;
         within("write.wait_ms", self.write.wait_ms, 0, 60_000)?;
         within("instructions.keep_hours", self.instructions.keep_hours, 1, 8_760)?;
+        if self.pods.len() > MAX_STATES {
+            return Err(wrong("pods", &format!("at most {MAX_STATES} pods may be listed")));
+        }
+        self.check_disk()?;
+        if let Some((member, reason)) = self.files.fault() {
+            return Err(wrong(member, &reason));
+        }
         if let Some(both) = self.election.prefer.iter().find(|id| self.election.never.contains(id)) {
             return Err(wrong("election.never", &format!("{both} is also in election.prefer")));
         }
         Ok(())
     }
+
+    fn check_disk(&self) -> Result<(), RingConfigError> {
+        let disk = &self.disk;
+        for (member, percent) in [("disk.low_percent", disk.low_percent), ("disk.full_percent", disk.full_percent)] {
+            if !(0.0..=90.0).contains(&percent) {
+                return Err(wrong(member, "must be from 0 to 90"));
+            }
+        }
+        for (member, mib) in [("disk.low_mib", disk.low_mib), ("disk.full_mib", disk.full_mib)] {
+            if mib > MAX_DISK_MIB {
+                return Err(wrong(member, &format!("must be from 0 to {MAX_DISK_MIB}")));
+            }
+        }
+        if disk.full_percent > disk.low_percent {
+            return Err(wrong("disk.full_percent", "must be at most disk.low_percent"));
+        }
+        if disk.full_mib > disk.low_mib {
+            return Err(wrong("disk.full_mib", "must be at most disk.low_mib"));
+        }
+        Ok(())
+    }
+
+    /// What the operator wants of a pod.
+    pub fn state_of(&self, pod: &PodId) -> PodState {
+        self.pods.get(pod).copied().unwrap_or_default()
+    }
 }
 
 /// Reads one section member by member, so that an error names the one that is wrong.
 fn section<T>(name: &str, value: &Value) -> Result<T, RingConfigError>
+where
+    T: for<'de> Deserialize<'de> + Serialize,
+{
+    let section = known_section(name, value)?;
+    match read::unknown(name, value, &section).first() {
+        Some(member) => Err(wrong(member, "there is no such setting")),
+        None => Ok(section),
+    }
+}
+
+/// As [`section`]; members that this version doesn't know don't count.
+fn known_section<T>(name: &str, value: &Value) -> Result<T, RingConfigError>
 where
     T: for<'de> Deserialize<'de>,
 {
@@ -231,7 +311,8 @@ fn wrong(member: &str, reason: &str) -> RingConfigError {
 
 #[cfg(test)]
 mod tests {
-    use super::RingConfig;
+    use super::{DiskConfig, PodState, RingConfig};
+    use crate::host::DiskLevel;
     use serde_json::json;
 
     #[test]
@@ -264,9 +345,44 @@ mod tests {
             (json!({"write": {"w": 1.5}}), "write.w"),
             (json!({"clock": {"max_drift_ms": 1}}), "clock.max_drift_ms"),
             (json!({"instructions": {"keep_hours": 0}}), "instructions.keep_hours"),
+            (json!({"pods": {"pod-1": "asleep"}}), "pods.pod-1"),
+            (json!({"pods": {"Pod 1": "inactive"}}), "pods.Pod 1"),
+            (json!({"disk": {"low_percent": 91}}), "disk.low_percent"),
+            (json!({"disk": {"low_percent": 1}}), "disk.full_percent"),
+            (json!({"disk": {"full_percent": -1}}), "disk.full_percent"),
+            (json!({"disk": {"full_mib": 2_000}}), "disk.full_mib"),
+            (json!({"disk": {"low_mib": 20_000_000}}), "disk.low_mib"),
+            (json!({"files": {"above_mib": 0}}), "files.above_mib"),
+            (json!({"files": {"keep_hours": 0}}), "files.keep_hours"),
+            (json!({"files": {"store": "zork"}}), "files.store"),
+            (json!({"files": {"store": {"s3": {"bucket": "A"}}}}), "files.store.s3.bucket"),
+            (json!({"files": {"store": {"s3": {"bucket": "abc", "prefix": "a/../b"}}}}), "files.store.s3.prefix"),
+            (json!({"files": {"store": {"s3": {"bucket": "abc", "endpoint": "http://a"}}}}), "files.store.s3.endpoint"),
+            (json!({"files": {"store": {"s3": {"bucket": "abc", "secret": "s"}}}}), "files.store.s3.secret"),
         ] {
             let error = RingConfig::parse(&doc).expect_err(member);
             assert_eq!(error.member, member, "{doc}: {error}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_not_named_is_active() {
+        let config = RingConfig::parse(&json!({"pods": {"a": "inactive", "b": "removed"}})).expect("a good document");
+        let state = |id: &str| config.state_of(&id.parse().expect("a pod's id"));
+        assert_eq!([state("a"), state("b"), state("c")], [PodState::Inactive, PodState::Removed, PodState::Active]);
+    }
+
+    #[test]
+    fn the_larger_limit_counts_and_a_level_is_not_left_at_once() {
+        let (roomy, low, full) = (DiskLevel::Roomy, DiskLevel::Low, DiskLevel::Full);
+        let config = DiskConfig { low_percent: 10.0, low_mib: 1, full_percent: 5.0, full_mib: 1 };
+        let level = |before, available: u64| config.level(before, 100 << 20, available << 20);
+        assert_eq!([10, 9, 5, 4].map(|available| level(roomy, available)), [roomy, low, low, full]);
+        assert_eq!([10, 11].map(|available| level(low, available)), [low, roomy]);
+        assert_eq!([5, 6, 10, 11].map(|available| level(full, available)), [full, low, low, roomy]);
+        let of_mib = DiskConfig { low_mib: 50, full_mib: 20, ..config };
+        assert_eq!(of_mib.level(roomy, 100 << 20, 49 << 20), low);
+        assert_eq!(of_mib.level(roomy, 100 << 20, 19 << 20), full);
+        assert_eq!(DiskConfig::default().level(roomy, 0, 0), roomy, "a disk that tells nothing");
     }
 }

@@ -3,6 +3,8 @@
 //! The write master is the first of the order of preference (`prefer` as listed, then by highest id; never those in
 //! `never`) among the live pods that are best informed: those caught up to the newest epoch that any live pod is
 //! caught up to. So a former master that returns is not chosen again before it has caught up with what came after it.
+//! One that is reluctant (inactive, about to be replaced, with little room on its disk) comes after all that are not,
+//! and one that has no room at all comes last; when no other is left they still take the writes.
 //!
 //! Each change of master starts an [`Epoch`], stamped by the hybrid logical clock of the new master. Epochs are unique
 //! (the stamp holds the pod), grow (a pod begins none that is not above all that it has heard of, but for those of a
@@ -41,7 +43,7 @@ pub const DEFAULT_START_MS: u64 = 3_000;
 
 /// What the ring's configuration says of elections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Config {
     /// Rather these, the first first.
     pub prefer: Vec<PodId>,
@@ -233,6 +235,14 @@ pub fn decide(me: &PodId, view: &View, config: &Config, previous: &Mastership, n
     (decision, next)
 }
 
+/// Whether it has room for new data, whether it is willing, its place among the preferred, its id.
+type Rank<'a> = (bool, bool, Option<Reverse<usize>>, &'a PodId);
+
+/// Whether a pod takes the writes only when nobody else can.
+fn is_unwilling(member: &Member) -> bool {
+    member.reluctant || member.full
+}
+
 /// What counts of what a pod sees.
 struct Sight<'a> {
     me: &'a PodId,
@@ -293,11 +303,12 @@ impl<'a> Sight<'a> {
 
     /// Whether a master that could go on should hand over now. The other waits as long before it begins, so that one who
     /// goes at once only leaves a gap. While a pod that comes before the other is catching up, it gets some time to, so
-    /// that not one after the other has its turn when many come back.
+    /// that not one after the other has its turn when many come back. One that is reluctant is in a hurry.
     fn is_time_to_go(&self, best: &Member, next: &Mastership) -> bool {
         let Config { settle_ms, start_ms, .. } = *self.config;
         let is_last = !self.candidates().any(|member| self.rank(member) > self.rank(best));
-        let wait_ms = if is_last { settle_ms } else { settle_ms.max(start_ms) };
+        let in_hurry = self.candidates().any(|member| member.id == *self.me && is_unwilling(member));
+        let wait_ms = if is_last || in_hurry { settle_ms } else { settle_ms.max(start_ms) };
         self.has_passed(next.rival.as_ref().map(|rival| rival.1), wait_ms)
     }
 
@@ -367,8 +378,9 @@ impl<'a> Sight<'a> {
     }
 
     /// A pod's place in the order of preference; greater is better.
-    fn rank<'b>(&self, member: &'b Member) -> (Option<Reverse<usize>>, &'b PodId) {
-        (self.config.prefer.iter().position(|id| *id == member.id).map(Reverse), &member.id)
+    fn rank<'b>(&self, member: &'b Member) -> Rank<'b> {
+        let wanted = self.config.prefer.iter().position(|id| *id == member.id).map(Reverse);
+        (!member.full, !is_unwilling(member), wanted, &member.id)
     }
 
     /// The live pods whose clocks are right.

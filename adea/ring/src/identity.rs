@@ -19,6 +19,11 @@ pub const ROLES_HEADER: &str = "x-auth-couchdb-roles";
 pub const TOKEN_HEADER: &str = "x-auth-couchdb-token";
 /// What all headers of this kind start with; none is ever accepted from outside.
 pub const HEADER_PREFIX: &str = "x-auth-couchdb-";
+/// The header with the client's address, as the proxy sees it. It is no part of the identity, and is told only where that
+/// is; like all of [`PRIVATE_PREFIX`], it is never accepted from outside.
+pub const PEER_HEADER: &str = "x-adea-peer";
+/// What the headers start with that the programs of a ring have among themselves.
+pub const PRIVATE_PREFIX: &str = "x-adea-";
 
 /// The role of a server administrator.
 pub const ADMIN_ROLE: &str = "_admin";

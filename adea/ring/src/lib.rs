@@ -11,25 +11,37 @@
 //! What always holds: the secret is never printed, and all comparisons of secrets take the same time whatever they
 //! compare. Decisions are functions of the values passed in, time and chance among them, so that each can be replayed.
 //!
-//! What it is not: it knows no HTTP and no files, and but for `gossip` no sockets and no clock of the machine.
+//! What it is not: it knows no HTTP, no files but one that `trust` reads, and but for `gossip` no sockets and no clock of
+//! the machine.
 
+#[cfg(feature = "tls")]
+pub mod certificate;
 pub mod clock;
 pub mod config;
 pub mod election;
+pub mod files;
 #[cfg(feature = "gossip")]
 pub mod gossip;
 pub mod host;
 pub mod identity;
+#[cfg(feature = "join")]
+pub mod join;
 pub mod log_level;
 pub mod member;
 pub mod node_config;
+pub mod operator;
 pub mod peering;
+pub mod public_tls;
 pub mod report;
 pub mod secret;
 pub mod software;
 #[cfg(feature = "tls")]
 pub mod tls;
+#[cfg(feature = "tls")]
+pub mod trust;
 pub mod upgrade;
+#[cfg(feature = "tls")]
+pub mod web_tls;
 
 pub use clock::{Clock, DriftError, Stamp, StampError};
 pub use config::{RingConfig, RingConfigError};

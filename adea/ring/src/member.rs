@@ -51,6 +51,9 @@ pub struct Member {
     /// Whether it wants to be no master: inactive, about to be replaced, or with little room on its disk.
     #[serde(default)]
     pub reluctant: bool,
+    /// Whether its disk is so full that it takes no new data.
+    #[serde(default)]
+    pub full: bool,
 }
 
 /// The ring as one pod sees it: each pod once, sorted by id.
@@ -113,6 +116,7 @@ impl Member {
             stamp: None,
             refuses: Vec::new(),
             reluctant: false,
+            full: false,
         }
     }
 

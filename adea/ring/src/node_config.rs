@@ -18,6 +18,13 @@ pub const NODE_CONFIG_ID: &str = "node_config";
 pub const FILE_SETTINGS_HEADER: &str = "x-adea-file-settings";
 /// The section of the administrators, whose values are passwords.
 pub const ADMINS: &str = "admins";
+/// The section of databases in maintenance: database -> [`CLOSED`] or [`WRITE_ONLY`]. A rule for an app holds for all that
+/// is made from it. CouchDB knows no such section.
+pub const MAINTENANCE: &str = "maintenance";
+/// Nobody gets at the database.
+pub const CLOSED: &str = "closed";
+/// The database can be written and not read.
+pub const WRITE_ONLY: &str = "write-only";
 
 /// What names of sessions begin with.
 const SESSION_PREFIX: &str = "session-";

@@ -25,7 +25,7 @@ const LARGEST: u16 = 16;
 
 /// What all pods of a ring must agree on to come to the same links; part of the ring's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Params {
     /// How many neighbours on either side of the circle of ids; taken as 1 to 16.
     pub k: u16,

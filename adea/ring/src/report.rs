@@ -149,6 +149,7 @@ pub struct Facts {
     /// The newest epoch in which it has all that the master had at its start, if it is a follower.
     pub caught_up_to: Option<Epoch>,
     /// The ring's configuration as this pod has it.
+    #[serde(deserialize_with = "crate::config::read::tolerant")]
     pub config: RingConfig,
     /// The document of the gossip's keys, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +157,9 @@ pub struct Facts {
     /// The document that orders an upgrade, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<Value>,
+    /// Room on the disk of its store.
+    #[serde(default)]
+    pub disk: DiskLevel,
 }
 
 /// What a pod asks another's rean over a link: how far it is.

@@ -134,7 +134,7 @@ fn dns_name(pod: &PodId) -> String {
 
 /// The ring's authority and its certificate. The certificate differs from pod to pod in its number, which nobody looks
 /// at: trust is by name and key.
-fn authority(secret: &RingSecret) -> Result<(Issuer<'static, KeyPair>, CertificateDer<'static>), TlsError> {
+pub(crate) fn authority(secret: &RingSecret) -> Result<(Issuer<'static, KeyPair>, CertificateDer<'static>), TlsError> {
     let mut pkcs8 = PKCS8_ED25519.to_vec();
     pkcs8.extend_from_slice(&secret.key("ca"));
     let key = KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8), &PKCS_ED25519)?;

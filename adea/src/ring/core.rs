@@ -8,21 +8,27 @@
 //! - this pod says that it is master exactly while its rean takes writes: from when rean has answered that it does
 //!   until rean has answered that the last write is done, or has been silent for too long;
 //! - a pod whose rean does not answer is no candidate, by its own reckoning and by that of all others;
-//! - a pod that has not run for a while is no master before it has heard of the others again, or found them gone.
+//! - a pod that has not run for a while is no master before it has heard of the others again, or found them gone;
+//! - a pod that was removed hands over and leaves, and nobody waits for it: to the others it has left, but while it
+//!   takes writes they wait for it to step down, and while it lives they pull what only it has.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use adea_ring::config::{PodState, RingConfig};
 use adea_ring::election::{self, Decision, Epoch, Mastership, Moment};
+use adea_ring::host::DiskLevel;
 use adea_ring::peering;
-use adea_ring::report::{Applied, Dropped, Facts, Known, RingState, Role, Said};
+use adea_ring::report::{Dropped, Facts, Known, RingState, Role, Said};
 use adea_ring::software;
 use adea_ring::{Clock, Member, PodId, Stamp, View};
 
+use crate::ring::core::parting::Leaving;
 use crate::ring::hearing::Hearing;
 use crate::ring::kept::{Kept, Remembered};
 use crate::ring::turn::{Answer, Aside, Inputs, Me, Outputs, Row};
+
+mod parting;
 
 /// A rean that has not answered for so long is taken for dead: it answers each 250 ms, and a starved machine is late
 /// by half a second.
@@ -38,8 +44,6 @@ const PENALTY_MS: u64 = 10_000;
 pub const PAUSE_MS: u64 = 2_000;
 /// After a pause, rean has to have answered for so long before this pod calls itself caught up.
 const FRESH_MS: u64 = 1_000;
-/// For how long a master that leaves waits for another to have all of its writes.
-const DRAIN_MS: u64 = 3_000;
 /// How often to say what changes all the time: it is for people and for dashboards.
 const VOLATILE_MS: u64 = 500;
 /// The most that is said, in bytes of JSON. Gossip takes 8 KiB.
@@ -77,19 +81,12 @@ pub struct Core {
     in_doubt: bool,
     hearing: Hearing,
     leaving: Option<Leaving>,
+    /// Since when this pod has known that it was removed.
+    removed_since_ms: Option<u64>,
     said: Option<Known>,
     said_ms: u64,
     told: Option<Digest>,
     aside: Aside,
-}
-
-/// A pod on its way out.
-#[derive(Debug)]
-struct Leaving {
-    since_ms: u64,
-    /// What the others must have of its writes; none until its rean has shut.
-    awaited: Option<Applied>,
-    was_master: bool,
 }
 
 /// What of a ring's state rean should hear of at once.
@@ -132,6 +129,7 @@ impl Core {
             in_doubt: false,
             hearing: Hearing::default(),
             leaving: None,
+            removed_since_ms: None,
             said: None,
             said_ms: 0,
             told: None,
@@ -173,6 +171,7 @@ impl Core {
             Some(Answer::Failed) | None => {}
         }
         self.leave(inputs.leaving, now_ms);
+        self.resign(now_ms);
         let fit = self.is_fit(now_ms) && inputs.disk_works && !doubled;
         if !self.answers(now_ms) {
             // Its writes have nobody to answer them.
@@ -196,6 +195,7 @@ impl Core {
             decision,
             lonely: !self.may_begin(),
             doubled,
+            removed: self.removed_since_ms.is_some(),
             may_go: self.may_go(&view, now_ms),
         }
     }
@@ -279,10 +279,17 @@ impl Core {
         self.facts = Some(facts);
     }
 
-    fn leave(&mut self, leaving: bool, now_ms: u64) {
-        if leaving && self.leaving.is_none() {
-            self.leaving = Some(Leaving { since_ms: now_ms, awaited: None, was_master: self.claim.is_some() });
-        }
+    /// Whether this pod wants to be no master.
+    fn is_reluctant(&self) -> bool {
+        let is_removed = self.removed_since_ms.is_some();
+        self.aside.reluctant || is_removed || self.pod_state() != PodState::Active || self.disk() >= DiskLevel::Low
+    }
+
+    /// Room on this pod's disks: that of the machine's data folder, and that of rean's store, which may be another.
+    fn disk(&self) -> DiskLevel {
+        let of_host = self.aside.host.as_ref().map(|host| host.disk).unwrap_or_default();
+        let of_store = self.facts.as_ref().map(|facts| facts.disk).unwrap_or_default();
+        of_host.max(of_store)
     }
 
     /// Whether rean has answered lately; it may take its time to change its role, when it is there.
@@ -325,15 +332,24 @@ impl Core {
 
     /// The ring as this pod sees it now, itself included, and the stamp to decide with.
     fn look(&mut self, fit: bool, physical_ms: u64) -> (Stamp, View) {
-        let missing = self.kept.members.iter().filter(|known| !self.met.contains_key(&known.id));
         // One that has left may have come back while this pod was away: a pod that starts waits for it, too.
-        let missing = missing.map(|known| Member { alive: false, ..Member::new(known.id.clone(), &known.address, 0) });
-        let met = self.met.values().map(|known| known.member.clone());
+        let missing = self.missing().map(|known| {
+            let member = Member::new(known.id.clone(), &known.address, 0);
+            Member { alive: false, ..member }
+        });
+        let met = self.met.values().filter(|known| !self.is_gone(&known.member.id, known.member.alive));
+        let met = met.map(|known| self.judged(known));
         let mut view = View::new(met.chain(missing));
         let (stamp, off) = election::observe(&mut self.clock, &view, physical_ms);
         self.refuses = off.into_iter().map(|err| err.pod).collect();
         view.update(self.member(fit));
         (stamp, view)
+    }
+
+    /// The pods that are remembered, and were not heard in this run.
+    fn missing(&self) -> impl Iterator<Item = &Remembered> {
+        let missing = self.kept.members.iter().filter(|known| !self.met.contains_key(&known.id));
+        missing.filter(|known| !self.is_gone(&known.id, false))
     }
 
     fn decide(&mut self, view: &View, stamp: &Stamp, now_ms: u64) -> Decision {
@@ -393,6 +409,8 @@ impl Core {
             claim: self.claim.clone(),
             caught_up_to: self.kept.caught_up_to.clone(),
             refuses: self.refuses.clone(),
+            reluctant: self.is_reluctant(),
+            full: self.disk() == DiskLevel::Full,
             ..Member::new(self.me.id.clone(), &self.me.address, self.me.generation)
         }
     }
@@ -409,7 +427,7 @@ impl Core {
             applied: self.facts.as_ref().map(|facts| facts.applied.clone()).unwrap_or_default(),
             start: start.filter(|start| self.claim.as_ref() == Some(&start.epoch)),
             state: self.pod_state(),
-            disk: self.aside.host.as_ref().map(|host| host.disk).unwrap_or_default(),
+            disk: self.disk(),
             upgrade: self.aside.upgrade.clone(),
         };
         let member = Member { stamp: Some(stamp.clone()), ..self.member(fit) };
@@ -432,9 +450,10 @@ impl Core {
     }
 
     fn state(&self, view: &View, own: &Known, dropped: Dropped) -> RingState {
-        let mut members: Vec<Known> = self.met.values().cloned().collect();
-        let missing = self.kept.members.iter().filter(|known| !self.met.contains_key(&known.id));
-        members.extend(missing.map(|known| Known {
+        let met = self.met.values().filter(|known| !self.is_gone(&known.member.id, known.member.alive));
+        let mut members: Vec<Known> =
+            met.map(|known| Known { member: self.judged(known), said: known.said.clone() }).collect();
+        members.extend(self.missing().map(|known| Known {
             member: Member { alive: false, left: known.left, ..Member::new(known.id.clone(), &known.address, 0) },
             said: Said::default(),
         }));
@@ -456,28 +475,7 @@ impl Core {
 
     /// What the operator wants of this pod.
     pub fn pod_state(&self) -> PodState {
-        self.config.pods.get(&self.me.id).copied().unwrap_or_default()
-    }
-
-    /// Whether a pod that leaves has nothing left to do.
-    fn may_go(&mut self, view: &View, now_ms: u64) -> bool {
-        let Some(leaving) = &mut self.leaving else { return false };
-        let waited_ms = now_ms.saturating_sub(leaving.since_ms);
-        let is_shut = self.claim.is_none() && !matches!(self.wanted, Role::Master(_));
-        if !is_shut {
-            return waited_ms > CHANGE_SILENT_MS + DRAIN_MS;
-        }
-        let others = view.live().filter(|member| member.id != self.me.id);
-        let (Some(facts), true, true) = (&self.facts, leaving.was_master, others.count() > 0) else {
-            return true;
-        };
-        let own = facts.applied.get(&facts.origin).copied().unwrap_or(0);
-        let awaited = leaving.awaited.get_or_insert_with(|| Applied::from([(facts.origin.clone(), own)]));
-        let has_all = |known: &Known| {
-            let applied = &known.said.applied;
-            awaited.iter().all(|(origin, seq)| applied.get(origin).is_some_and(|has| has >= seq))
-        };
-        waited_ms > DRAIN_MS || self.met.values().any(|known| known.member.is_live() && has_all(known))
+        self.config.state_of(&self.me.id)
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a pod must not forget of its ring: `DATA/run/ring-state.json`, always written whole.
+//! What a pod must not forget of its ring: `DATA/run/ring-state.json`, always written whole. Members that a later version
+//! has written are borne, so that a pod can go back to this one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ pub const MAX_REMEMBERED: usize = 2_000;
 
 /// What a pod remembers over its restarts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Kept {
     /// Of the last start; the next one's is greater.
     pub generation: u64,
@@ -34,7 +35,6 @@ pub struct Kept {
 
 /// A pod that was met once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Remembered {
     /// Which.
     pub id: PodId,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use adea_ring::report::{Facts, RingState};
-use adea_ring::{Identity, RingSecret, Signer};
+use adea_ring::{Identity, RingSecret, Signer, software};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -12,10 +12,12 @@ use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::doing::Doing;
+use crate::plan::Program;
 use crate::ring::turn::Answer;
 
 /// rean finishes the writes under way before it gives up being master, which it does within three seconds.
@@ -34,7 +36,7 @@ pub struct Teller {
 
 /// A connection to rean, opened when it is needed.
 struct Line {
-    addr: SocketAddr,
+    doing: watch::Receiver<Doing>,
     identity: Vec<(&'static str, String)>,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
@@ -42,6 +44,8 @@ struct Line {
 /// Why rean has not answered.
 #[derive(Debug, thiserror::Error)]
 enum Unheard {
+    #[error("it does not run")]
+    Gone,
     #[error("can't connect: {0}")]
     Connect(#[source] std::io::Error),
     #[error("{0}")]
@@ -60,11 +64,11 @@ enum Unheard {
 
 impl Teller {
     /// Starts the task.
-    pub fn start(addr: SocketAddr, secret: &RingSecret) -> Self {
+    pub fn start(doing: watch::Receiver<Doing>, secret: &RingSecret) -> Self {
         // One is told at a time, and one answer comes of each.
         let (states, mut to_tell) = mpsc::channel(1);
         let (answered, answers) = mpsc::channel(1);
-        let mut line = Line { addr, identity: Signer::new(secret).headers(&Identity::system()), sender: None };
+        let mut line = Line { doing, identity: Signer::new(secret).headers(&Identity::system()), sender: None };
         let task = tokio::spawn(async move {
             let mut last_trouble = None;
             while let Some(state) = to_tell.recv().await {
@@ -74,7 +78,7 @@ impl Teller {
                         tracing::debug!("rean does not answer about the ring: {trouble}");
                     }
                     last_trouble = Some(trouble);
-                    if matches!(unheard, Unheard::Connect(_)) { Answer::Down } else { Answer::Failed }
+                    if matches!(unheard, Unheard::Connect(_) | Unheard::Gone) { Answer::Down } else { Answer::Failed }
                 });
                 if answered.send(answer).await.is_err() {
                     return;
@@ -104,7 +108,8 @@ impl Drop for Teller {
 
 impl Line {
     async fn tell(&mut self, state: &RingState) -> Result<Answer, Unheard> {
-        let body = Bytes::from(serde_json::to_vec(state)?);
+        let state = software::say(state, &["members", "said", "host"])?;
+        let body = Bytes::from(serde_json::to_vec(&state)?);
         let facts = match timeout(ANSWER_DEADLINE, self.ask(body)).await {
             Ok(facts) => facts,
             Err(_) => Err(Unheard::Late),
@@ -116,13 +121,14 @@ impl Line {
     }
 
     async fn ask(&mut self, body: Bytes) -> Result<Facts, Unheard> {
-        let mut request = Request::post("/_pod/ring").header(HOST, self.addr.to_string());
+        let addr = self.doing.borrow().addr(Program::Rean).ok_or(Unheard::Gone)?;
+        let mut request = Request::post("/_pod/ring").header(HOST, addr.to_string());
         request = request.header(CONTENT_TYPE, "application/json");
         for (name, value) in &self.identity {
             request = request.header(*name, value);
         }
         let request = request.body(Full::new(body))?;
-        let response = self.sender().await?.send_request(request).await?;
+        let response = self.sender(addr).await?.send_request(request).await?;
         if response.status() != StatusCode::OK {
             return Err(Unheard::Status(response.status()));
         }
@@ -130,13 +136,13 @@ impl Line {
         Ok(serde_json::from_slice(&text.to_bytes())?)
     }
 
-    async fn sender(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, Unheard> {
+    async fn sender(&mut self, addr: SocketAddr) -> Result<&mut SendRequest<Full<Bytes>>, Unheard> {
         let usable = match &mut self.sender {
             Some(sender) => sender.ready().await.is_ok(),
             None => false,
         };
         if !usable {
-            let stream = match timeout(CONNECT_DEADLINE, TcpStream::connect(self.addr)).await {
+            let stream = match timeout(CONNECT_DEADLINE, TcpStream::connect(addr)).await {
                 Ok(stream) => stream.map_err(Unheard::Connect)?,
                 Err(_) => return Err(Unheard::Late),
             };

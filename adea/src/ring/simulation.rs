@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 
 use adea_ring::PodId;
-use adea_ring::config::RingConfig;
+use adea_ring::config::{PodState, RingConfig};
 use adea_ring::election::{Decision, Epoch};
+use adea_ring::host::DiskLevel;
 use adea_ring::report::{Applied, Dropped, EpochStart, Facts, Known, Origin, Role};
 
 use super::core::{Core, PAUSE_MS};
 use super::kept::Kept;
-use super::turn::{Answer, Inputs, Me, Row};
+use super::turn::{Answer, Aside, Inputs, Me, Row};
 
 const SCHEDULES: u64 = 30;
 /// How long a step is, in milliseconds.
@@ -28,6 +29,9 @@ const BUFFERED: u64 = 3;
 const TROUBLE: u64 = 600;
 /// Within how many steps after that all must agree: 20 s.
 const CALM: u64 = 400;
+/// How many steps later a pod that was removed is gone: it waits for others to have what it has, which they never say
+/// here.
+const PARTING: u64 = 500;
 
 /// SplitMix64 (G. Steele, D. Lea, C. Flood, 2014).
 struct Chance(u64);
@@ -65,8 +69,17 @@ impl Rean {
         let origin = Origin::new(id.clone(), "00000000").expect("an origin");
         let applied = Applied::from([(origin.clone(), 1)]);
         let (role, config) = (Role::Waiting, config.clone());
-        let facts =
-            Facts { role, origin, applied, start: None, caught_up_to: None, config, keyring: None, upgrade: None };
+        let facts = Facts {
+            role,
+            origin,
+            applied,
+            start: None,
+            caught_up_to: None,
+            config,
+            keyring: None,
+            upgrade: None,
+            disk: DiskLevel::Roomy,
+        };
         Self { up: true, paused: false, facts, doing: None, answer: None }
     }
 
@@ -120,6 +133,7 @@ struct Pod {
     /// The epochs of before a pause, in which it may not be master any more.
     over: Option<Epoch>,
     leaving: bool,
+    reluctant: bool,
     rean: Rean,
     asked: bool,
     disk: Kept,
@@ -195,6 +209,7 @@ impl World {
                 hold_until: 0,
                 over: None,
                 leaving: false,
+                reluctant: false,
                 rean: Rean::new(&id, &config),
                 asked: false,
                 disk: Kept::default(),
@@ -265,13 +280,27 @@ impl World {
                 self.pods[which].rean = Rean::new(&id, &config);
                 self.pods[which].asked = false;
             }
+            30..=35 => self.pods[which].reluctant ^= true,
+            36 => self.remove(which),
             _ => {}
+        }
+    }
+
+    /// One pod of a ring of some is removed, for good.
+    fn remove(&mut self, which: usize) {
+        if self.pods.len() > 2 && self.config.pods.is_empty() {
+            self.config.pods.insert(self.pods[which].id.clone(), PodState::Removed);
+            self.configure();
         }
     }
 
     /// The change reaches all at once: a ring whose pods go by different preferences may have two masters for a moment.
     fn prefer(&mut self, which: usize) {
         self.config.election.prefer = vec![self.pods[which].id.clone()];
+        self.configure();
+    }
+
+    fn configure(&mut self) {
         for pod in &mut self.pods {
             pod.rean.facts.config = self.config.clone();
         }
@@ -331,7 +360,7 @@ impl World {
         pod.asked &= answer.is_none();
         let Some(core) = &mut pod.core else { return };
         let outputs = core.step(Inputs {
-            aside: Default::default(),
+            aside: Aside { reluctant: pod.reluctant, ..Aside::default() },
             elapsed_ms: (step - started) * STEP_MS,
             physical_ms: 1_000_000 + step * STEP_MS,
             heard,
@@ -416,12 +445,16 @@ fn run(seed: u64, planned: bool) {
         }
     }
     // Some are on their way out, and gone at the end.
-    for _ in 0..CALM {
+    let parting = if world.config.pods.is_empty() { 0 } else { PARTING };
+    for _ in 0..CALM + parting {
         world.run_step();
     }
     let all_left = world.pods.iter().all(|pod| pod.core.is_none());
     let agreed = world.agreed();
     assert!(all_left || agreed.is_ok(), "seed {seed}: no agreement: {agreed:?}");
+    let is_removed = |pod: &Pod| world.config.state_of(&pod.id) == PodState::Removed;
+    let back = world.pods.iter().find(|pod| is_removed(pod) && pod.core.is_some());
+    assert!(back.is_none(), "seed {seed}: {:?} was removed and is there", back.map(|pod| &pod.id));
 }
 
 /// Splits a ring that is well, and heals it: how many epochs begin then.

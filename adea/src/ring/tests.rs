@@ -1,13 +1,14 @@
 //! The core with a rean, a disk and neighbours that do as they are told.
 
-use adea_ring::config::RingConfig;
-use adea_ring::election::Decision;
+use adea_ring::config::{PodState, RingConfig};
+use adea_ring::election::{Cause, Decision};
+use adea_ring::host::{DiskLevel, HostReport};
 use adea_ring::report::{Applied, Dropped, EpochStart, Facts, Known, Origin, Role, Said};
 use adea_ring::{Member, PodId, Stamp};
 
 use super::core::{CHANGE_SILENT_MS, Core, SILENT_MS};
 use super::kept::{Kept, Remembered};
-use super::turn::{Answer, Inputs, Me, Outputs, Row};
+use super::turn::{Answer, Aside, Inputs, Me, Outputs, Row};
 
 const T0: u64 = 1_000_000;
 
@@ -51,6 +52,7 @@ struct World {
     others: Vec<Row>,
     leaving: bool,
     disk_works: bool,
+    aside: Aside,
     answer: Option<Answer>,
     last: Option<Outputs>,
 }
@@ -74,6 +76,7 @@ impl World {
             config: RingConfig::default(),
             keyring: None,
             upgrade: None,
+            disk: DiskLevel::Roomy,
         };
         Self {
             core: Core::new(me, kept.clone()),
@@ -87,6 +90,7 @@ impl World {
             others: Vec::new(),
             leaving: false,
             disk_works: true,
+            aside: Aside::default(),
             last: None,
         }
     }
@@ -119,7 +123,7 @@ impl World {
             self.answered = facts.role.clone();
         }
         let outputs = self.core.step(Inputs {
-            aside: Default::default(),
+            aside: self.aside.clone(),
             elapsed_ms: self.now_ms,
             physical_ms: self.started_ms + self.now_ms,
             heard: self.others.clone(),
@@ -472,6 +476,144 @@ fn a_master_hands_over_before_it_leaves() {
     let mut world = World::following();
     world.leaving = true;
     assert!(world.turn().may_go, "a follower has nothing to hand over");
+}
+
+impl World {
+    fn reluctant(&self) -> (bool, bool) {
+        self.last.as_ref().map(|last| (last.say.member.reluctant, last.say.member.full)).expect("a turn")
+    }
+
+    fn states(&mut self, states: &[(&str, PodState)]) {
+        self.facts.config.pods = states.iter().map(|(id, state)| (pod(id), *state)).collect();
+    }
+
+    /// Of the members that rean is told of: whether each has left.
+    fn told(&self) -> Vec<(String, bool)> {
+        let last = self.last.as_ref().expect("a turn");
+        last.tell.members.iter().map(|known| (known.member.id.to_string(), known.member.left)).collect()
+    }
+}
+
+#[test]
+fn what_makes_a_pod_reluctant() {
+    let mut world = World::following();
+    assert_eq!(world.reluctant(), (false, false));
+    world.aside.reluctant = true;
+    world.turn();
+    assert_eq!(world.reluctant(), (true, false));
+    world.aside = Aside::default();
+    world.states(&[("b", PodState::Inactive)]);
+    world.run(2);
+    assert_eq!(world.reluctant(), (true, false));
+    assert_eq!(world.last.as_ref().map(|last| last.say.said.state), Some(PodState::Inactive));
+    world.states(&[]);
+    world.run(2);
+    assert_eq!(world.reluctant(), (false, false));
+    // The worse of what the machine's agent and rean have found.
+    for (of_host, of_store) in [(DiskLevel::Low, DiskLevel::Roomy), (DiskLevel::Roomy, DiskLevel::Full)] {
+        world.aside.host = Some(HostReport { disk: of_host, ..HostReport::default() });
+        world.facts.disk = of_store;
+        world.run(2);
+        let worse = of_host.max(of_store);
+        assert_eq!(world.reluctant(), (true, worse == DiskLevel::Full));
+        let last = world.last.as_ref().expect("a turn");
+        assert_eq!((last.say.said.disk, &last.tell.host), (worse, &world.aside.host));
+    }
+}
+
+#[test]
+fn a_reluctant_master_hands_over_and_not_to_a_reluctant_one() {
+    let mut world = World::ruling();
+    let epoch = world.claim();
+    let informed =
+        |reluctant: bool| with(row("a"), |a| (a.member.caught_up_to, a.member.reluctant) = (epoch.clone(), reluctant));
+    world.others = vec![informed(false)];
+    world.run(20);
+    assert_eq!(world.claim(), epoch, "it comes before a");
+    world.aside.reluctant = true;
+    let to_a = Decision::StepDown(Cause::HandOver(pod("a")));
+    let took_ms = world.until(600, |outputs| outputs.decision == to_a);
+    assert!(took_ms >= 300, "{took_ms}: the others are to see it too");
+    let mut world = World::ruling();
+    let epoch = world.claim();
+    world.others = vec![with(row("a"), |a| (a.member.caught_up_to, a.member.reluctant) = (epoch.clone(), true))];
+    world.aside.reluctant = true;
+    world.run(100);
+    assert_eq!(world.claim(), epoch, "a ring of only reluctant pods takes writes");
+}
+
+#[test]
+fn a_removed_master_hands_over_first_and_goes_when_another_has_all() {
+    let mut world = World::ruling();
+    let epoch = world.claim();
+    let a = |applied: u64| {
+        with(row("a"), |a| {
+            a.member.caught_up_to = epoch.clone();
+            a.said.applied = Applied::from([(origin("b"), applied)]);
+        })
+    };
+    world.others = vec![a(5)];
+    world.run(3);
+    world.states(&[("b", PodState::Removed)]);
+    world.until(600, |outputs| outputs.tell.role == Role::Waiting);
+    let last = world.last.clone().expect("a turn");
+    assert!(last.removed && !last.may_go && !last.say.member.left, "it takes its last writes still");
+    world.until(300, |outputs| outputs.say.member.left);
+    // Longer than a pod that comes back is waited for.
+    for _ in 0..(20_000 / 50) {
+        assert!(!world.turn().may_go);
+    }
+    assert_eq!(world.last.as_ref().map(|last| last.tell.neighbours.clone()), Some(vec![pod("a")]));
+    // What it has learned stays so.
+    world.states(&[]);
+    world.others = vec![a(7)];
+    assert!(world.turn().may_go);
+
+    // Nobody is fit to take over, or to have it all: it goes all the same.
+    let mut world = World::ruling();
+    world.others = vec![with(row("a"), |a| a.said.applied = Applied::from([(origin("b"), 5)]))];
+    world.states(&[("b", PodState::Removed)]);
+    let took_ms = world.until(60_000, |outputs| outputs.may_go);
+    assert!((40_000..46_000).contains(&took_ms), "{took_ms}");
+    // It was removed while it was away, and has not found the others yet.
+    let mut world = World::new(remembering(&["a"]), true);
+    world.states(&[("b", PodState::Removed)]);
+    world.answer = Some(Answer::Facts(Box::new(world.facts.clone())));
+    let took_ms = world.until(5_000, |outputs| outputs.may_go);
+    assert!(took_ms >= 3_000, "{took_ms}");
+}
+
+#[test]
+fn nobody_waits_for_a_removed_pod() {
+    // It is gone: a start does not wait for it, and rean hears nothing of it.
+    let mut world = World::new(remembering(&["c"]), true);
+    world.states(&[("c", PodState::Removed)]);
+    world.answer = Some(Answer::Facts(Box::new(world.facts.clone())));
+    let took_ms = world.until(1_000, |outputs| matches!(outputs.decision, Decision::Become(_)));
+    assert!(took_ms < 600, "{took_ms}");
+    assert_eq!(world.told(), [("b".to_owned(), false)]);
+
+    // It is master and lives: nobody begins before it has stepped down.
+    let mut world = World::following();
+    let epoch = at(0, "c");
+    world.facts.caught_up_to = Some(epoch.clone());
+    world.states(&[("c", PodState::Removed)]);
+    for _ in 0..100 {
+        let outputs = world.turn();
+        assert_eq!(outputs.tell.role, Role::Follower(epoch.clone()));
+    }
+    let is_left = |world: &World| world.told().into_iter().find(|(id, _)| id == "c").map(|(_, left)| left);
+    assert_eq!(is_left(&world), Some(false));
+    // It has: to the others it has left, and what only it has is still pulled.
+    world.others[1] = with(row("c"), |c| c.member.caught_up_to = Some(epoch.clone()));
+    world.others[1].version += 1;
+    world.until(1_000, |outputs| matches!(outputs.decision, Decision::Become(_)));
+    assert_eq!(is_left(&world), Some(true));
+    let neighbours = |world: &World| world.last.as_ref().map(|last| last.tell.neighbours.clone());
+    assert_eq!(neighbours(&world), Some(vec![pod("a"), pod("c")]));
+    world.others[1] = dead(&world.others[1]);
+    world.run(2);
+    assert_eq!((is_left(&world), neighbours(&world)), (None, Some(vec![pod("a")])));
 }
 
 #[test]

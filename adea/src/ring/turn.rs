@@ -120,6 +120,8 @@ pub struct Outputs {
     pub lonely: bool,
     /// Whether another process takes itself for this pod.
     pub doubled: bool,
+    /// Whether the pod was removed from the ring: it leaves by itself.
+    pub removed: bool,
     /// Whether the pod may go now.
     pub may_go: bool,
 }

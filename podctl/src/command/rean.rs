@@ -20,6 +20,12 @@ pub struct Args {
     /// Where the other pods of the ring reach this one; without it the pod is alone
     #[arg(long)]
     pub ring_listen: Option<SocketAddr>,
+    /// Where the pod's programs log to; administrators may read it there
+    #[arg(long, value_name = "DIR")]
+    pub logs: Option<PathBuf>,
+    /// Listen beyond loopback: only in a network that nothing but this pod's own proxy and agent can reach
+    #[arg(long)]
+    pub private_network: bool,
     /// The storage engine
     #[arg(long, default_value = "fjall")]
     pub engine: String,

@@ -47,7 +47,7 @@ pub enum KeyCommand {
 pub struct KeyArgs {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// The ring's secret and administrator [default: ring.json of --data]
+    /// The ring's secret and administrator [default: that of the pod on this machine, or of --data]
     #[arg(long)]
     pub ring_file: Option<PathBuf>,
     /// Print one JSON object

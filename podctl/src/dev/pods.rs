@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use adea::config::{LogTo, ProxyConfig, ReanConfig, RingSection};
+use adea::config::{LogTo, ProxyConfig, ReanConfig, RingSection, RuntimeConfig};
 use adea::folder::Folder;
 use adea::logging::FILTER_ENV;
 use adea::ring::kept::Kept;
@@ -99,10 +99,13 @@ impl Pod {
                 listen: loopback(self.port),
                 access_log: args.access_log,
                 couch_cookie: args.couch_cookie,
+                tls: None,
+                redirect: None,
             },
             ring: self.ring_section(all)?,
             log: std::env::var(FILTER_ENV).unwrap_or_else(|_| "info".to_owned()),
             log_to: LogTo::Files,
+            runtime: RuntimeConfig::Process,
         };
         let path = self.folder.run().join("adea.json");
         std::fs::write(&path, serde_json::to_vec_pretty(&config)?)

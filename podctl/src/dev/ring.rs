@@ -2,11 +2,10 @@
 
 use adea::folder::Folder;
 use adea::ring_file::{Admin, DevSecrets, RingFile};
-use anyhow::{Context, anyhow};
-use argon2::Argon2;
-use argon2::password_hash::PasswordHasher;
+use anyhow::Context;
 
 use crate::command::dev::{Args, Login};
+use crate::password;
 
 /// A ring whose passwords are known.
 pub struct Ring {
@@ -24,7 +23,7 @@ pub fn prepare(folder: &Folder, args: &Args, name: Option<String>) -> anyhow::Re
             let mut file = RingFile::new(name.unwrap_or_else(pod_id), admin(&login)?);
             file.dev = Some(DevSecrets {
                 admin_password: login.password.clone(),
-                example_password: (!args.no_example).then(password),
+                example_password: (!args.no_example).then(password::made_up),
                 example_pending: !args.no_example,
             });
             file.save(&path)?;
@@ -51,24 +50,15 @@ pub fn prepare(folder: &Folder, args: &Args, name: Option<String>) -> anyhow::Re
 }
 
 fn admin(login: &Login) -> anyhow::Result<Admin> {
-    let hash = Argon2::default()
-        .hash_password(login.password.as_bytes())
-        .map_err(|err| anyhow!("can't hash the administrator's password: {err}"))?;
-    Ok(Admin { name: login.name.clone(), password_hash: hash.to_string() })
+    Ok(Admin { name: login.name.clone(), password_hash: password::hash(&login.password)? })
 }
 
 fn made_up() -> Login {
-    Login { name: "admin".to_owned(), password: password() }
+    Login { name: "admin".to_owned(), password: password::made_up() }
 }
 
 fn pod_id() -> String {
     format!("pod-{:08x}", rand::random::<u32>())
-}
-
-/// A password of 100 random bits: 20 letters and digits, without those that look alike.
-fn password() -> String {
-    const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-    rand::random::<[u8; 20]>().iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()
 }
 
 #[cfg(test)]

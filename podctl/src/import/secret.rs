@@ -25,7 +25,10 @@ pub fn secret(name: &str, server: &str, env: &str, file: Option<&Path>) -> anyho
 }
 
 /// Asks on the terminal, without showing what is typed.
-fn prompt(question: &str) -> anyhow::Result<String> {
+///
+/// # Errors
+/// When there is no terminal.
+pub fn prompt(question: &str) -> anyhow::Result<String> {
     let stdin = std::io::stdin();
     let before = tcgetattr(&stdin)?;
     let mut silent = before.clone();

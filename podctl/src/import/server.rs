@@ -43,19 +43,14 @@ pub struct Welcome {
 }
 
 impl Address {
-    /// Reads `http://[NAME@]HOST[:PORT][/PATH]`.
+    /// Reads `http[s]://[NAME@]HOST[:PORT][/PATH]`.
     ///
     /// # Errors
     /// What is wrong; never the address itself, which may hold a password.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let uri: Uri = text.parse().ok().context("that is no address: http://NAME@HOST:PORT")?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => bail!(
-                "https is not built in yet: bring a tunnel to that server (`ssh -L`, stunnel) and give its http address"
-            ),
-            _ => bail!("the address must start with http://"),
-        }
+        let scheme = uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme));
+        let scheme = scheme.context("the address must start with http:// or https://")?;
         if uri.query().is_some() {
             bail!("the address must have no parameters: databases are named with --db");
         }
@@ -68,7 +63,7 @@ impl Address {
             bail!("everybody on this machine can read a password in an address: give NAME@HOST alone");
         }
         let user = login.map(|name| percent_decode_str(name).decode_utf8_lossy().into_owned());
-        Ok(Self { base: format!("http://{host}{}", uri.path().trim_end_matches('/')), user })
+        Ok(Self { base: format!("{scheme}://{host}{}", uri.path().trim_end_matches('/')), user })
     }
 }
 
@@ -202,7 +197,8 @@ mod tests {
         let some = |base: &str, user: Option<&str>| (base.to_owned(), user.map(str::to_owned));
         assert_eq!(read("http://a%40b@couch:5984/").unwrap(), some("http://couch:5984", Some("a@b")));
         assert_eq!(read("http://[::1]:5984/below/").unwrap(), some("http://[::1]:5984/below", None));
-        for wrong in ["", "couch", "ftp://x", "https://x", "http://x/?a=1"] {
+        assert_eq!(read("https://couch/").unwrap(), some("https://couch", None));
+        for wrong in ["", "couch", "ftp://x", "http://x/?a=1"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
         let told = read("http://ann:secret@x").unwrap_err().to_string();

@@ -5,7 +5,8 @@ use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use crate::http::Conn;
+use crate::exit::Refused;
+use crate::http::{Conn, excerpt};
 
 /// Documents of a page: status documents are some KiB each.
 const PAGE: usize = 500;
@@ -45,7 +46,7 @@ pub async fn get(conn: &mut Conn, path: &str) -> anyhow::Result<Option<Value>> {
     match status {
         http::StatusCode::NOT_FOUND => Ok(None),
         status if status.is_success() => Ok(Some(serde_json::from_slice(&body)?)),
-        status => bail!("GET {path}: {status}: {}", crate::http::excerpt(&body)),
+        status => bail!(Refused { method: Method::GET, path: path.to_owned(), status, excerpt: excerpt(&body) }),
     }
 }
 

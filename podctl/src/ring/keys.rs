@@ -1,8 +1,5 @@
 //! The keys of gossip: the document `_ring/keyring`, which every pod follows.
 
-use std::path::Path;
-
-use adea::ring_file::RingFile;
 use adea_ring::RingSecret;
 use adea_ring::gossip::{KeyId, Keyring, KeyringDoc};
 use anyhow::{Context, bail};
@@ -109,23 +106,8 @@ fn tell(args: &KeyArgs, found: &Found, done: &str, next: &str) {
 
 /// A connection, and the secret of the ring that it leads to.
 async fn open(args: &KeyArgs) -> anyhow::Result<(Conn, RingSecret)> {
-    let path = args.ring_file.clone().unwrap_or_else(|| args.target.data.join("ring.json"));
-    let secret = secret_of(&path)?;
-    let mut conn = args.target.connect().await?;
-    let root = conn.expect(Method::GET, "/", "").await?;
-    // The id that each pod of a ring shows follows from the secret.
-    let uuid: String = secret.key("uuid")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    if root["uuid"] != uuid.as_str() {
-        bail!("{} is not the ring file of the ring that was asked: give --ring-file FILE", path.display());
-    }
+    let (conn, _, secret) = args.target.ring(args.ring_file.as_deref()).await?;
     Ok((conn, secret))
-}
-
-fn secret_of(path: &Path) -> anyhow::Result<RingSecret> {
-    let file = RingFile::load(path)?.with_context(|| {
-        format!("there is no {}: keys are wrapped under the ring's secret; give --ring-file", path.display())
-    })?;
-    Ok(file.secret()?)
 }
 
 impl Found {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use adea_ring::host::{DiskLevel, HostReport};
 use anyhow::bail;
 use http::Method;
 use serde_json::{Value, json};
@@ -57,7 +58,7 @@ impl Pods {
         Ok(Self::new(text(&root["adea"]["pod"]), text(&root["adea"]["master"]["pod"]), own, seen))
     }
 
-    fn new(asked: Option<String>, master: Option<String>, own: Vec<Value>, seen: Vec<Value>) -> Self {
+    pub fn new(asked: Option<String>, master: Option<String>, own: Vec<Value>, seen: Vec<Value>) -> Self {
         let by_id = |docs: Vec<Value>| -> BTreeMap<String, Value> {
             let named = docs.into_iter().filter_map(|doc| {
                 let id = doc["_id"].as_str()?.strip_prefix("pod:")?.to_owned();
@@ -81,7 +82,7 @@ impl Pods {
     }
 
     /// What is wrong, and what to do about it.
-    fn troubles(&self) -> Vec<String> {
+    pub fn troubles(&self) -> Vec<String> {
         let mut troubles = Vec::new();
         if self.master.is_none() {
             troubles.push(format!(
@@ -110,7 +111,7 @@ impl Pods {
     }
 
     /// How many of the master's writes a pod had not applied when it last wrote its status.
-    fn behind(&self, row: &Row) -> Option<u64> {
+    pub fn behind(&self, row: &Row) -> Option<u64> {
         let master = self.master.as_ref()?;
         let of_master = self.rows.iter().find(|row| row.id == *master)?;
         let (origin, seq) = of_master.own["applied"]
@@ -156,7 +157,8 @@ impl Pods {
         table.text()
     }
 
-    fn json(&self, troubles: &[String]) -> Value {
+    /// All of it, for programs.
+    pub fn json(&self, troubles: &[String]) -> Value {
         let rows = self.rows.iter().map(|row| {
             json!({
                 "pod": row.id, "role": row.role(), "alive": row.is_alive(), "left": row.has_left(),
@@ -179,8 +181,51 @@ impl Row {
         !self.has_left() && self.seen["alive"] == true
     }
 
-    fn role(&self) -> String {
+    /// What it does about writes.
+    pub fn role(&self) -> String {
         self.seen["role"].as_str().or(self.own["role"].as_str()).unwrap_or("-").to_owned()
+    }
+
+    /// Where clients reach it.
+    pub fn url(&self) -> Option<String> {
+        self.seen["url"].as_str().or(self.own["url"].as_str()).map(str::to_owned)
+    }
+
+    /// What the operator wants of it, as far as it knows: `active`, `inactive` or `removed`.
+    pub fn state(&self) -> &str {
+        self.seen["state"].as_str().or(self.own["state"].as_str()).unwrap_or("active")
+    }
+
+    /// Of its programs.
+    pub fn software(&self) -> Option<String> {
+        self.seen["software"].as_str().or(self.own["software"].as_str()).map(str::to_owned)
+    }
+
+    /// Its machine, when it last wrote its status.
+    pub fn host(&self) -> Option<HostReport> {
+        self.own.get("host").and_then(|host| serde_json::from_value(host.clone()).ok())
+    }
+
+    /// Room on its disk.
+    pub fn disk(&self) -> DiskLevel {
+        let of =
+            |doc: &Value| doc.get("disk").and_then(|level| serde_json::from_value::<DiskLevel>(level.clone()).ok());
+        let host = self.own.get("host").and_then(of);
+        [of(&self.seen), of(&self.own), host].into_iter().flatten().max().unwrap_or_default()
+    }
+
+    /// What it says itself to be wrong.
+    pub fn said_troubles(&self) -> Vec<String> {
+        let texts = |list: &Value| -> Vec<String> {
+            list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let mut troubles = texts(&self.own["troubles"]);
+        for trouble in texts(&self.own["host"]["troubles"]) {
+            if !troubles.contains(&trouble) {
+                troubles.push(trouble);
+            }
+        }
+        troubles
     }
 
     /// Its links that work, of all.
@@ -191,7 +236,7 @@ impl Row {
     }
 
     /// How long ago it wrote its status.
-    fn age(&self) -> String {
+    pub fn age(&self) -> String {
         self.own["stamp"].as_str().and_then(age_of).map_or_else(|| "-".to_owned(), ago)
     }
 }

@@ -73,7 +73,13 @@ impl Authenticator {
     /// Reads the settings anew, and makes changes of administrators count at once.
     pub async fn reload_settings(&self) {
         match self.settings.reload(&self.upstream).await {
-            Ok(admins) => admins.into_iter().for_each(|name| self.changed(Change::Admin { name })),
+            Ok(changed) => {
+                changed.admins.into_iter().for_each(|name| self.changed(Change::Admin { name }));
+                if changed.rules {
+                    // Of a feed with many databases nobody knows here which those are. Who may go on comes again.
+                    self.feeds.end_all();
+                }
+            }
             Err(error) => tracing::debug!(%error, "the server settings can't be read yet"),
         }
     }

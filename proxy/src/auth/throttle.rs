@@ -72,13 +72,13 @@ struct Failures {
 }
 
 #[derive(Clone, Copy)]
-struct Bucket {
-    left: f64,
-    at: Instant,
+pub(super) struct Bucket {
+    pub(super) left: f64,
+    pub(super) at: Instant,
 }
 
 impl Bucket {
-    fn refilled(self, now: Instant, burst: f64, refill: f64) -> Self {
+    pub(super) fn refilled(self, now: Instant, burst: f64, refill: f64) -> Self {
         let seconds = now.saturating_duration_since(self.at).as_secs_f64();
         Self { left: (self.left + seconds * refill).min(burst), at: now }
     }
@@ -180,13 +180,13 @@ impl Inner {
     }
 }
 
-fn wait(seconds: f64) -> Wait {
+pub(super) fn wait(seconds: f64) -> Wait {
     // Bounded by MAX_WAIT, so the cast loses nothing.
     Wait { seconds: seconds.ceil().clamp(1.0, 86_400.0) as u64 }
 }
 
 /// Whoever has an IPv6 address has 2^64 of them.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();
@@ -197,7 +197,7 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 /// Makes room for one more entry: drops those that are over, and if there are none, the oldest.
-fn make_room<K: Copy + Eq + Hash, V>(
+pub(super) fn make_room<K: Copy + Eq + Hash, V>(
     table: &mut HashMap<K, V>,
     last: impl Fn(&V) -> Instant,
     now: Instant,

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub struct FakeRean {
     pub feeds: AtomicUsize,
     /// What clients have sent over connections with many feeds.
     pub told: Mutex<Vec<u8>>,
+    /// Whether its pod takes no clients.
+    pub is_inactive: AtomicBool,
 }
 
 impl FakeRean {
@@ -59,6 +61,7 @@ impl FakeRean {
             sunk: AtomicUsize::new(0),
             feeds: AtomicUsize::new(0),
             told: Mutex::default(),
+            is_inactive: AtomicBool::new(false),
         });
         let app = axum::Router::new().fallback(answer).with_state(Arc::clone(&rean));
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -126,8 +129,16 @@ async fn answer(State(rean): State<Arc<FakeRean>>, request: Request) -> Response
             documents(&rean, &parts.method, (db, id), &query, body).await
         }
         _ => match path.as_str() {
+            "_up" if rean.is_inactive.load(Ordering::SeqCst) => {
+                axum_json(StatusCode::NOT_FOUND, &json!({"status": "inactive"}))
+            }
             "_up" => axum_json(StatusCode::OK, &json!({"status": "ok"})),
             "sink" => sink(&rean, body).await,
+            // A token that counts, or one that doesn't.
+            "_join" => match body.collect().await.expect("a body").to_bytes().as_ref() {
+                b"good" => echo(&parts, &identity),
+                _ => axum_json(StatusCode::FORBIDDEN, &json!({"error": "forbidden"})),
+            },
             "big" => json_text("x".repeat(100_000)),
             "small" => json_text("x".repeat(100)),
             "image" => ([(header::CONTENT_TYPE, "image/png")], vec![7; 100_000]).into_response(),

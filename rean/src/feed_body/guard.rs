@@ -1,4 +1,4 @@
-//! What ends a feed whose reader's rights change.
+//! What ends a feed whose reader's rights change, or whose pod takes no clients any more.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use crate::accounts::AccountWatch;
 use crate::error::ApiError;
 use crate::hub::{Place, Subscription};
 use crate::pod::Pod;
+use crate::ring::clients::Welcome;
 use crate::target::Target;
 
 /// Ends a feed when its reader's rights change.
@@ -15,6 +16,7 @@ pub struct Guard {
     _place: Place,
     pub(super) news: Subscription,
     pub(super) account: Option<AccountWatch>,
+    pub(super) welcome: Welcome,
 }
 
 impl Guard {
@@ -28,11 +30,12 @@ impl Guard {
             _place: pod.hub.admit(name, who.is_admin(), filter_bytes)?,
             news: pod.hub.subscribe(&target.db),
             account: name.map(|name| pod.accounts.watch(name)),
+            welcome: pod.ring.clients.welcome(who, target.db.name()),
         })
     }
 
     /// Whether nothing has changed.
     pub fn holds(&self) -> bool {
-        !self.news.ended() && self.account.as_ref().is_none_or(|account| !account.has_changed())
+        !self.news.ended() && self.welcome.holds() && self.account.as_ref().is_none_or(|account| !account.has_changed())
     }
 }

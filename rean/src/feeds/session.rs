@@ -21,6 +21,7 @@ use crate::feeds::rate::Rate;
 use crate::feeds::sockets::Seat;
 use crate::feeds::subscriptions::{MAX_SUBSCRIPTIONS, Spoken, Subscriptions};
 use crate::pod::Pod;
+use crate::ring::clients::Welcome;
 use crate::target::{SEPARATOR, resolve};
 
 /// How often a client is asked whether it is there: middle boxes forget a silent connection after a minute.
@@ -44,6 +45,7 @@ pub struct Session<'a, S> {
     closed: Vec<String>,
     socket: WebSocketStream<S>,
     seat: Seat,
+    welcome: Welcome,
     subscriptions: Subscriptions,
     rate: Rate,
     heard: Instant,
@@ -66,6 +68,8 @@ enum Event {
     /// The client may send again.
     Rested,
     Ending,
+    /// The pod takes no clients any more.
+    TurnedAway,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
@@ -85,6 +89,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
             closed,
             socket,
             seat,
+            welcome: pod.ring.clients.welcome(who, ""),
             subscriptions: Subscriptions::default(),
             rate: Rate::new(now),
             heard: now,
@@ -117,6 +122,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
             let wait = self.rate.wait(Instant::now());
             let event = tokio::select! {
                 () = self.seat.ending() => Event::Ending,
+                () = self.welcome.over() => Event::TurnedAway,
                 heard = self.socket.next(), if wait.is_none() => Event::Heard(heard),
                 () = sleep_until(wait.unwrap_or_else(Instant::now)), if wait.is_some() => Event::Rested,
                 spoken = self.subscriptions.next() => Event::Spoken(spoken),
@@ -129,6 +135,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Session<'a, S> {
                 Event::Spoken(spoken) => self.speak(spoken).await?,
                 Event::Tick => self.tick().await?,
                 Event::Rested => {}
+                Event::TurnedAway => {
+                    return Err(End::Close(CloseCode::Restart, "this pod takes no clients for now"));
+                }
                 Event::Ending => return Err(End::Close(CloseCode::Restart, "the server is stopping")),
             }
         }

@@ -171,6 +171,6 @@ async fn save(
     }
     rean_store::document::validate_id(id)?;
     let doc = parse_document(Value::Object(document).to_string().as_bytes())?;
-    let edit = edit_in::edit(&target.db, id.to_owned(), Incoming { doc, follows: HashMap::new() }, Mode::Interactive)?;
+    let edit = edit_in::edit(target, id.to_owned(), Incoming { doc, follows: HashMap::new() }, Mode::Interactive)?;
     edit_in::write_one(pod, target, edit, Mode::Interactive).await.map(|_| ())
 }

@@ -1,6 +1,9 @@
 //! The `req` object: a request as filters and update handlers see it
 //! (<https://docs.couchdb.org/en/stable/json-structure.html#request-object>).
 
+use std::net::{IpAddr, Ipv4Addr};
+
+use adea_ring::identity::PEER_HEADER;
 use http::{HeaderMap, Method, Uri};
 use rean_store::{Db, Scope, Since};
 use serde_json::{Map, Value, json};
@@ -80,8 +83,7 @@ impl Asked {
             "form": form,
             // Sessions are none of a function's business.
             "cookie": {},
-            // The proxy's address is all that is known here.
-            "peer": "127.0.0.1",
+            "peer": peer(&self.headers),
             "userCtx": user_ctx(pod, target)?,
             "secObj": security_object(target),
         }))
@@ -99,6 +101,12 @@ fn halves(segment: &str) -> impl Iterator<Item = &str> {
         _ => (None, segment),
     };
     prefix.into_iter().chain(std::iter::once(rest))
+}
+
+/// The client's address, which the proxy tells; a request of the pod itself comes from here.
+fn peer(headers: &HeaderMap) -> String {
+    let told = headers.get(PEER_HEADER).and_then(|value| value.to_str().ok()?.parse::<IpAddr>().ok());
+    told.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_string()
 }
 
 fn headers(headers: &HeaderMap) -> Map<String, Value> {
@@ -133,7 +141,7 @@ fn info(db: &Db, scope: &Scope, name: &str) -> Result<Value, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{halves, headers, spelled};
+    use super::{PEER_HEADER, halves, headers, peer, spelled};
     use http::{HeaderMap, HeaderValue};
 
     #[test]
@@ -157,6 +165,17 @@ mod tests {
         map.insert("x-secret", secret);
         let names: Vec<String> = headers(&map).keys().cloned().collect();
         assert_eq!(names, ["Content-Type", "X-Mine"]);
+    }
+
+    #[test]
+    fn the_clients_address_is_the_proxys_word() {
+        let mut map = HeaderMap::new();
+        assert_eq!(peer(&map), "127.0.0.1");
+        map.insert(PEER_HEADER, HeaderValue::from_static("2001:db8::1"));
+        assert_eq!(peer(&map), "2001:db8::1");
+        assert!(headers(&map).is_empty());
+        map.insert(PEER_HEADER, HeaderValue::from_static("zork"));
+        assert_eq!(peer(&map), "127.0.0.1");
     }
 
     #[test]

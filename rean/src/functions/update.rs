@@ -109,11 +109,11 @@ async fn write(pod: &Arc<Pod>, target: &Target, text: String) -> Result<(String,
     let id = doc.id.take().unwrap_or_default();
     validate_id(&id)?;
     if id.starts_with(local_docs::PREFIX) {
-        let rev = local_docs::put(target, &id, doc).await?;
+        let rev = local_docs::put(pod, target, &id, doc).await?;
         return Ok((id, LocalRev(rev).to_string()));
     }
     target.require_write_doc(&id)?;
-    let edit = edit_in::edit(&target.db, id, Incoming { doc, follows: HashMap::new() }, Mode::Interactive)?;
+    let edit = edit_in::edit(target, id, Incoming { doc, follows: HashMap::new() }, Mode::Interactive)?;
     let written = edit_in::write_one(pod, target, edit, Mode::Interactive).await?;
     Ok((written.id, written.rev.to_string()))
 }

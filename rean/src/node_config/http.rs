@@ -1,7 +1,8 @@
 //! `/_node/..`: settings and figures of a pod, for administrators.
 //!
 //! Source: <https://docs.couchdb.org/en/stable/api/server/configuration.html>. All pods of a ring have the same settings,
-//! so every name of a node that there may be means the pod that is asked, and a change is made on the write master.
+//! so every name of a node that there may be means the pod that is asked, and a change is made on the write master. Figures
+//! and logs are each pod's own: with another pod's name, that pod is asked for them.
 //! Passwords of administrators are given back neither as they are nor as hashes.
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::error::ApiError;
 use crate::password::MAX_PASSWORD_BYTES;
 use crate::pod::Pod;
 use crate::ring::ring_doc::{self, ring_db};
+use crate::ring::{elsewhere, logs};
 use crate::route::{Request, Response, no_resource};
 use crate::target::require_server_admin;
 
@@ -55,7 +57,16 @@ pub async fn node(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     let segments = request.segments.clone();
     let below: Vec<&str> = segments[1..].iter().map(String::as_str).collect();
     let Some((name, below)) = below.split_first() else { return Err(no_resource("_node")) };
-    if !NODES.contains(name) {
+    let is_own = NODES.contains(name) || *name == pod.ring.me().as_str();
+    let is_elsewhere = !is_own && request.method == Method::GET;
+    // Settings are the same on all pods, and changed by way of the write master: no other pod is asked for them.
+    if is_elsewhere
+        && matches!(below.first(), Some(&"_logs" | &"_stats" | &"_system" | &"_versions"))
+        && let Some(question) = elsewhere::question(pod, name, below, &request)
+    {
+        return elsewhere::ask(pod, question).await;
+    }
+    if !is_own {
         let shown: String = name.chars().take(80).collect();
         return Err(ApiError::not_found(format!("no such node: {shown}")));
     }
@@ -72,6 +83,7 @@ pub async fn node(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
             match below {
                 [] => Ok(json_line(StatusCode::OK, &json!({"name": NODE}))),
                 ["_stats", path @ ..] => Ok(json_line(StatusCode::OK, &stats::stats(pod, path)?)),
+                ["_logs"] => logs::logs(pod, logs::Asked::of(&request)?).await,
                 ["_system"] => Ok(json_line(StatusCode::OK, &stats::system(pod))),
                 ["_versions"] => Ok(json_line(StatusCode::OK, &stats::versions())),
                 _ => Err(no_resource("_node")),

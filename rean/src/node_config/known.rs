@@ -5,8 +5,10 @@
 //! its own file says.
 
 use adea_ring::log_level;
+use adea_ring::node_config::{CLOSED, MAINTENANCE, WRITE_ONLY};
 
 use crate::config::Limits;
+use crate::databases::check_name;
 
 /// Ids that one `_uuids` gives, unless something else is set; CouchDB's bound.
 pub const MAX_UUIDS: u64 = 1_000;
@@ -16,6 +18,9 @@ pub const MAX_DBS_INFO: usize = 100;
 const MAX_LISTED: u64 = 100_000;
 /// The longest time that may be set, in seconds: ten years. CouchDB's times are seconds or milliseconds.
 const MAX_TIME: u64 = 10 * 366 * 86_400;
+
+/// What may be said of a database in maintenance.
+const RULES: [&str; 2] = [CLOSED, WRITE_ONLY];
 
 /// A setting.
 struct Known {
@@ -104,6 +109,9 @@ pub fn defaults(limits: &Limits) -> impl Iterator<Item = (&'static str, &'static
 
 /// Whether a setting may have a value. What means nothing here may have any.
 pub fn fits(section: &str, key: &str, value: &str) -> bool {
+    if section == MAINTENANCE {
+        return RULES.contains(&value) && check_name(key).is_ok();
+    }
     let Some(known) = find(section, key) else { return true };
     match known.kind {
         Kind::Text => true,
@@ -117,6 +125,9 @@ pub fn fits(section: &str, key: &str, value: &str) -> bool {
 
 /// What a setting may be, for people.
 pub fn allowed(section: &str, key: &str) -> String {
+    if section == MAINTENANCE {
+        return format!("one of {RULES:?}, for a name that a database may have");
+    }
     match find(section, key).map(|known| &known.kind) {
         None | Some(Kind::Text) => "a text".to_owned(),
         Some(Kind::Bool) => "true or false".to_owned(),
@@ -150,6 +161,8 @@ mod tests {
             ("cors", "origins", "*"),
             ("chttpd", "enable_cors", "true"),
             ("uuids", "max_count", "5"),
+            ("maintenance", "notes", "closed"),
+            ("maintenance", "a/b", "write-only"),
         ] {
             assert!(fits(section, key, value), "{section}/{key}={value}");
         }
@@ -159,6 +172,8 @@ mod tests {
             ("chttpd_auth", "same_site", "loose"),
             ("couchdb", "max_document_size", "-1"),
             ("uuids", "max_count", "99999999"),
+            ("maintenance", "notes", "open"),
+            ("maintenance", "_ring,x", "closed"),
         ] {
             assert!(!fits(section, key, value), "{section}/{key}={value}");
         }

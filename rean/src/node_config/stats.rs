@@ -2,10 +2,27 @@
 //! (<https://docs.couchdb.org/en/stable/api/server/common.html#node-node-name-stats>). The proxy has those of requests:
 //! `_prometheus` is answered there.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::pod::Pod;
+
+/// Requests of clients since the start.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+impl Traffic {
+    /// Counts a request.
+    pub fn count(&self, is_write: bool) {
+        let counter = if is_write { &self.writes } else { &self.reads };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 /// `_stats`, or what is below a path in it.
 ///
@@ -15,14 +32,22 @@ pub fn stats(pod: &Pod, path: &[&str]) -> Result<Value, ApiError> {
     let gauge = |value: u64, desc: &str| json!({"value": value, "type": "gauge", "desc": desc});
     let counter = |value: u64, desc: &str| json!({"value": value, "type": "counter", "desc": desc});
     let store = pod.store.stats();
+    let (reads, writes) = (pod.traffic.reads.load(Ordering::Relaxed), pod.traffic.writes.load(Ordering::Relaxed));
     let all = json!({
         "couchdb": {
             "open_databases": gauge(pod.store.db_names().len() as u64, "number of open databases"),
             "commits": counter(store.commits, "number of commits since the start"),
             "httpd": {
+                "requests": counter(reads + writes, "number of HTTP requests"),
                 "clients_requesting_changes":
                     gauge(pod.hub.listeners() as u64, "number of clients for continuous _changes"),
             },
+        },
+        "adea": {
+            "reads": counter(reads, "number of clients' requests that only read"),
+            "writes": counter(writes, "number of clients' requests that may write"),
+            "seq": counter(store.seq, "number of changes in the store, of clients and of other pods"),
+            "disk_bytes": gauge(store.disk_bytes, "bytes that the store takes"),
         },
         "couch_replicator": {
             "jobs": {"total": gauge(pod.replications.list().len() as u64, "total number of replicator jobs")},
@@ -37,6 +62,7 @@ pub fn system(pod: &Pod) -> Value {
         "uptime": pod.started.elapsed().as_secs(),
         "memory": {"resident": of_process("VmRSS:").map(|kib| kib * 1024)},
         "threads": of_process("Threads:"),
+        "host": pod.ring.state().and_then(|state| state.host.clone()),
         "os_proc_count": 0,
         "stale_proc_count": 0,
         "internal_replication_jobs": 0,
@@ -48,7 +74,7 @@ pub fn versions() -> Value {
     json!({
         "javascript_engine": {"name": "quickjs"},
         "collation_driver": {"name": "icu4x"},
-        "adea": {"version": env!("CARGO_PKG_VERSION")},
+        "adea": {"version": adea_ring::software::version()},
     })
 }
 

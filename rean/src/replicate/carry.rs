@@ -133,6 +133,16 @@ struct Stub {
     length: u64,
     #[serde(default)]
     data: Option<serde::de::IgnoredAny>,
+    /// Where its bytes are, as another pod says: they need not be carried.
+    #[serde(default)]
+    file: Option<serde::de::IgnoredAny>,
+}
+
+impl Stub {
+    /// Whether the document can be written as it is, as far as this attachment goes.
+    fn is_whole(&self, is_pod: bool) -> bool {
+        self.data.is_some() || (is_pod && self.file.is_some())
+    }
 }
 
 impl Carrier {
@@ -270,9 +280,9 @@ impl Carrier {
         Ok(true)
     }
 
-    /// Asks for histories: another pod gives them whole.
+    /// Asks for histories: another pod gives them whole, and of files only what is to be known of them.
     pub fn revs(&self) -> &'static str {
-        if self.source.is_pod() { "revs=all" } else { "revs=true" }
+        if self.source.is_pod() { "revs=all&files=true" } else { "revs=true" }
     }
 
     /// Reads revisions of one document.
@@ -313,8 +323,10 @@ impl Carrier {
             return self.not_read(entry.error.as_ref());
         };
         let head: Head = serde_json::from_str(doc.get()).map_err(|_| self.malformed("a document"))?;
-        let attached_bytes = head.attachments.values().map(|stub| stub.length).fold(0, u64::saturating_add);
-        let whole = head.attachments.values().all(|stub| stub.data.is_some());
+        let is_pod = self.source.is_pod();
+        let lacking = head.attachments.values().filter(|stub| !stub.is_whole(is_pod));
+        let attached_bytes = lacking.clone().map(|stub| stub.length).fold(0, u64::saturating_add);
+        let whole = lacking.count() == 0;
         if !whole {
             let wanted = Wanted { id: head.id, rev: head.rev, attached_bytes };
             if form == Form::Stubs && attached_bytes <= INLINE_BYTES {

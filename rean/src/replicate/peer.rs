@@ -16,20 +16,19 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::connector::Connector;
 use super::fault::Fault;
 use super::spec::{Endpoint, Remote};
 use crate::pod::Pod;
 use crate::route::{self, Request, Response};
 
 /// Speaks to other servers.
-pub type Far = Client<HttpConnector, Body>;
+pub type Far = Client<Connector, Body>;
 
-/// Connecting takes this long at most.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Until an answer begins, and between two pieces of it. A waiting feed sends a heartbeat six times as often.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The slowest upload that is waited for, in bytes a second.
@@ -48,14 +47,11 @@ const AGENT: &str = concat!("Adea-Replicator/", env!("CARGO_PKG_VERSION"));
 /// A client for other servers. They are whatever an administrator names, also in the pod's own network: this is why
 /// only administrators may start replications.
 pub fn far() -> Far {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    connector.set_nodelay(true);
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .build(connector)
+        .build(Connector::new())
 }
 
 /// One end.

@@ -196,9 +196,8 @@ impl Endpoint {
             return Ok(Self::Local(text.to_owned()));
         };
         match scheme {
-            "http" => Remote::parse(text, headers, login).map(Self::Remote),
-            "https" => Err("has an https address: TLS to other servers is not built in yet".to_owned()),
-            _ => Err("must be an http address".to_owned()),
+            "http" | "https" => Remote::parse(scheme, text, headers, login).map(Self::Remote),
+            _ => Err("must be an http or https address".to_owned()),
         }
     }
 
@@ -220,7 +219,12 @@ impl Endpoint {
 }
 
 impl Remote {
-    fn parse(text: &str, mut headers: HeaderMap, login: Option<(String, String)>) -> Result<Self, String> {
+    fn parse(
+        scheme: &str,
+        text: &str,
+        mut headers: HeaderMap,
+        login: Option<(String, String)>,
+    ) -> Result<Self, String> {
         // What the parser says could repeat the password.
         let uri: Uri = text.parse().map_err(|_| "is no address".to_owned())?;
         if uri.query().is_some() {
@@ -242,7 +246,7 @@ impl Remote {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        Ok(Self { url: format!("http://{host}{path}"), user: login.map(|(name, _)| name), headers })
+        Ok(Self { url: format!("{scheme}://{host}{path}"), user: login.map(|(name, _)| name), headers })
     }
 }
 
@@ -387,7 +391,7 @@ mod tests {
         for (object, word) in [
             (json!({}), "source"),
             (json!({"source": 5, "target": "b"}), "source"),
-            (json!({"source": "a", "target": "https://ann:sesame@h/b"}), "TLS"),
+            (json!({"source": "a", "target": "ftp://ann:sesame@h/b"}), "https"),
             (json!({"source": "a", "target": "http://ann:sesame@h h/b"}), "target"),
             (json!({"source": "a", "target": "http://ann:sesame@h/"}), "target"),
             (json!({"source": "a", "target": "b", "continuous": 1}), "continuous"),

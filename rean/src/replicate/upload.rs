@@ -30,6 +30,8 @@ struct Stub {
     length: u64,
     #[serde(default)]
     revpos: Option<u64>,
+    #[serde(default)]
+    file: Option<serde::de::IgnoredAny>,
 }
 
 enum Piece {
@@ -59,7 +61,7 @@ pub async fn carry(carrier: &Carrier, wanted: &Wanted) -> Result<(), Fault> {
         progress.stats.bytes = progress.stats.bytes.saturating_add(bytes);
     }
     let malformed = || Fault::Passing(format!("{}: a document has another form", carrier.source.shown()));
-    let upload = Upload::of(&answer, &path, &wanted.rev).ok_or_else(malformed)?;
+    let upload = Upload::of(&answer, &path, &wanted.rev, carrier.source.is_pod()).ok_or_else(malformed)?;
     let fault = Arc::new(Mutex::new(None));
     let sent = upload.send_from(Arc::clone(&carrier.source), Arc::clone(&fault));
     let answer = match carrier.target.ask(Method::PUT, &format!("{path}?new_edits=false"), Some(sent)).await {
@@ -108,7 +110,7 @@ struct Upload {
 
 impl Upload {
     /// The pieces of the body: the document, whose attachments follow, and they.
-    fn of(doc: &Answer, path: &str, rev: &str) -> Option<Self> {
+    fn of(doc: &Answer, path: &str, rev: &str, is_pod: bool) -> Option<Self> {
         let text = std::str::from_utf8(&doc.body).ok()?;
         let mut parts = PartWriter::new();
         let content_type = parts.content_type("related");
@@ -119,7 +121,7 @@ impl Upload {
             push_string(&mut json, &member.key);
             json.push(b':');
             if member.key == "_attachments" {
-                attachments = push_followed(&mut json, member.value)?;
+                attachments = push_followed(&mut json, member.value, is_pod)?;
             } else {
                 json.extend_from_slice(member.value.as_bytes());
             }
@@ -204,9 +206,9 @@ impl Sending {
     }
 }
 
-/// Writes `_attachments` with each of them as one that follows; without digests, which are of what the source stored and
+/// Writes `_attachments` with each of them as one that follows, but for what another pod says to be a file; without digests, which are of what the source stored and
 /// may be of compressed bytes.
-fn push_followed(json: &mut Vec<u8>, text: &str) -> Option<Vec<(String, Stub)>> {
+fn push_followed(json: &mut Vec<u8>, text: &str, is_pod: bool) -> Option<Vec<(String, Stub)>> {
     let mut attachments = Vec::new();
     json.push(b'{');
     for (n, member) in scan_object(text).ok()?.into_iter().enumerate() {
@@ -215,6 +217,11 @@ fn push_followed(json: &mut Vec<u8>, text: &str) -> Option<Vec<(String, Stub)>> 
             json.push(b',');
         }
         push_string(json, &member.key);
+        if is_pod && stub.file.is_some() {
+            json.push(b':');
+            json.extend_from_slice(member.value.as_bytes());
+            continue;
+        }
         json.extend_from_slice(b":{\"follows\":true,\"content_type\":");
         push_string(json, stub.content_type.as_deref().unwrap_or("application/octet-stream"));
         json.extend_from_slice(format!(",\"length\":{}", stub.length).as_bytes());

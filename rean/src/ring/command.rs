@@ -9,6 +9,7 @@ use std::time::Duration;
 use adea_ring::Identity;
 use adea_ring::election::Epoch;
 use adea_ring::report::{EpochStart, Facts, RingState, Role};
+use adea_ring::software;
 use http::StatusCode;
 use tokio::time::Instant;
 
@@ -55,7 +56,9 @@ pub async fn ring(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     // In a task of its own: what has begun is done to its end, also when adea does not wait for it.
     let doing = tokio::spawn(carry_out(Arc::clone(pod), state));
     let facts = doing.await.map_err(|error| ApiError::internal("the command failed").with_cause(error))?;
-    let text = serde_json::to_vec(&facts).map_err(|error| ApiError::internal("the facts").with_cause(error))?;
+    let text = software::say(&facts, &["config"])
+        .and_then(|facts| serde_json::to_vec(&facts))
+        .map_err(|error| ApiError::internal("the facts").with_cause(error))?;
     Ok(render::json(StatusCode::OK, text))
 }
 
@@ -68,8 +71,9 @@ pub async fn carry_out(pod: Arc<Pod>, state: RingState) -> Facts {
     let wanted = state.role.clone();
     if let Some(wire) = ring.wire() {
         wire.keep(|id| state.get(id).is_some());
+        ring.links.feeds.keep(|id| !ring.is_removed(id));
     }
-    ring.knowledge.keep(|id| state.get(id).is_some());
+    ring.knowledge.keep(|id| state.get(id).is_some() && !ring.is_removed(id));
     restored::go_on_behind_others(&pod, &state).await;
     // The state first: who follows must know where its master is.
     ring.set_state(state);
@@ -167,8 +171,9 @@ fn facts(pod: &Pod) -> Facts {
         applied: ring.applied(pod.store.seq()),
         start: ring.start(),
         caught_up_to: ring.caught_up.lock().clone(),
-        config: (*ring.config()).clone(),
+        config: ring.told_config(),
         keyring: ring.keyring(),
-        upgrade: None,
+        upgrade: pod.upgrades.doc(),
+        disk: pod.room.level(),
     }
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use adea_ring::RingConfig;
-use adea_ring::config::CONFIG_ID;
+use adea_ring::config::{CONFIG_ID, PodState};
 use adea_ring::node_config::NODE_CONFIG_ID;
+use adea_ring::report::RingState;
+use adea_ring::{PodId, RingConfig};
 use rean_store::{Edit, StoreError};
 use serde_json::{Map, Value};
 
@@ -47,7 +48,8 @@ pub fn check(edit: &Edit) -> Result<(), ApiError> {
 }
 
 /// Refuses settings under which no pod of this ring could become write master: as writes go there, they could not be
-/// changed any more.
+/// changed any more. Nor may the last live pod that takes clients be removed or set inactive: its clients would have
+/// nowhere to go, and what only it has would be lost.
 ///
 /// # Errors
 /// 400 naming the member that is wrong.
@@ -55,14 +57,30 @@ pub fn check_electable(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
     if edit.id != CONFIG_ID || edit.deleted {
         return Ok(());
     }
-    let Some(state) = pod.ring.state() else { return Ok(()) };
     let doc = serde_json::from_slice(&edit.body).map_err(|_| ApiError::invalid_json())?;
     let config = RingConfig::parse(&doc).map_err(|error| ApiError::bad_request(format!("config: {error}")))?;
-    let mut members = state.members.iter().map(|known| &known.member).filter(|member| !member.left);
+    if pod.ring.is_alone() && config.state_of(pod.ring.me()) != PodState::Active {
+        return Err(ApiError::bad_request("config: `pods`: this pod has no ring that could do without it"));
+    }
+    let Some(state) = pod.ring.state() else { return Ok(()) };
+    check_states(pod, &state, &config)?;
+    let members = state.members.iter().map(|known| &known.member).filter(|member| !member.left);
+    let mut members = members.filter(|member| config.state_of(&member.id) != PodState::Removed);
     if members.all(|member| config.election.never.contains(&member.id)) {
         return Err(ApiError::bad_request("config: `election.never` names all pods: none could take writes"));
     }
     Ok(())
+}
+
+/// Refuses states of pods that leave no live one active, if this changes any.
+fn check_states(pod: &Pod, state: &RingState, config: &RingConfig) -> Result<(), ApiError> {
+    let is_active = |id: &PodId| config.state_of(id) == PodState::Active;
+    let mut live = state.members.iter().map(|known| &known.member).filter(|member| member.alive);
+    if pod.ring.config().pods == config.pods || live.any(|member| is_active(&member.id)) {
+        return Ok(());
+    }
+    let reason = "config: `pods`: no pod that is there now would be active: set another one active first";
+    Err(ApiError::bad_request(reason))
 }
 
 /// Keeps the settings in force until it is told to stop.
@@ -97,21 +115,24 @@ pub fn pass(pod: &Pod) -> Result<(), StoreError> {
     app_w::load(pod)
 }
 
-/// A configuration that can't be read leaves the one before it in force; it is told of in this pod's status.
+/// A configuration that can't be read leaves the one before it in force, and of a later version's what this one knows is
+/// put in force; both are told of in this pod's status.
 fn put_in_force(pod: &Pod, doc: Map<String, Value>) -> Result<(), StoreError> {
     let records = &pod.ring.records;
-    let error = match RingConfig::parse(&Value::Object(doc)) {
-        Ok(config) => {
+    let error = match RingConfig::read(&Value::Object(doc)) {
+        Ok((config, unknown)) => {
             records.stamps.set_max_drift(&pod.store, config.clock.max_drift_ms)?;
             pod.ring.set_config(config);
-            None
+            let unknown = unknown.iter().map(|member| format!("`{member}`")).collect::<Vec<_>>().join(", ");
+            (!unknown.is_empty())
+                .then(|| format!("this pod's version does not know {unknown}: upgrade the pod; all else is in force"))
         }
-        Err(error) => Some(error.to_string()),
+        Err(error) => Some(format!("{error}; the configuration before it stays in force")),
     };
     let mut known = records.config_error.write();
     if *known != error {
         if let Some(reason) = &error {
-            tracing::error!(reason, "the ring's configuration can't be used; the one before it stays in force");
+            tracing::error!(reason, "the ring's configuration can't be used as it is");
         }
         *known = error;
         records.status.notify_one();

@@ -61,6 +61,11 @@ impl Feeds {
         receiver
     }
 
+    /// Ends the feeds of all but these.
+    pub fn keep(&self, is_let_in: impl Fn(&PodId) -> bool) {
+        self.readers.lock().retain(|peer, _| is_let_in(peer));
+    }
+
     /// Who reads.
     pub fn readers(&self) -> Vec<PodId> {
         let readers = self.readers.lock();
@@ -297,10 +302,14 @@ async fn hear(pod: &Pod, peer: &PodId, body: Body) -> Result<(), String> {
 
 fn take_in(pod: &Pod, peer: &PodId, ack: &Ack) {
     let knowledge = &pod.ring.knowledge;
+    if pod.ring.is_removed(peer) {
+        return;
+    }
     knowledge.heard(peer, &ack.applied);
     let (Some(of), Some(state)) = (&ack.of, pod.ring.state()) else { return };
     // Only of pods that are known, so that nothing grows by what somebody else says.
-    for (other, seq) in ack.others.iter().filter(|(other, _)| state.get(other).is_some()) {
+    for (other, seq) in ack.others.iter().filter(|(other, _)| state.get(other).is_some() && !pod.ring.is_removed(other))
+    {
         knowledge.heard(other, &one(of, *seq));
     }
 }

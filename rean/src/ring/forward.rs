@@ -20,6 +20,7 @@ use crate::body_in::BodyShare;
 use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::ring::places::{Places, Taken};
+use crate::ring::removal;
 use crate::ring::wire::WireError;
 use crate::ring::writes::{APPLIED_HEADER, NOT_MASTER_HEADER, unknown_outcome};
 use crate::route::{Request, Response};
@@ -165,7 +166,7 @@ pub async fn attempt(pod: &Arc<Pod>, parcel: &mut Parcel) -> Result<Result<Respo
         }
     };
     match sent {
-        Ok(response) if is_refusal(&response) => match parcel.contents {
+        Ok(response) if is_refusal(pod, &master, &response) => match parcel.contents {
             Contents::Small { .. } => Err(NO_MASTER),
             // The refusal came before the master looked at the body, but a part of it is gone.
             _ => Ok(Err(unavailable())),
@@ -215,8 +216,10 @@ fn master(pod: &Pod) -> Option<(PodId, String)> {
     Some((known.member.id.clone(), known.member.address.clone()))
 }
 
-fn is_refusal(response: &Response) -> bool {
-    response.status() == StatusCode::SERVICE_UNAVAILABLE && response.headers().contains_key(NOT_MASTER_HEADER)
+fn is_refusal(pod: &Pod, master: &PodId, response: &Response) -> bool {
+    let is_removed = removal::note(pod, master, response.headers());
+    is_removed
+        || response.status() == StatusCode::SERVICE_UNAVAILABLE && response.headers().contains_key(NOT_MASTER_HEADER)
 }
 
 /// The master's answer as the client gets it, once the write can be read here.

@@ -3,6 +3,9 @@
 //! Up to three pages are on their way at once, each compared and fetched while the one before it is written, so that
 //! round trips don't limit a link. What always holds: a mark counts only once every row before it is durable here, and
 //! so do this pod's vector and the link's place; access rules are in force before what comes after them is written.
+//!
+//! While this pod's disk is full a link is thin: it brings accounts and settings, and its place stays where it was, so
+//! that all else comes once there is room again.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use adea_ring::PodId;
+use adea_ring::host::DiskLevel;
 use adea_ring::report::{Applied, Origin};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
@@ -30,6 +34,8 @@ use crate::ring::link::bring::Bringer;
 use crate::ring::link::page::{Page, PageError, Pages};
 use crate::ring::link::place::Place;
 use crate::ring::link::road::{ToNeighbour, Traffic};
+use crate::ring::removal;
+use crate::room;
 use crate::workers::now_s;
 
 mod acks;
@@ -49,6 +55,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A place is kept at most this often: each costs a small record in a commit.
 const KEEP_EVERY: Duration = Duration::from_millis(500);
+/// Why a link brings little.
+const FULL: &str = "this pod's disk is full: only accounts and settings are brought";
 /// An answer that tells why there is no feed, in bytes.
 const MAX_REFUSAL_BYTES: usize = 4 << 10;
 
@@ -197,11 +205,25 @@ async fn pull(pod: &Arc<Pod>, link: &Arc<Link>) -> Result<Infallible, Fault> {
         place = Place::start(&pod.store, first.origin.history(), round);
     }
     link.pulled.send_replace(Pulled { origin: Some(first.origin.clone()), seq: place.seq, newest: first.newest });
-    link.enter("catching_up", None);
+    let is_thin = pod.room.is_full();
+    match is_thin {
+        true => link.enter("paused", Some(FULL.to_owned())),
+        false => link.enter("catching_up", None),
+    }
     let bringer = Arc::new(Bringer::new(pod, link, Arc::clone(&road) as Arc<dyn Road>));
     let (kept_at, kept) = (Instant::now(), place.clone());
-    let pull =
-        Pull { pod, link, bringer, origin: first.origin, place, kept, kept_at, before: None, on_way: VecDeque::new() };
+    let pull = Pull {
+        pod,
+        link,
+        bringer,
+        origin: first.origin,
+        place,
+        kept,
+        kept_at,
+        before: None,
+        on_way: VecDeque::new(),
+        is_thin,
+    };
     pull.run(pages).await
 }
 
@@ -219,6 +241,7 @@ async fn open(pod: &Arc<Pod>, link: &Link, road: &ToNeighbour, place: &Place) ->
         return Ok(Pages::new(answer.into_body()));
     }
     let status = answer.status();
+    removal::note(pod, &link.peer, answer.headers());
     let text = axum::body::to_bytes(answer.into_body(), MAX_REFUSAL_BYTES);
     let text = tokio::time::timeout(OPENING, text).await.ok().and_then(Result::ok).unwrap_or_default();
     Err(Fault::Passing(format!("it gives no feed: {status} {}", words(&text).1)))
@@ -241,6 +264,8 @@ struct Pull<'a> {
     /// Tells when the rules of the page before are in force.
     before: Option<watch::Receiver<bool>>,
     on_way: VecDeque<OnWay>,
+    /// Whether it began with a full disk.
+    is_thin: bool,
 }
 
 /// A page that is on its way.
@@ -269,10 +294,15 @@ impl Drop for Pull<'_> {
 
 impl Pull<'_> {
     async fn run(mut self, mut pages: Pages) -> Result<Infallible, Fault> {
+        let mut levels = self.pod.room.levels();
         loop {
-            let is_new = self.place != self.kept;
+            let (is_new, is_thin) = (self.place != self.kept, self.is_thin);
             tokio::select! {
                 biased;
+                _ = levels.wait_for(|level| (*level == DiskLevel::Full) != is_thin) => {
+                    let why = if is_thin { "there is room on this pod's disk again" } else { FULL };
+                    return Err(Fault::Passing(why.to_owned()));
+                }
                 done = finished(&mut self.on_way) => {
                     let mark = done?;
                     self.reach(mark);
@@ -297,6 +327,13 @@ impl Pull<'_> {
             self.pod.ring.knowledge.heard(&self.link.peer, &mark.applied);
             let newest = mark.newest.unwrap_or(mark.seq);
             self.link.pulled.send_modify(|pulled| pulled.newest = pulled.newest.max(newest));
+        }
+        let mark = mark.filter(|_| !self.is_thin);
+        if self.is_thin {
+            for (name, rows) in &mut page.rows {
+                rows.leaves.retain(|id, _| room::is_brought(name, id));
+            }
+            page.rows.retain(|_, rows| !rows.leaves.is_empty());
         }
         if page.rows.is_empty() && self.on_way.is_empty() {
             self.reach(mark);

@@ -163,7 +163,7 @@ impl Links {
     }
 
     /// Whether any feed is being read.
-    fn is_any_open(&self) -> bool {
+    pub(super) fn is_any_open(&self) -> bool {
         self.links.lock().values().any(|running| running.link.is_open())
     }
 

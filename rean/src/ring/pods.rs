@@ -2,8 +2,9 @@
 //!
 //! ```json
 //! {"pod": "pod-a", "url": "https://a.example", "role": "master", "alive": true, "load": 0.3, "software": "0.1.0",
-//!  "since": "2026-01-02T03:04:05Z", "epoch": "...", "seen": "..."}
+//!  "since": "2026-01-02T03:04:05Z", "epoch": "...", "seen": "...", "state": "active", "disk": "low"}
 //! ```
+//! `state` is `inactive` for a pod that takes no clients; `disk` is there when it is `low` or `full`, without sizes.
 //! It is each pod's own: what it says is what this pod knows. Nothing in it tells of documents or of the pods' inner
 //! addresses. A client that has one pod's URL finds all others here, and follows them by the changes feed.
 
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use adea_ring::host::DiskLevel;
 use adea_ring::report::{Known, RingState};
 use rean_store::{Edit, StoreError};
 use serde_json::{Map, Value, json};
@@ -32,7 +34,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// A load that has moved by more than this is told.
 const LOAD_STEP: f64 = 0.25;
 /// Members whose changes are told at once.
-const TOLD: [&str; 6] = ["url", "role", "alive", "software", "since", "epoch"];
+const TOLD: [&str; 8] = ["url", "role", "alive", "software", "since", "epoch", "state", "disk"];
 
 /// Keeps the documents until it is told to stop.
 ///
@@ -116,8 +118,9 @@ fn wanted(pod: &Pod) -> Result<BTreeMap<String, Map<String, Value>>, StoreError>
             "since": status::since(pod, None),
             "epoch": standing.epoch,
             "seen": stamp()?,
+            "state": pod.ring.pod_state(),
         });
-        let doc = doc.as_object().cloned().unwrap_or_default();
+        let doc = with_disk(doc, pod.room.level());
         return Ok(BTreeMap::from([(status::doc_id(pod.ring.me()), doc)]));
     };
     let mut wanted = BTreeMap::new();
@@ -137,10 +140,23 @@ fn wanted(pod: &Pod) -> Result<BTreeMap<String, Map<String, Value>>, StoreError>
             "since": status::since(pod, Some(known)),
             "epoch": standing.epoch,
             "seen": seen,
+            "state": pod.ring.config().state_of(&known.member.id),
         });
-        wanted.insert(status::doc_id(&known.member.id), doc.as_object().cloned().unwrap_or_default());
+        // This pod's agent hears of rean's own disk a moment later.
+        let is_own = known.member.id == *pod.ring.me();
+        let own = if is_own { pod.room.level() } else { DiskLevel::Roomy };
+        wanted.insert(status::doc_id(&known.member.id), with_disk(doc, known.said.disk.max(own)));
     }
     Ok(wanted)
+}
+
+/// Everyone may know that a disk is nearly full, as writes go wrong then, and not how large it is.
+fn with_disk(doc: Value, level: DiskLevel) -> Map<String, Value> {
+    let mut doc = doc.as_object().cloned().unwrap_or_default();
+    if level > DiskLevel::Roomy {
+        doc.insert("disk".to_owned(), json!(level));
+    }
+    doc
 }
 
 /// What a pod does about writes, as this one knows it.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use adea_ring::report::Standing;
+use adea_ring::software;
 use adea_ring::{Identity, PodId};
 use http::StatusCode;
-use serde_json::json;
 
 use crate::databases::json_line;
 use crate::error::ApiError;
@@ -25,7 +25,7 @@ pub async fn standing(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
         role: ring.role(),
         stamp: None,
     };
-    Ok(json_line(StatusCode::OK, &json!(standing)))
+    Ok(json_line(StatusCode::OK, &software::say(&standing, &[]).unwrap_or_default()))
 }
 
 /// The pod that asks for itself, over a link. Others learn nothing, not even that there is such a resource.

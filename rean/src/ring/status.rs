@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use adea_ring::PodId;
+use adea_ring::host::ProgramReport;
 use adea_ring::report::{Known, RingState, Role};
+use adea_ring::software;
 use http::StatusCode;
 use rean_store::StoreError;
 use serde_json::{Map, Value, json};
@@ -116,8 +118,14 @@ fn matters(pod: &Pod) -> Value {
         members.filter(|known| known.member.alive == alive).map(|known| known.member.id.as_str()).collect()
     };
     let clocks_off: &[PodId] = state.as_ref().map_or(&[], |state| &state.clocks_off);
+    let host = state.as_ref().and_then(|state| state.host.as_ref());
     json!({
         "url": me.and_then(|me| me.said.url.clone()),
+        "state": ring.pod_state(),
+        "disk": pod.room.level().max(me.map(|me| me.said.disk).unwrap_or_default()),
+        "upgrade": me.and_then(|me| me.said.upgrade.clone()),
+        "troubles": host.map(|host| &host.troubles),
+        "programs": host.map(|host| host.programs.iter().map(steady_program).collect::<Vec<_>>()),
         "ring_address": me.map(|me| me.member.address.clone()),
         "role": standing.role,
         "epoch": standing.epoch,
@@ -143,6 +151,11 @@ fn is_caught_up(pod: &Pod, me: Option<&Known>) -> bool {
         Role::Master(_) => true,
         Role::Follower(epoch) => me.is_some_and(|me| me.member.caught_up_to.as_ref() >= Some(&epoch)),
     }
+}
+
+/// Of a program, what doesn't move all the time.
+fn steady_program(program: &ProgramReport) -> Value {
+    json!({"name": program.name, "software": program.software, "healthy": program.healthy, "restarts": program.restarts})
 }
 
 /// Of the links, what doesn't move with every write: a link that is open catches up with each of them.
@@ -180,6 +193,7 @@ fn status(pod: &Pod, matters: &Value) -> Result<Map<String, Value>, StoreError> 
         "seq": pod.store.seq(),
         "applied": ring.applied(pod.store.seq()),
         "links": ring.records.describe_links(),
+        "host": state.as_ref().and_then(|state| state.host.clone()),
         "dropped": state.as_ref().map(|state: &Arc<RingState>| state.dropped),
         "refused_handshakes": ring.refused(),
         "divergences_not_told": ring.records.found.not_told(),
@@ -193,7 +207,7 @@ fn status(pod: &Pod, matters: &Value) -> Result<Map<String, Value>, StoreError> 
 
 /// What the pod's programs are.
 pub fn software(pod: &Pod, known: Option<&Known>) -> String {
-    let own = || env!("CARGO_PKG_VERSION").to_owned();
+    let own = || software::version().to_owned();
     match known {
         Some(known) if known.member.id == *pod.ring.me() && known.said.software.is_empty() => own(),
         Some(known) => known.said.software.clone(),

@@ -43,6 +43,10 @@ const LOCAL_RESOURCES: [&str; 13] = [
 
 /// Whether a request, as its path was read, may change what all pods share.
 pub fn is_write(method: &Method, segments: &[String]) -> bool {
+    // Uploads in several requests are where they were begun.
+    if matches!(segments, [_, below, ..] if below == "_uploads") {
+        return *method != Method::OPTIONS;
+    }
     if !matches!(method.as_str(), "PUT" | "POST" | "DELETE" | "COPY") {
         return false;
     }
@@ -50,6 +54,8 @@ pub fn is_write(method: &Method, segments: &[String]) -> bool {
     match segments.as_slice() {
         [] => false,
         ["_replicate", ..] => *method == Method::POST,
+        // Its uses are counted in one place.
+        ["_join"] => *method == Method::POST,
         // The settings are the same on all pods.
         ["_node", _, "_config", ..] => *method != Method::POST,
         [first, ..] if route::is_server_resource(first) => false,
@@ -190,6 +196,7 @@ mod tests {
     fn what_changes_shared_things_is_a_write() {
         for (method, path) in [
             ("PUT", "/notes"),
+            ("POST", "/_join"),
             ("DELETE", "/notes"),
             ("POST", "/notes"),
             ("PUT", "/notes/a"),

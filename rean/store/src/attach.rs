@@ -11,7 +11,7 @@ use crate::tree::RevTree;
 use crate::writer::Tx;
 use std::sync::atomic::Ordering;
 
-/// Stands for bytes that are not taken up yet; random numbers never reach it.
+/// Stands for bytes that are not taken up yet; no number reaches it.
 const NOT_YET: BlobId = BlobId::MAX;
 
 impl Tx<'_> {

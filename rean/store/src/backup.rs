@@ -6,6 +6,7 @@
 use crate::db::DbKind;
 use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
+use crate::outside::{StoredFile, is_file, read_record};
 use crate::record::{BlobId, DbId, DbRecord, DbState, DocRecord, Seq, SeqRow, decode, decode_body, key};
 use crate::rev::Rev;
 use crate::store::Store;
@@ -164,6 +165,18 @@ impl Frozen {
             });
         }
         Ok(FrozenDoc { id: id.to_owned(), leaves })
+    }
+
+    /// The file that an attachment is; `None` if its bytes are in the store.
+    ///
+    /// # Errors
+    /// The engine failed, or the record is gone or can't be read.
+    pub fn file(&self, db: &FrozenDb, blob: BlobId) -> Result<Option<StoredFile>, StoreError> {
+        if !is_file(blob) {
+            return Ok(None);
+        }
+        let value = self.snapshot.get(Space::Blobs, &key::chunk(db.id, blob, 0))?;
+        read_record(&value.ok_or(StoreError::Damaged("a file has no record"))?).map(Some)
     }
 
     /// A piece of an attachment, counted from 0; empty behind the last.

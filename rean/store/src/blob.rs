@@ -7,12 +7,14 @@
 use crate::db::Db;
 use crate::engine::{Batch, Space};
 use crate::error::StoreError;
+use crate::outside::is_file;
 use crate::record::{BlobEntry, BlobId, decode, encode, key};
 use crate::writer::Tx;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use md5::Md5;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,19 +42,22 @@ pub struct BlobWriter {
 /// clone is dropped.
 #[derive(Clone)]
 pub struct BlobRef {
-    upload: Arc<Upload>,
+    pub(crate) upload: Arc<Upload>,
 }
 
-struct Upload {
-    db: Db,
-    blob: BlobId,
-    /// All bytes, if they were few.
-    small: Option<Bytes>,
-    pieces: u32,
-    length: u64,
-    md5: [u8; 16],
-    sha256: [u8; 32],
-    taken: AtomicBool,
+pub(crate) struct Upload {
+    pub db: Db,
+    pub blob: BlobId,
+    /// All bytes, if they were few; the record of a file.
+    pub small: Option<Bytes>,
+    pub pieces: u32,
+    pub length: u64,
+    pub md5: [u8; 16],
+    /// Of its bytes; of a file it is what stands for its name.
+    pub sha256: [u8; 32],
+    pub taken: AtomicBool,
+    /// Called once if nobody takes it up.
+    pub unused: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Db {
@@ -70,11 +75,14 @@ impl Db {
     }
 
     /// Bytes of an attachment from an offset on, at most `max`, at most to the end of the piece that the
-    /// offset is in; empty at the end.
+    /// offset is in; empty at the end, and for a file ([`Db::read_file`]).
     ///
     /// # Errors
     /// The engine failed.
     pub fn blob_read(&self, blob: BlobId, from: u64, max: usize) -> Result<Bytes, StoreError> {
+        if is_file(blob) {
+            return Ok(Bytes::new());
+        }
         let Ok(piece) = u32::try_from(from / PIECE_BYTES as u64) else { return Ok(Bytes::new()) };
         let within = (from % PIECE_BYTES as u64) as usize;
         let value = self.inner().store.engine.get(Space::Blobs, &key::chunk(self.inner().id, blob, piece))?;
@@ -124,6 +132,7 @@ impl BlobWriter {
             md5: self.md5.clone().finalize().into(),
             sha256: self.sha256.clone().finalize().into(),
             taken: AtomicBool::new(false),
+            unused: Mutex::new(None),
         };
         Ok(BlobRef { upload: Arc::new(upload) })
     }
@@ -152,6 +161,7 @@ impl Drop for Upload {
     fn drop(&mut self) {
         if !self.taken.load(Ordering::Acquire) {
             discard(&self.db, self.blob, self.pieces);
+            self.tell_unused();
         }
     }
 }
@@ -165,6 +175,23 @@ impl BlobRef {
     /// Their MD5.
     pub fn digest_md5(&self) -> [u8; 16] {
         self.upload.md5
+    }
+
+    /// Bytes from an offset on, as [`Db::blob_read`] gives them, before any document has taken them up. Of a file there
+    /// are none.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn read(&self, from: u64, max: usize) -> Result<Bytes, StoreError> {
+        let upload = &self.upload;
+        match &upload.small {
+            Some(_) if is_file(upload.blob) => Ok(Bytes::new()),
+            Some(bytes) => {
+                let from = usize::try_from(from).unwrap_or(usize::MAX).min(bytes.len());
+                Ok(bytes.slice(from..from.saturating_add(max).min(bytes.len())))
+            }
+            None => upload.db.blob_read(upload.blob, from, max),
+        }
     }
 
     /// Makes the bytes a document's, within its commit; gives the number under which they are kept. `None`: they

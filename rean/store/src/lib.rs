@@ -44,8 +44,8 @@
 //! | Local | db owner id | a `_local` document |
 //! | PartDocs | db part id | a document in a partial database, or its tombstone there |
 //! | PartSeqs | db part seq | a row of a partial database's feed |
-//! | Blobs | db blob piece | 64 KiB of an attachment |
-//! | BlobIndex | db sha256 | the number of known bytes |
+//! | Blobs | db blob piece | 64 KiB of an attachment; of a file the one piece 0, its record |
+//! | BlobIndex | db sha256 | the number of known bytes; of a file the hash is of its name |
 //!
 //! Beside the engine's folder lies `acknowledged`, the number of the last acknowledged commit (`witness`).
 //!
@@ -77,6 +77,7 @@ mod local;
 mod moves;
 mod notes;
 mod opening;
+mod outside;
 mod partition;
 mod progress;
 mod record;
@@ -106,6 +107,7 @@ pub use listing::{DocRow, IdRange};
 pub use local::{LocalDoc, LocalDone};
 pub use moves::{Instructor, Move};
 pub use notes::{MAX_NOTE_BYTES, MAX_NOTE_NAME_BYTES};
+pub use outside::{FileKey, FileKeyError, FilePlace, Outside, Reading, StoredFile};
 pub use record::{Attachment, BlobId, PartNo, Seq};
 pub use rev::Rev;
 pub use rows::{StorePage, StoreRow};

@@ -166,6 +166,13 @@ pub struct Attachment {
     pub blob: BlobId,
 }
 
+impl Attachment {
+    /// Whether its bytes are kept outside of the store.
+    pub fn is_file(&self) -> bool {
+        crate::outside::is_file(self.blob)
+    }
+}
+
 /// Known bytes, found by their SHA-256: MD5 collisions can be made, and would give one user's bytes to another.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct BlobEntry {

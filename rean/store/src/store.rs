@@ -8,6 +8,7 @@ use crate::feed::Change;
 use crate::moves::Instructor;
 use crate::notes::Notes;
 use crate::opening::{load_databases, read_format, read_history};
+use crate::outside::Outside;
 use crate::progress::Progress;
 use crate::record::{BlobId, Clock, DbRecord, DbState, Seq, decode, encode, key};
 use crate::witness::Witness;
@@ -95,6 +96,7 @@ pub(crate) struct StoreInner {
     pub progress: Progress,
     pub notes: Notes,
     pub instructor: RwLock<Option<Arc<dyn Instructor>>>,
+    pub outside: RwLock<Option<Arc<dyn Outside>>>,
 }
 
 impl Store {
@@ -149,6 +151,7 @@ impl Store {
             progress: Progress::new(clock.commit, clock.seq),
             notes: Notes::default(),
             instructor: RwLock::new(None),
+            outside: RwLock::new(None),
         });
         load_databases(&inner, lost > 0).map_err(damaged)?;
         let for_writer = Arc::clone(&inner);

@@ -5,6 +5,7 @@ use crate::db::{Db, DbKind};
 use crate::engine::{Direction, Space};
 use crate::error::{StoreError, WriteError};
 use crate::indexable::PURGED_INFOS;
+use crate::outside::is_file;
 use crate::record::{
     BlobEntry, BlobId, DbState, DocRecord, PartDoc, PartNo, PartRow, SeqRow, decode, decode_body, encode, key,
 };
@@ -102,7 +103,11 @@ impl Db {
                 // A commit since the snapshot may have taken one up again.
                 let pinned = db.inner().pinned.lock().clone();
                 for (entry_key, entry) in unused.into_iter().filter(|(_, entry)| !pinned.contains(&entry.blob)) {
-                    let pieces = entry.length.div_ceil(crate::blob::PIECE_BYTES as u64).max(1);
+                    // Of a file there is the record only; whoever keeps it sees that nobody has it any more.
+                    let pieces = match is_file(entry.blob) {
+                        true => 1,
+                        false => entry.length.div_ceil(crate::blob::PIECE_BYTES as u64).max(1),
+                    };
                     for piece in 0..pieces as u32 {
                         tx.delete(Space::Blobs, key::chunk(db.inner().id, entry.blob, piece));
                     }

@@ -63,6 +63,7 @@ impl World {
             limits,
             pod_id: "pod".parse().expect("a pod's id"),
             ring_listen: None,
+            logs_dir: Some(folder.path().join("logs")),
         };
         let pod = tokio::task::spawn_blocking(move || Pod::boot(&config, &secret))
             .await
@@ -70,6 +71,11 @@ impl World {
             .expect("the pod boots");
         rean::tasks::start(&pod);
         Self { pod, _folder: folder }
+    }
+
+    /// The folder that the pod's is in.
+    pub fn folder(&self) -> &std::path::Path {
+        self._folder.path()
     }
 
     pub async fn raw(&self, who: &Identity, method: &str, path: &str, body: Option<&Value>) -> http::Response<Body> {

@@ -153,6 +153,7 @@ impl TestRing {
             limits: self.limits.clone(),
             pod_id: place.id.clone(),
             ring_listen: Some(place.last.unwrap_or(free)),
+            logs_dir: Some(place.folder.path().join("logs")),
         };
         let server = Server::start(config).await.expect("the pod comes up");
         let (stop, stopped) = oneshot::channel();
@@ -180,6 +181,11 @@ impl TestRing {
     pub fn wipe(&mut self, at: usize) {
         assert!(self.places[at].running.is_none(), "it serves");
         self.places[at].folder = tempfile::tempdir().expect("a temporary folder");
+    }
+
+    /// The folder that a pod's is in.
+    pub fn folder(&self, at: usize) -> &std::path::Path {
+        self.places[at].folder.path()
     }
 
     /// Whether a pod serves.

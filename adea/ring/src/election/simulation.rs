@@ -1,11 +1,12 @@
-//! Thousands of schedules in which pods die, pause, return, are split, and hear of one another late and in any order.
+//! Thousands of schedules in which pods die, pause, return, are split, grow reluctant and willing again, and hear of one
+//! another late and in any order.
 //!
 //! One schedule is one seed. To replay one: `ADEA_SIM_SEED=<seed> cargo test -p adea-ring simulation`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
-use super::{Config, Decision, Epoch, Mastership, Moment, decide, observe};
+use super::{Cause, Config, Decision, Epoch, Mastership, Moment, decide, observe};
 use crate::clock::{Clock, DEFAULT_MAX_DRIFT_MS, Stamp};
 use crate::member::{Member, PodId, View};
 
@@ -62,6 +63,9 @@ struct Pod {
     /// When a pod was last heard, and from when on without a gap.
     heard: BTreeMap<PodId, (u64, u64)>,
     refuses: Vec<PodId>,
+    /// What it says of itself: whether it wants to be no master, and whether it has no room. Both outlive a restart.
+    reluctant: bool,
+    full: bool,
 }
 
 #[derive(Clone, Default)]
@@ -126,6 +130,8 @@ impl Pod {
             caught_up_to: self.disk.caught_up_to.clone(),
             stamp: Some(stamp),
             refuses: self.refuses.clone(),
+            reluctant: self.reluctant,
+            full: self.full,
             ..Member::new(self.id.clone(), "", self.disk.generation)
         }
     }
@@ -160,6 +166,8 @@ impl World {
             version: 0,
             heard: BTreeMap::new(),
             refuses: Vec::new(),
+            reluctant: false,
+            full: false,
         });
         let mut pods: Vec<Pod> = pods.collect();
         pods.iter_mut().for_each(Pod::start);
@@ -208,6 +216,8 @@ impl World {
             25 if self.wrong != Some(which) => self.pods[which].skew_ms = self.chance.below(4_000) as i64 - 2_000,
             // The operator changes their mind; the change reaches all at once.
             26 => self.config.prefer = vec![self.pods[which].id.clone()],
+            27..=29 => self.pods[which].reluctant ^= true,
+            30 => self.pods[which].full ^= true,
             _ => {}
         }
     }
@@ -333,6 +343,10 @@ impl World {
                 assert!(Some(epoch) >= before.seen(), "seed {seed}: {} follows the older {epoch}", pod.id);
                 assert!(Some(epoch) >= pod.disk.seen.as_ref(), "seed {seed}: {} follows the older {epoch}", pod.id);
             }
+            Decision::StepDown(Cause::HandOver(to)) => {
+                let theirs = pod.view.get(to).and_then(Member::informed_of);
+                assert!(theirs >= before.claim(), "seed {seed}: {} hands over to {to}, who knows less", pod.id);
+            }
             Decision::Stay | Decision::StepDown(_) | Decision::Wait(_) => {}
         }
         if let Some(claim) = pod.mastership.claim() {
@@ -357,7 +371,8 @@ impl World {
         let up: Vec<&Pod> = self.pods.iter().filter(|pod| pod.up).collect();
         let ranked = |pod: &&&Pod| {
             let wanted = self.config.prefer.iter().position(|id| *id == pod.id);
-            (std::cmp::Reverse(wanted.unwrap_or(usize::MAX)), pod.id.clone())
+            let willing = !(pod.reluctant || pod.full);
+            (!pod.full, willing, std::cmp::Reverse(wanted.unwrap_or(usize::MAX)), pod.id.clone())
         };
         let wrong = self.wrong.map(|which| &self.pods[which].id);
         let barred = |pod: &Pod| wrong == Some(&pod.id) || self.config.never.contains(&pod.id);
@@ -440,6 +455,41 @@ fn a_heal_costs_one_change_of_master_at_most() {
     let seeds = replayed().map_or(0..SCHEDULES / 4, |seed| seed..seed + 1);
     let begun: Vec<usize> = seeds.map(heal).collect();
     assert!(replayed().is_some() || (begun.contains(&0) && begun.contains(&1)), "too little happened");
+}
+
+/// A ring that is well, in which pods grow reluctant and willing again, one at a time: at no moment two masters, and
+/// after each change the one that is to be.
+fn hand_over(seed: u64) -> usize {
+    let mut world = World::new(seed);
+    (world.rough, world.config.never) = (false, Vec::new());
+    (0..CALM).for_each(|_| world.run_step());
+    assert!(world.agreed().is_ok(), "seed {seed}: {:?}", world.agreed());
+    let before = world.epochs.len();
+    for turn in 0..2 * world.pods.len() {
+        let which = world.chance.below(world.pods.len() as u64) as usize;
+        // All of them at the end: the ring takes writes all the same.
+        let is_last = turn + 1 == 2 * world.pods.len();
+        world.pods[which].reluctant ^= true;
+        if is_last {
+            world.pods.iter_mut().for_each(|pod| pod.reluctant = true);
+        }
+        let epochs = world.epochs.len();
+        for _ in 0..CALM {
+            world.run_step();
+            let masters: Vec<_> = world.pods.iter().filter_map(|pod| pod.mastership.claim()).collect();
+            assert!(masters.len() <= 1, "seed {seed}: {masters:?}");
+        }
+        assert!(matches!(world.agreed(), Ok(Some(_))), "seed {seed}: {:?}", world.agreed());
+        assert!(world.epochs.len() <= epochs + 1, "seed {seed}: the master changed more than once");
+    }
+    world.epochs.len() - before
+}
+
+#[test]
+fn reluctance_changes_the_master_without_a_moment_with_two() {
+    let seeds = replayed().map_or(0..SCHEDULES / 16, |seed| seed..seed + 1);
+    let begun: usize = seeds.map(hand_over).sum();
+    assert!(replayed().is_some() || begun > SCHEDULES as usize / 16, "too little happened: {begun}");
 }
 
 /// The one seed to replay.

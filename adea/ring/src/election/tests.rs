@@ -88,6 +88,49 @@ fn a_preference_comes_before_the_id() {
 }
 
 #[test]
+fn a_reluctant_pod_is_chosen_only_when_all_are() {
+    let reluctant = |id: &str| Member { reluctant: true, ..member(id) };
+    let full = |id: &str| Member { full: true, ..reluctant(id) };
+    let chosen = |members: &[Member], prefer: &[&str]| {
+        let config = Config { prefer: prefer.iter().map(|name| pod(name)).collect(), ..Config::default() };
+        match decide(&pod("x"), &view(members), &config, &settled(), &then(at(100, "x"))).0 {
+            Decision::Wait(Waiting::For(best)) => best.to_string(),
+            other => format!("{other:?}"),
+        }
+    };
+    assert_eq!(chosen(&[member("a"), reluctant("b"), full("c")], &["c", "b"]), "a", "whatever is preferred");
+    assert_eq!(chosen(&[full("a"), reluctant("b"), reluctant("c")], &["b"]), "b", "all are: the order is as ever");
+    assert_eq!(chosen(&[reluctant("a"), full("b"), full("c")], &["b"]), "a", "one that has room can take writes");
+    assert_eq!(chosen(&[full("a"), full("b")], &[]), "b");
+    // One that does not know what the others know takes none, however willing it is.
+    let epoch = at(20, "z");
+    let informed = Member { caught_up_to: Some(epoch), ..reluctant("b") };
+    assert_eq!(chosen(&[member("a"), informed, member("c")], &[]), "b");
+}
+
+#[test]
+fn a_reluctant_master_hands_over_to_one_that_is_as_well_informed_and_does_not_wait_for_a_better_one() {
+    let epoch = at(20, "c");
+    let leaving = Member { reluctant: true, ..master("c", &epoch) };
+    // `b` is still catching up, and comes before `a`.
+    let members = [caught_up("a", &epoch), member("b"), leaving.clone()];
+    let turn = |members: &[Member], previous: &Mastership, ms: u64| {
+        let moment = Moment { elapsed_ms: 100_000 + ms, ..then(at(100, "c")) };
+        decide(&pod("c"), &view(members), &Config::default(), previous, &moment)
+    };
+    let (decision, next) = turn(&members, &in_office(&epoch), 0);
+    assert_eq!(decision, Decision::Stay);
+    assert_eq!(turn(&members, &next, 299).0, Decision::Stay);
+    assert_eq!(turn(&members, &next, 300).0, Decision::StepDown(Cause::HandOver(pod("a"))));
+    // Nobody is as well informed: it goes on.
+    let members = [member("a"), member("b"), leaving.clone()];
+    assert_eq!(turn(&members, &with_rival(&epoch, "a"), 60_000).0, Decision::Stay);
+    // Nor does it hand over to one that wants it as little, unless that comes first anyway.
+    let members = [Member { reluctant: true, ..caught_up("a", &epoch) }, leaving];
+    assert_eq!(turn(&members, &with_rival(&epoch, "a"), 60_000).0, Decision::Stay);
+}
+
+#[test]
 fn a_former_master_catches_up_first() {
     let (old, new) = (at(10, "c"), at(20, "b"));
     let returned = Mastership { seen: Some(old.clone()), ..settled() };

@@ -43,7 +43,6 @@ struct Key {
 
 /// The keyring as a document; without the ring's secret its keys are of no use. A ring without one has its base key only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct KeyringDoc {
     /// The keys that open datagrams, the eldest first; at most [`MAX_KEYS`].
     pub keys: Vec<WrappedKey>,
@@ -53,7 +52,6 @@ pub struct KeyringDoc {
 
 /// A key that is encrypted under a key which follows from the ring's secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct WrappedKey {
     /// Which key.
     pub id: KeyId,

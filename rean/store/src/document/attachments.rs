@@ -2,6 +2,10 @@
 
 use super::error::{self, DocumentError};
 use crate::json::{self, Entry};
+use crate::outside::{FilePlace, StoredFile};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
 
 /// Most attachments of one document. Each is looked up when the document is written and listed when it is
 /// read; CouchDB has no limit, but advises few.
@@ -27,6 +31,9 @@ pub struct IncomingAttachment {
     pub length: Option<u64>,
     /// Where its content is.
     pub source: AttachmentSource,
+    /// The file that it is, as another pod says. Whoever takes this from a client lets it read any file whose name it
+    /// knows.
+    pub file: Option<StoredFile>,
 }
 
 /// Where an attachment's content is.
@@ -41,6 +48,14 @@ pub enum AttachmentSource {
         /// The part's length in bytes: `encoded_length` if it is compressed and that is given, else `length`.
         length: Option<u64>,
     },
+}
+
+/// A member `file`: what pods tell one another of a file beyond what the attachment says.
+#[derive(Deserialize)]
+struct FileMember {
+    key: String,
+    place: FilePlace,
+    sha256: String,
 }
 
 /// Reads the value of `_attachments`.
@@ -110,5 +125,15 @@ fn parse_attachment(entry: Entry<'_>) -> Result<IncomingAttachment, DocumentErro
     };
     let (content_type, digest, encoding) = (text("content_type")?, text("digest")?, text("encoding")?);
     let revpos = number("revpos")?;
-    Ok(IncomingAttachment { name, content_type, revpos, digest, encoding, length, source })
+    let file = member("file").and_then(|text| parse_file(text, length?, digest.as_deref()?));
+    Ok(IncomingAttachment { name, content_type, revpos, digest, encoding, length, source, file })
+}
+
+/// A member `file`. What is none counts as absent: to clients the member means nothing.
+fn parse_file(text: &str, length: u64, digest: &str) -> Option<StoredFile> {
+    let said: FileMember = serde_json::from_str(text).ok()?;
+    let mut sha256 = [0; 32];
+    hex::decode_to_slice(&said.sha256, &mut sha256).ok()?;
+    let digest_md5 = STANDARD.decode(digest.strip_prefix("md5-")?).ok()?.try_into().ok()?;
+    Some(StoredFile { key: said.key.parse().ok()?, place: said.place, length, digest_md5, sha256 })
 }

@@ -152,6 +152,7 @@ fn attachments_keep_their_order_and_members() {
             encoding: None,
             length: Some(3),
             source: AttachmentSource::Stub,
+            file: None,
         }
     );
     assert_eq!(attachments[2].source, AttachmentSource::Follows { length: Some(5) });

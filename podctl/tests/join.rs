@@ -1,0 +1,343 @@
+//! A ring on machines, made by `init` and `join`, as real processes; log-ins; and `leave`.
+
+mod harness;
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Instant;
+
+use harness::{DEADLINE, free_ports, request, signal};
+use http::{Method, StatusCode};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const ADMIN: (&str, &str) = ("admin", "an operator's password");
+
+/// Machines of one ring on this one, each with its own folder and two ports.
+struct Machines {
+    dir: TempDir,
+    base: u16,
+    agents: Vec<Option<Child>>,
+}
+
+impl Machines {
+    fn new(count: u16) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("password"), format!("{}\n", ADMIN.1)).unwrap();
+        Self { dir, base: free_ports(count), agents: (0..count).map(|_| None).collect() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn config(&self, at: usize) -> PathBuf {
+        self.path(&format!("machine-{at}/etc/adea.json"))
+    }
+
+    fn data(&self, at: usize) -> PathBuf {
+        self.path(&format!("machine-{at}/data"))
+    }
+
+    fn port(&self, at: usize) -> u16 {
+        self.base + 10 * u16::try_from(at).unwrap()
+    }
+
+    fn url(&self, at: usize) -> String {
+        format!("http://127.0.0.1:{}", self.port(at))
+    }
+
+    /// What tells a pod's files and ports, for `init` and `join`.
+    fn machine(&self, at: usize, pod: &str) -> Vec<String> {
+        let text = |path: PathBuf| path.display().to_string();
+        let listen = format!("127.0.0.1:{}", self.port(at));
+        let ring = format!("127.0.0.1:{}", self.port(at) + 1);
+        let (data, config) = (text(self.data(at)), text(self.config(at)));
+        let options = [
+            ("--pod", pod),
+            ("--data", &data),
+            ("--config", &config),
+            ("--listen", &listen),
+            ("--ring-listen", &ring),
+            ("--runtime", "process"),
+        ];
+        options.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]).collect()
+    }
+
+    /// podctl in a place of its own: no log-in, no variables and no data folder of whoever runs the tests.
+    fn podctl(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_podctl"));
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.env("XDG_CONFIG_HOME", self.path("home")).env("NO_COLOR", "1");
+        for variable in ["ADEA_PASSWORD", "ADEA_CONFIG", "ADEA_JOIN_TOKEN", "SSL_CERT_FILE"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    fn init(&self) -> Output {
+        let password = self.path("password").display().to_string();
+        let mut args = vec!["init".to_owned(), "--json".to_owned(), "--admin-password-file".to_owned(), password];
+        args.extend(self.machine(0, "pod-a"));
+        self.run(&args)
+    }
+
+    fn join(&self, at: usize, pod: &str, invitation: &str) -> Output {
+        let mut args = vec!["join".to_owned(), "--json".to_owned(), invitation.to_owned()];
+        args.extend(self.machine(at, pod));
+        self.run(&args)
+    }
+
+    fn run(&self, args: &[String]) -> Output {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.podctl(&args).output().unwrap()
+    }
+
+    /// On a machine, as its operator.
+    fn on(&self, at: usize, args: &[&str]) -> Output {
+        self.podctl(args).env("ADEA_CONFIG", self.config(at)).output().unwrap()
+    }
+
+    fn start(&mut self, at: usize) {
+        let config = self.config(at).display().to_string();
+        let log = std::fs::File::create(self.path(&format!("adea-{at}.log"))).unwrap();
+        let agent = self.podctl(&["adea", "--config", &config]).stderr(log).spawn().unwrap();
+        self.agents[at] = Some(agent);
+    }
+
+    async fn until(&self, at: usize, method: Method, path: &str, wanted: StatusCode) -> Value {
+        let deadline = Instant::now() + DEADLINE;
+        let is_document = method == Method::PUT && path.matches('/').count() > 1;
+        let body = if is_document { "{}" } else { "" };
+        loop {
+            let answer = request(&self.url(at), ADMIN, method.clone(), path, body).await;
+            if let Some((status, value)) = &answer
+                && *status == wanted
+            {
+                return value.clone();
+            }
+            assert!(Instant::now() < deadline, "machine {at}: {method} {path}: {answer:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A ring of one pod that runs and takes writes.
+    async fn first() -> Self {
+        let mut machines = Self::new(3);
+        let made = ok(&machines.init());
+        assert_eq!((&made["pod"], &made["url"]), (&"pod-a".into(), &Value::from(machines.url(0))));
+        assert!(made["admin"]["password"].is_null(), "a given one is not repeated");
+        machines.start(0);
+        machines.until(0, Method::PUT, "/db", StatusCode::CREATED).await;
+        machines
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        for agent in self.agents.iter_mut().flatten() {
+            // Its programs see it and end.
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+}
+
+#[track_caller]
+fn ok(output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {}", text(&output.stdout)))
+}
+
+/// The complaint of a command that ended with this code.
+#[track_caller]
+fn fails(output: &Output, code: i32) -> String {
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{told}{}", text(&output.stdout));
+    told
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn invitation(token: &Value, url: &str) -> String {
+    format!("{}@{url}", token["token"].as_str().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_machines_become_a_ring_and_one_leaves_it() {
+    let mut machines = Machines::first().await;
+    assert!(fails(&machines.init(), 1).contains("not overwritten"));
+    let made = ok(&machines.on(0, &["token", "create", "--uses", "2", "--json"]));
+    let join = made["join"].as_str().unwrap();
+    assert!(join.starts_with("podctl join ") && join.ends_with(&machines.url(0)), "{join}");
+
+    let taken = machines.join(1, "pod-a", &invitation(&made, &machines.url(0)));
+    assert!(fails(&taken, 1).contains("--pod NAME"));
+    assert!(!machines.config(1).exists() && !machines.data(1).exists(), "nothing is written");
+    let joined = ok(&machines.join(1, "pod-b", &invitation(&made, &machines.url(0))));
+    assert_eq!(joined["seeds"], serde_json::json!([format!("127.0.0.1:{}", machines.port(0) + 1)]));
+    machines.start(1);
+    machines.until(1, Method::GET, "/db", StatusCode::OK).await;
+
+    // By way of the second pod, and waiting until all is there.
+    let place = machines.url(1);
+    let mut args = vec!["join", "--wait", "--json", &place];
+    let options = machines.machine(2, "pod-c");
+    args.extend(options.iter().map(String::as_str));
+    let mut waiting = machines.podctl(&args);
+    waiting.env("ADEA_JOIN_TOKEN", made["token"].as_str().unwrap());
+    let waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while !machines.config(2).exists() {
+        assert!(Instant::now() < deadline, "the third pod's configuration is not written");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    machines.start(2);
+    let waited = tokio::task::spawn_blocking(move || waiting.wait_with_output().unwrap()).await.unwrap();
+    let joined = ok(&waited);
+    assert_eq!(joined["pod"], "pod-c");
+    machines.until(2, Method::PUT, "/db/from-c", StatusCode::CREATED).await;
+    machines.until(0, Method::GET, "/db/from-c", StatusCode::OK).await;
+
+    let tokens = ok(&machines.on(2, &["token", "list", "--json"]));
+    assert_eq!(tokens[0]["left"], 0);
+    let used: Vec<&str> =
+        tokens[0]["used"].as_array().unwrap().iter().map(|one| one["pod"].as_str().unwrap()).collect();
+    assert_eq!(used, ["pod-b", "pod-c"]);
+
+    let no = machines.on(2, &["leave"]);
+    assert!(fails(&no, 1).contains("--yes"));
+    let left = ok(&machines.on(2, &["leave", "--yes", "--purge", "--json"]));
+    assert_eq!((&left["pod"], &left["purged"]), (&"pod-c".into(), &true.into()));
+    assert!(!machines.data(2).exists() && !machines.config(2).exists());
+    let code = machines.agents[2].take().unwrap().wait().unwrap();
+    assert_eq!(code.code(), Some(0), "so that systemd does not start it again");
+    machines.until(0, Method::PUT, "/db/without-c", StatusCode::CREATED).await;
+    machines.until(1, Method::GET, "/db/without-c", StatusCode::OK).await;
+    // What only it had taken stays, and its name does not come back.
+    machines.until(1, Method::GET, "/db/from-c", StatusCode::OK).await;
+    let again = ok(&machines.on(0, &["token", "create", "--json"]));
+    let refused = machines.join(2, "pod-c", &invitation(&again, &machines.url(0)));
+    assert!(fails(&refused, 1).contains("was removed"), "{}", text(&refused.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_token_that_counts_learns_nothing_and_writes_nothing() {
+    let machines = Machines::first().await;
+    let made = ok(&machines.on(0, &["token", "create", "--json"]));
+    let id = made["id"].as_str().unwrap();
+    let wrong = format!("{id}.{}@{}", "0".repeat(32), machines.url(0));
+    assert!(fails(&machines.join(1, "pod-b", &wrong), 4).contains("lets nobody in"));
+    let short = format!("{id}@{}", machines.url(0));
+    fails(&machines.join(1, "pod-b", &short), 2);
+    ok(&machines.on(0, &["token", "revoke", id, "--json"]));
+    let revoked = machines.join(1, "pod-b", &invitation(&made, &machines.url(0)));
+    assert!(fails(&revoked, 4).contains("lets nobody in"));
+    assert!(!text(&revoked.stderr).contains(made["token"].as_str().unwrap()));
+    assert!(!machines.config(1).exists() && !machines.data(1).exists());
+    assert!(fails(&machines.on(0, &["token", "revoke", id]), 1).contains("there is no token"));
+    for (option, value) in [("--ttl", "31d"), ("--ttl", "x"), ("--uses", "0"), ("--uses", "101")] {
+        assert!(fails(&machines.on(0, &["token", "create", option, value]), 2).contains(option));
+    }
+    // A port that is taken here is told before the ring is asked.
+    let _taken = TcpListener::bind(("127.0.0.1", machines.port(1))).unwrap();
+    let nowhere = format!("{}@http://127.0.0.1:1", made["token"].as_str().unwrap());
+    assert!(fails(&machines.join(1, "pod-b", &nowhere), 1).contains("is taken"));
+}
+
+#[test]
+fn a_token_is_not_in_the_process_list() {
+    let machines = Machines::new(2);
+    // It takes the connection and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = silent.local_addr().unwrap().to_string();
+    let token = format!("{}.{}", "a".repeat(12), "b".repeat(32));
+    let mut args = vec!["join".to_owned(), format!("{token}@http://{place}")];
+    args.extend(machines.machine(1, "pod-b"));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut joining = machines.podctl(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // It knocks once it has begun for good.
+    let (mut knock, _) = silent.accept().unwrap();
+    let mut head = [0; 12];
+    knock.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"POST /_join ");
+    let secret = "b".repeat(32);
+    let shown = std::fs::read(format!("/proc/{}/cmdline", joining.id())).unwrap();
+    let shown = text(&shown);
+    assert!(shown.contains("join") && shown.contains(&place) && !shown.contains(&secret), "{shown}");
+    let anybody = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        text(&line).contains(&secret)
+    });
+    assert!(!anybody, "another process shows it");
+    signal(joining.id(), Signal::TERM);
+    joining.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_in_is_kept_for_the_commands_that_follow_until_it_ends() {
+    let machines = Machines::first().await;
+    let url = machines.url(0);
+    let status = || machines.podctl(&["ring", "status", "--config", "none"]).output().unwrap();
+    assert!(fails(&status(), 3).contains("podctl login"));
+    let log_in =
+        |password: &str| machines.podctl(&["login", &url, "--json"]).env("ADEA_PASSWORD", password).output().unwrap();
+    assert!(fails(&log_in("wrong"), 4).contains("incorrect"));
+    assert!(fails(&machines.podctl(&["login", &url]).output().unwrap(), 1).contains("--password-file"));
+    assert_eq!(ok(&log_in(ADMIN.1))["pods"], 1);
+    let kept = machines.path("home/adea/credentials.json");
+    assert!(!std::fs::read_to_string(&kept).unwrap().contains(ADMIN.1));
+    assert!(text(&ok_text(&status())).contains("pod-a"));
+    let named = machines.podctl(&["ring", "status", "--url", &url]).output().unwrap();
+    assert!(text(&ok_text(&named)).contains("pod-a"));
+
+    // Somebody ends all sessions: the next command says what to do.
+    let sessions = machines.until(
+        0,
+        Method::GET,
+        "/_ring/_all_docs?startkey=%22session:%22&endkey=%22session%3B%22",
+        StatusCode::OK,
+    );
+    for row in sessions.await["rows"].as_array().unwrap() {
+        let path = format!("/_ring/{}?rev={}", row["id"].as_str().unwrap(), row["value"]["rev"].as_str().unwrap());
+        machines.until(0, Method::DELETE, &path, StatusCode::OK).await;
+    }
+    assert!(fails(&status(), 4).contains("podctl login"));
+    ok(&log_in(ADMIN.1));
+    ok(&machines.podctl(&["logout", "--json"]).output().unwrap());
+    assert!(fails(&status(), 3).contains("podctl login"));
+    // On the machine itself no log-in is needed, and nothing is kept.
+    assert!(text(&ok_text(&machines.on(0, &["ring", "status"]))).contains("pod-a"));
+    // But by nobody who can't read the ring file.
+    let other = Machines::new(1);
+    std::fs::create_dir_all(other.config(0).parent().unwrap()).unwrap();
+    let config = std::fs::read_to_string(machines.config(0)).unwrap();
+    let ring_file = machines.data(0).join("ring.json").display().to_string();
+    std::fs::write(other.config(0), config.replace(&ring_file, &other.path("none").display().to_string())).unwrap();
+    assert!(fails(&other.on(0, &["ring", "status"]), 1).contains("there is no"));
+}
+
+#[track_caller]
+fn ok_text(output: &Output) -> Vec<u8> {
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    output.stdout.clone()
+}
+
+#[test]
+fn a_password_that_nobody_would_see_is_not_made_up() {
+    let machines = Machines::new(1);
+    let mut args = vec!["init".to_owned()];
+    args.extend(machines.machine(0, "pod-a"));
+    assert!(fails(&machines.run(&args), 1).contains("nobody would see"));
+    assert!(!Path::new(&machines.config(0)).exists());
+    args.push("--json".to_owned());
+    let made = ok(&machines.run(&args));
+    assert_eq!(made["admin"]["password"].as_str().map(str::len), Some(20));
+    let ring = std::fs::read_to_string(machines.data(0).join("ring.json")).unwrap();
+    assert!(!ring.contains(made["admin"]["password"].as_str().unwrap()));
+}

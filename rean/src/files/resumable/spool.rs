@@ -1,0 +1,276 @@
+//! Uploads in several requests, as far as they have come: for each a file with its bytes and one that says what it is to
+//! become. They outlive a restart, and not a day without a word.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ApiError;
+
+/// Uploads without a word for so long are dropped, in seconds: a day, so that one can be gone on with tomorrow.
+pub const EXPIRES_S: u64 = 24 * 3_600;
+/// How long it is remembered that one is done, in seconds: for a client that has not heard it.
+const DONE_S: u64 = 3_600;
+/// Uploads of one user.
+const MAX_EACH: usize = 20;
+/// Uploads altogether.
+const MAX_ALL: usize = 1_000;
+/// All bytes that one user has announced, and all that all have, as a multiple of the largest attachment.
+const SHARE_EACH: u64 = 2;
+const SHARE_ALL: u64 = 16;
+
+/// What an upload is to become.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// Who sends it; nobody for who isn't logged in.
+    pub owner: Option<String>,
+    /// The database, as its sender named it.
+    pub db: String,
+    /// The document.
+    pub doc: String,
+    /// The attachment's name.
+    pub name: String,
+    /// Its type.
+    pub content_type: String,
+    /// The revision that is to be followed.
+    pub rev: Option<String>,
+    /// Bytes.
+    pub length: u64,
+    /// When there was the last word of it, in seconds since 1970.
+    pub heard_s: u64,
+    /// The revision that it has become.
+    #[serde(default)]
+    pub done: Option<String>,
+}
+
+/// An upload.
+pub struct Entry {
+    /// Its name.
+    pub id: String,
+    /// What it is to become.
+    pub about: Mutex<About>,
+    /// Held by the request that adds to it.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
+    folder: PathBuf,
+}
+
+/// All of them.
+pub struct Spool {
+    folder: PathBuf,
+    entries: Mutex<HashMap<String, Arc<Entry>>>,
+}
+
+impl Spool {
+    /// Takes up what the folder has; makes it if need be.
+    ///
+    /// # Errors
+    /// When it can't be made or read.
+    pub fn open(folder: &Path) -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let mut entries = HashMap::new();
+        for file in std::fs::read_dir(folder)? {
+            let path = file?.path();
+            let id = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            match path.extension().and_then(|kind| kind.to_str()) {
+                Some("json") => {
+                    let text = std::fs::read(&path)?;
+                    // One that a crash has cut off had not been answered.
+                    if let Ok(about) = serde_json::from_slice(&text) {
+                        entries.insert(id.clone(), Arc::new(Entry::new(folder, id, about)));
+                    } else {
+                        std::fs::remove_file(&path)?;
+                    }
+                }
+                Some("data") if !path.with_extension("json").exists() => std::fs::remove_file(&path)?,
+                _ => {}
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), entries: Mutex::new(entries) })
+    }
+
+    /// One of this user's; `None` for those of others as for those that aren't there.
+    pub fn get(&self, id: &str, owner: Option<&str>) -> Option<Arc<Entry>> {
+        let entry = self.entries.lock().get(id).cloned()?;
+        let is_theirs = entry.about.lock().owner.as_deref() == owner;
+        is_theirs.then_some(entry)
+    }
+
+    /// Begins one.
+    ///
+    /// # Errors
+    /// 503 when this user has, or all have, too many; the disk's failure.
+    pub fn begin(&self, about: About, max_attachment_bytes: u64) -> Result<Arc<Entry>, ApiError> {
+        let mut entries = self.entries.lock();
+        let (mut theirs, mut their_bytes, mut bytes) = (0, 0_u64, 0_u64);
+        for other in entries.values() {
+            let other = other.about.lock();
+            bytes = bytes.saturating_add(other.length);
+            if other.owner == about.owner {
+                theirs += 1;
+                their_bytes = their_bytes.saturating_add(other.length);
+            }
+        }
+        let is_over =
+            |bytes: u64, share: u64| bytes.saturating_add(about.length) > max_attachment_bytes.saturating_mul(share);
+        if theirs >= MAX_EACH
+            || entries.len() >= MAX_ALL
+            || is_over(their_bytes, SHARE_EACH)
+            || is_over(bytes, SHARE_ALL)
+        {
+            return Err(too_many());
+        }
+        let id = hex::encode(rand::random::<[u8; 16]>());
+        let entry = Arc::new(Entry::new(&self.folder, id.clone(), about));
+        std::fs::File::create(entry.data()).and_then(|_| entry.keep()).map_err(|error| disk(&error))?;
+        entries.insert(id, Arc::clone(&entry));
+        Ok(entry)
+    }
+
+    /// Forgets one, with its bytes.
+    pub fn drop_entry(&self, id: &str) {
+        if let Some(entry) = self.entries.lock().remove(id) {
+            entry.remove();
+        }
+    }
+
+    /// Drops those of which nothing was heard; those that are being added to stay.
+    pub fn expire(&self, now_s: u64) {
+        self.entries.lock().retain(|_, entry| {
+            let about = entry.about.lock();
+            let patience = if about.done.is_some() { DONE_S } else { EXPIRES_S };
+            let stays = now_s.saturating_sub(about.heard_s) < patience || entry.turn.try_lock().is_err();
+            drop(about);
+            if !stays {
+                entry.remove();
+            }
+            stays
+        });
+    }
+}
+
+impl Entry {
+    fn new(folder: &Path, id: String, about: About) -> Self {
+        Self { id, about: Mutex::new(about), turn: Arc::default(), folder: folder.to_owned() }
+    }
+
+    /// Where its bytes are.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join(format!("{}.data", self.id))
+    }
+
+    /// How many bytes have come.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn offset(&self) -> Result<u64, ApiError> {
+        let about = self.about.lock();
+        if about.done.is_some() {
+            return Ok(about.length);
+        }
+        drop(about);
+        std::fs::metadata(self.data()).map(|about| about.len()).map_err(|error| disk(&error))
+    }
+
+    /// Notes that there was word of it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn heard(&self, now_s: u64) -> Result<(), ApiError> {
+        self.about.lock().heard_s = now_s;
+        self.keep().map_err(|error| disk(&error))
+    }
+
+    /// Notes what it has become; its bytes are not needed any more.
+    pub fn finish(&self, rev: String) {
+        self.about.lock().done = Some(rev);
+        if let Err(error) = self.keep().and_then(|()| std::fs::remove_file(self.data())) {
+            tracing::warn!(%error, "a finished upload could not be cleared away; that is done when it expires");
+        }
+    }
+
+    fn keep(&self) -> std::io::Result<()> {
+        let (path, beside) =
+            (self.folder.join(format!("{}.json", self.id)), self.folder.join(format!("{}.new", self.id)));
+        let text = serde_json::to_vec(&*self.about.lock()).map_err(std::io::Error::other)?;
+        std::fs::write(&beside, text)?;
+        std::fs::rename(beside, path)
+    }
+
+    fn remove(&self) {
+        for kind in ["json", "data", "new"] {
+            let path = self.folder.join(format!("{}.{kind}", self.id));
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, "an upload could not be cleared away");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The pod's disk has failed, or is full.
+pub fn disk(error: &std::io::Error) -> ApiError {
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        let reason = "There is no room for this upload on the pod's disk";
+        return ApiError::new(http::StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", reason);
+    }
+    ApiError::internal("the upload could not be kept").with_cause(error)
+}
+
+fn too_many() -> ApiError {
+    let reason = "There are too many unfinished uploads: finish or delete one of yours, or try again later";
+    ApiError::new(http::StatusCode::SERVICE_UNAVAILABLE, "too_many_uploads", reason)
+        .with_header(http::header::RETRY_AFTER, http::HeaderValue::from(60))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{About, EXPIRES_S, Spool};
+
+    fn about(owner: &str, length: u64) -> About {
+        About {
+            owner: Some(owner.to_owned()),
+            db: "notes".to_owned(),
+            doc: "a".to_owned(),
+            name: "film".to_owned(),
+            content_type: "video/mp4".to_owned(),
+            rev: None,
+            length,
+            heard_s: 100,
+            done: None,
+        }
+    }
+
+    #[test]
+    fn an_upload_outlives_a_restart_is_its_senders_alone_and_expires() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spool = Spool::open(folder.path()).expect("a spool");
+        let entry = spool.begin(about("ann", 10), 100).expect("a place");
+        std::fs::write(entry.data(), b"1234").expect("written");
+        std::fs::write(folder.path().join("torn.json"), b"{").expect("written");
+        let again = Spool::open(folder.path()).expect("a spool");
+        assert_eq!(again.get(&entry.id, Some("ann")).expect("still there").offset().expect("an offset"), 4);
+        assert!(again.get(&entry.id, Some("bob")).is_none());
+        assert!(again.get(&entry.id, None).is_none());
+        again.expire(100 + EXPIRES_S - 1);
+        assert!(again.get(&entry.id, Some("ann")).is_some());
+        again.expire(100 + EXPIRES_S);
+        assert!(again.get(&entry.id, Some("ann")).is_none());
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
+    }
+
+    #[test]
+    fn nobody_announces_more_than_their_share() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spool = Spool::open(folder.path()).expect("a spool");
+        assert!(spool.begin(about("ann", 100), 100).is_ok());
+        assert!(spool.begin(about("ann", 100), 100).is_ok());
+        assert_eq!(spool.begin(about("ann", 1), 100).err().map(|error| error.status.as_u16()), Some(503));
+        assert!(spool.begin(about("bob", 1), 100).is_ok());
+    }
+}
