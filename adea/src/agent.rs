@@ -176,24 +176,25 @@ impl<R: Runtime> Agent<R> {
             }
             self.adopted = true;
         }
-        let sightings = self.runtime.look().await?;
+        let looked = self.runtime.look().await;
         let now_ms = self.now_ms();
-        for sighting in sightings {
+        for sighting in looked.iter().flatten() {
             let history = self.history.entry(sighting.program).or_default();
             // An end that has been dealt with has no process id any more.
             if history.pid != Some(sighting.pid) {
                 continue;
             }
-            if let Some(end) = sighting.ended {
+            if let Some(end) = sighting.ended.clone() {
                 let seen = self.observed.entry(sighting.program).or_default();
                 self.ends += u32::from(end_of(sighting.program, history, seen, end, now_ms));
             }
         }
         if !self.now_wanted.desired.is_empty() {
-            // Otherwise nothing depends on health any more, and asking would hold up the stop.
+            // Otherwise nothing depends on health any more, and asking would hold up the stop. Programs may well answer
+            // while nobody can say whether they run.
             self.ask_health().await;
         }
-        Ok(())
+        looked.map(drop)
     }
 
     /// Takes over a program that an earlier agent has started.

@@ -191,8 +191,11 @@ async fn run_pod<R: Runtime>(
                 return End::Stop;
             }
         };
-        // What is let go stays in the ring: the next agent is there before the others have missed this one.
-        if !(end == End::LetGo && R::OUTLIVES_AGENT) && !ring.is_empty() {
+        if end == End::LetGo && R::OUTLIVES_AGENT {
+            // It stays in the ring, and is not told that it is to leave by the end of who could tell it: the next agent
+            // is there before the others have missed this one.
+            ring.shutdown().await;
+        } else if !ring.is_empty() {
             let _ = leave.send(());
             if timeout(LEAVE_DEADLINE, ring.join_next()).await.is_err() {
                 tracing::warn!("could not leave the ring in {} s", LEAVE_DEADLINE.as_secs());

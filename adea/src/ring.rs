@@ -146,7 +146,12 @@ async fn take_part(setup: &Setup, stop: &mut Stop) -> Result<Ended, RingError> {
     let seeds = seeds(&setup.section, &kept);
     let mut teller = Teller::start(setup.doing.clone(), &setup.secret);
     let core = Core::new(me, kept);
-    let Some(facts) = first_facts(&mut teller, core.before_anything(), stop).await else {
+    let mut first = core.before_anything();
+    for known in &mut first.members {
+        // Whoever reads this pod's status is not to take an upgrade for given up meanwhile.
+        known.said.upgrade.clone_from(&setup.aside.borrow().upgrade);
+    }
+    let Some(facts) = first_facts(&mut teller, first, stop).await else {
         return Ok(Ended::Left);
     };
     let mut keys = Keys::new(&setup.secret);

@@ -75,11 +75,19 @@ struct Upgrader {
     began: Instant,
     fetching: Option<JoinHandle<Result<Outfit, String>>>,
     fetch_after: Instant,
-    /// What the links said last, and when; for the programs as they were up then.
-    links: Option<(bool, Instant)>,
+    /// What the links said last.
+    links: Option<Links>,
     trouble: Option<String>,
     /// An order that was refused, so that it is told of once.
     refused: Option<String>,
+}
+
+/// What the links of rean said.
+struct Links {
+    are_live: bool,
+    at: Instant,
+    /// The process of that rean: another one's links are others.
+    pid: Option<u32>,
 }
 
 impl Upgrader {
@@ -106,6 +114,9 @@ impl Upgrader {
     }
 
     async fn run(&mut self) {
+        // The ring hears first where the pod stands, and then that it is there.
+        self.levers.board.set_upgrade(self.core.progress());
+        self.levers.board.set_reluctant(self.core.journal().is_busy());
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -130,7 +141,7 @@ impl Upgrader {
             runs: self.runs(&doing),
             agent: self.agent.clone(),
             installed: self.installed(),
-            is_caught_up: self.links.is_some_and(|(is_live, _)| is_live) && doing.up,
+            is_caught_up: doing.up && self.links.as_ref().is_some_and(|links| links.are_live && links.pid == pid(&doing)),
             fetched,
             trouble: self.trouble.clone().or_else(|| trouble(&doing)),
         });
@@ -174,7 +185,7 @@ impl Upgrader {
             // What is left over is in nobody's way.
             let _ = tokio::task::spawn_blocking(move || depot.tidy(&kept)).await;
         }
-        self.look_at_links(outputs.asks_links && doing.up, news).await;
+        self.look_at_links(outputs.asks_links && doing.up, news, doing).await;
         if outputs.begin_anew {
             // The channel has room for one wish; another end that is under way is as good.
             let _ = self.levers.end.try_send(End::LetGo);
@@ -182,12 +193,13 @@ impl Upgrader {
     }
 
     /// Asks rean whether it has what the others have.
-    async fn look_at_links(&mut self, wanted: bool, news: &News) {
+    async fn look_at_links(&mut self, wanted: bool, news: &News, doing: &Doing) {
         if !wanted {
             self.links = None;
             return;
         }
-        if self.links.is_some_and(|(_, at)| at.elapsed() < LINKS_LOOK) {
+        let pid = pid(doing);
+        if self.links.as_ref().is_some_and(|links| links.pid == pid && links.at.elapsed() < LINKS_LOOK) {
             return;
         }
         let me = self.core.me();
@@ -198,8 +210,8 @@ impl Upgrader {
             .filter(|m| m.is_live() && m.id != *me)
             .map(|m| &m.id)
             .collect();
-        let is_live = live.is_empty() || self.rean.are_links_live(&live).await.unwrap_or(false);
-        self.links = Some((is_live, Instant::now()));
+        let are_live = live.is_empty() || self.rean.are_links_live(&live).await.unwrap_or(false);
+        self.links = Some(Links { are_live, at: Instant::now(), pid });
     }
 
     async fn fetched(&mut self) -> Option<Result<Outfit, String>> {
@@ -267,6 +279,11 @@ fn trouble(doing: &Doing) -> Option<String> {
     let (program, state) = doing.state.programs.iter().find(|(_, state)| !state.healthy)?;
     let end = state.last_end.as_ref().filter(|_| state.pid.is_none());
     Some(end.map_or_else(|| format!("{program} does not answer"), |end| format!("{program} ended: {end}")))
+}
+
+/// The process of rean.
+fn pid(doing: &Doing) -> Option<u32> {
+    doing.state.programs.get(&Program::Rean)?.pid
 }
 
 fn unix_ms() -> u64 {

@@ -3,10 +3,13 @@
 mod harness;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use harness::{DEADLINE, Dev, free_ports, podctl};
 use http::{Method, StatusCode};
 use serde_json::Value;
@@ -145,6 +148,7 @@ async fn apps_and_maintenance(dev: &Dev, data: &Path) {
 
     let (code, _, err) = podctl(data, &["maintenance", "on", "zork"]);
     assert!(code == Some(2) && err.contains("no database zork"), "{err}");
+    let feed = open_feed(dev);
     for (args, read, write) in [
         (&["maintenance", "on", "notes", "--write-only"][..], StatusCode::FORBIDDEN, StatusCode::CREATED),
         (&["maintenance", "on", "notes"], StatusCode::SERVICE_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
@@ -156,6 +160,7 @@ async fn apps_and_maintenance(dev: &Dev, data: &Path) {
             dev.until_pod(place, Method::PUT, &path, "{}", write).await;
         }
     }
+    ends(feed);
     assert_eq!(json(data, &["maintenance"])["maintenance"][0]["rule"], "closed");
     assert_eq!(json(data, &["apps"])["apps"][0]["maintenance"], "closed");
     let (code, out, _) = podctl(data, &["status"]);
@@ -166,6 +171,33 @@ async fn apps_and_maintenance(dev: &Dev, data: &Path) {
     }
     let (code, _, err) = podctl(data, &["maintenance", "off", "notes"]);
     assert!(code == Some(2) && err.contains("not in maintenance"), "{err}");
+}
+
+/// A changes feed that has begun.
+fn open_feed(dev: &Dev) -> BufReader<TcpStream> {
+    let base = dev.ready["ready"].as_str().unwrap();
+    let admin = &dev.ready["admin"];
+    let login = STANDARD.encode(format!("{}:{}", admin["name"].as_str().unwrap(), admin["password"].as_str().unwrap()));
+    let mut stream = TcpStream::connect(base.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let head = "GET /notes/_changes?feed=continuous&heartbeat=1000 HTTP/1.1\r\nHost: x\r\nConnection: close";
+    write!(stream, "{head}\r\nAuthorization: Basic {login}\r\n\r\n").unwrap();
+    let mut feed = BufReader::new(stream);
+    let mut line = String::new();
+    while !line.contains("\"id\"") {
+        line.clear();
+        assert_ne!(feed.read_line(&mut line).unwrap(), 0, "no row");
+    }
+    feed
+}
+
+/// A heartbeat each second would go on for ever; the end comes before the deadline of one read.
+fn ends(mut feed: BufReader<TcpStream>) {
+    let deadline = Instant::now() + DEADLINE;
+    let mut some = [0u8; 1024];
+    while feed.read(&mut some).unwrap() > 0 {
+        assert!(Instant::now() < deadline, "the feed goes on");
+    }
 }
 
 async fn users(dev: &Dev, data: &Path) {

@@ -283,7 +283,7 @@ fn a_token_is_not_in_the_process_list() {
 async fn a_log_in_is_kept_for_the_commands_that_follow_until_it_ends() {
     let machines = Machines::first().await;
     let url = machines.url(0);
-    let status = || machines.podctl(&["ring", "status", "--config", "none"]).output().unwrap();
+    let status = || machines.podctl(&["ring", "status"]).output().unwrap();
     assert!(fails(&status(), 3).contains("podctl login"));
     let log_in =
         |password: &str| machines.podctl(&["login", &url, "--json"]).env("ADEA_PASSWORD", password).output().unwrap();

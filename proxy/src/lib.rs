@@ -1,6 +1,7 @@
 //! The public port of a pod, and the only one that anybody but the pod itself can reach.
 //!
-//! What flows through it: a client's connection is accepted within bounds ([`server`], [`connection`]); each of its
+//! What flows through it: a client's connection is accepted within bounds ([`server`], [`connection`]), with or without TLS
+//! ([`tls`], and [`plain`] for who comes without it where there is); each of its
 //! requests passes the [`stack`] - CORS, path rules, log-in, limits - and goes on to rean, with a signed header that
 //! says who asks ([`upstream`]). Bodies stream both ways ([`body`]).
 //!

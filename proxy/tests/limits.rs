@@ -168,3 +168,35 @@ async fn an_address_has_so_many_connections() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn requests_that_are_opened_and_taken_back_end_the_connection() {
+    let pod = Pod::start().await;
+    // HTTP/2 (RFC 9113) by hand: the preface, no settings, and requests with a reset right behind each.
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes()[..], payload].concat()
+    };
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend(frame(4, 0, 0, &[]));
+    for n in 0..2000 {
+        // GET, http, /, and the host `x`, as HPACK has them (RFC 7541, A); CANCEL.
+        sent.extend(frame(1, 0x5, 2 * n + 1, &[0x82, 0x86, 0x84, 0x41, 1, b'x']));
+        sent.extend(frame(3, 0, 2 * n + 1, &8u32.to_be_bytes()));
+    }
+    let mut stream = TcpStream::connect(pod.address).await.expect("connects");
+    // It may be closed before all is sent.
+    let _ = stream.write_all(&sent).await;
+    let mut heard = Vec::new();
+    let _ = soon("the end of the connection", stream.read_to_end(&mut heard)).await;
+    // GOAWAY with ENHANCE_YOUR_CALM.
+    let mut at = 0;
+    let mut calm = false;
+    while let Some(head) = heard.get(at..at + 9) {
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        calm |= head[3] == 7 && heard.get(at + 13..at + 17) == Some(&[0, 0, 0, 0xb]);
+        at += 9 + length;
+    }
+    assert!(calm, "{heard:?}");
+    alive(&pod).await;
+}

@@ -258,7 +258,8 @@ export class Feeds {
   async #logIn() {
     const given = typeof this.#given === 'function' ? await this.#given() : this.#given;
     if (!given || isSession(given)) return this.#session = given ?? null;
-    const body = JSON.stringify({ name: given.name, password: given.password });
+    // A pod may give cookies otherwise, which don't count here.
+    const body = JSON.stringify({ name: given.name, password: given.password, session: true });
     const answer = await this.#plainFetch(`${this.#url}/_session`, { method: 'POST', headers: { 'content-type': 'application/json' }, body });
     const json = await answer.json();
     if (!answer.ok) throw new FeedError({ status: answer.status, ...json });

@@ -206,10 +206,10 @@ async fn settings_are_checked_and_put_in_force() {
     })
     .await;
     assert_eq!(ring.default_w("other"), 2);
-    // One that comes from a newer pod and can't be read here leaves things as they are, and is told of.
+    // Of one that comes from a newer pod, what is known here counts, and what is not is told of.
     world
         .bring(json!([{
-            "_id": "config", "_rev": "2-b", "zork": 1,
+            "_id": "config", "_rev": "2-b", "zork": 1, "write": {"w": 2, "wait_ms": 10},
             "_revisions": {"start": 2, "ids": ["b", written["rev"].as_str().expect("a revision")[2..]]}
         }]))
         .await;

@@ -92,7 +92,7 @@ test('PouchDB syncs live over TLS, by ordinary feeds and by the connection for m
   const child = run(process.execPath, [CHILD, front.base, 'ann', password], { env: { ...process.env, NODE_EXTRA_CA_CERTS: caFile }, timeout: 90_000 });
   const { stdout } = await child;
   assert.deepEqual(JSON.parse(stdout), { long: 100_000, denied: 0 });
-  assert.equal((await pod.get('notes', 'later'))._id, 'later');
+  assert.equal((await pod.get('notes', 'later of ann'))._id, 'later of ann');
 });
 
 test('HTTP/2 is agreed on, a cookie is for TLS only, and browsers are told', async () => {

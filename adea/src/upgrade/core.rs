@@ -92,6 +92,12 @@ impl Core {
         &self.journal
     }
 
+    /// Where the pod stands, as far as it remembers.
+    pub fn progress(&self) -> Option<Progress> {
+        let (order, step) = (self.journal.order.as_ref()?, self.journal.step?);
+        Some(Progress { order: order.id.clone(), step, reason: self.journal.why.clone() })
+    }
+
     /// The journal could not be written.
     pub fn unsaved(&mut self) {
         self.is_unsaved = true;
@@ -171,7 +177,12 @@ impl Core {
         let is_old = !is_new || old.is_some_and(|old| old.software == journal.software);
         let side = is_back(is_old, is_new);
         let has = |outfit: Option<&Outfit>| outfit.is_some_and(|outfit| outfit.agent == inputs.agent);
-        let given_up = journal.agent_tries > MAX_AGENT_TRIES && !has(new);
+        let is_given_up = |outfit: Option<&Outfit>| {
+            let wanted = outfit.map(|outfit| &outfit.agent);
+            journal.agent_tries > MAX_AGENT_TRIES && wanted == journal.agent.as_ref() && !has(outfit)
+        };
+        // On the way back any agent will do that works: this one does.
+        let agent = if is_on_way_back && is_given_up(old) { Some(Side::Old) } else { is_back(has(old), has(new)) };
         Own {
             step: journal.step,
             step_ms,
@@ -180,12 +191,12 @@ impl Core {
             has_software: new.is_some(),
             is_master: inputs.is_master,
             up: side.filter(|_| inputs.up.as_ref() == Some(&journal.software)),
-            agent: is_back(has(old), has(new)),
+            agent,
             // Of software that was there before, what ended before counts for nothing.
             crashes: if is_new && !is_old { inputs.ends } else { 0 },
             is_caught_up: inputs.is_caught_up,
             trouble: inputs.trouble.clone(),
-            fault: given_up.then(|| "the new agent ended at once each time that it was begun".to_owned()),
+            fault: (!is_on_way_back && is_given_up(new)).then(|| "the new agent ended at once each time that it was begun".to_owned()),
         }
     }
 
@@ -218,10 +229,8 @@ impl Core {
                     Step::RolledBack => journal.agent_tries = 0,
                     _ => {}
                 }
-                if step == Step::RolledBack
-                    && let Some(old) = &journal.old
-                {
-                    journal.agent = Some(old.agent.clone());
+                if step == Step::RolledBack {
+                    journal.agent = Some(inputs.agent.clone());
                 }
                 if step == Step::Done {
                     outputs.tidy = Some(journal.old.iter().chain(&journal.new).flat_map(files).collect());
@@ -241,7 +250,9 @@ impl Core {
                     && outfit.agent != inputs.agent
                 {
                     outputs.log = Some(format!("the agent goes on as {}", outfit.agent.display()));
-                    journal.agent = Some(outfit.agent);
+                    if journal.agent.as_ref() != Some(&outfit.agent) {
+                        (journal.agent, journal.agent_tries) = (Some(outfit.agent), 0);
+                    }
                     outputs.begin_anew = true;
                 }
             }
@@ -253,10 +264,7 @@ impl Core {
         outputs.software = journal.software.clone();
         outputs.reluctant = journal.is_busy();
         outputs.asks_links |= matches!(journal.step, Some(Step::CatchingUp | Step::RollingBack)) && inputs.up.is_some();
-        outputs.progress = match (&journal.order, journal.step) {
-            (Some(order), Some(step)) => Some(Progress { order: order.id.clone(), step, reason: reason.map(short) }),
-            _ => None,
-        };
+        outputs.progress = self.progress().map(|progress| Progress { reason: reason.map(short), ..progress });
     }
 }
 
@@ -289,3 +297,6 @@ fn short(mut text: String) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

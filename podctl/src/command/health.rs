@@ -22,12 +22,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     // One thread is enough, and the check costs memory of the container.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = runtime.block_on(timeout(DEADLINE, async {
+    let ask = async {
         let found = lookup_host(host).await.with_context(|| format!("--url: can't find {host}"))?.next();
         let addr = found.with_context(|| format!("--url: {host} has no address"))?;
         let status = ::adea::health::ask(addr, host, &format!("/{path}")).await;
         status.map_err(|err| anyhow::anyhow!("{host} does not answer: {err}"))
-    }));
+    };
+    let asked = runtime.block_on(async { timeout(DEADLINE, ask).await });
     // A name that is being looked up is not waited for.
     runtime.shutdown_background();
     let status = asked.with_context(|| format!("{host} did not answer in {} s", DEADLINE.as_secs()))??;

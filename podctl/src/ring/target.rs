@@ -1,7 +1,8 @@
 //! Which pod to ask, and as whom.
 //!
-//! In this order: the pod that `--url` names; that of the running `podctl dev` in `--data`; the ring of the last
-//! `podctl login`; a `podctl dev` in `./adea-data`; the pod of this machine, for who can read its ring file.
+//! In this order: the pod that `--url` names; that of the running `podctl dev` in `--data`; the pod of this machine that
+//! `--config` names; the ring of the last `podctl login`; a `podctl dev` in `./adea-data`; the pod of this machine at the
+//! usual place, for who can read its ring file.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -122,6 +123,9 @@ impl TargetArgs {
         }
         if self.data.is_some() {
             return of_dev(self.data()).context("start it, or name a pod with --url");
+        }
+        if self.config != Path::new(CONFIG) {
+            return of_machine(&self.config);
         }
         let contexts = contexts()?;
         let mut over = None;

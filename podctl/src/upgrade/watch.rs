@@ -20,6 +20,9 @@ const LOOK: Duration = Duration::from_millis(700);
 /// Pods come and go in an upgrade. When none has answered for so long, this gives up; the upgrade goes on.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// What a pod is shown at that has said nothing of the order.
+const SILENT: &str = "waiting";
+
 /// An order, and what each of its pods says.
 pub struct Scene {
     /// The order in the ring.
@@ -157,7 +160,7 @@ impl Scene {
         }
         match self.progress().find(|(id, _)| *id == pod) {
             Some((_, progress)) => (progress.step.to_string(), progress.reason.clone()),
-            None => ("waiting".to_owned(), None),
+            None => (SILENT.to_owned(), None),
         }
     }
 }
@@ -236,7 +239,9 @@ fn tell(
     }
     for pod in &order.pods {
         let step = scene.step_of(pod);
-        if told.get(pod) == Some(&step) {
+        // A pod that has just come back says nothing yet.
+        let is_silent = step.0 == SILENT && told.contains_key(pod);
+        if is_silent || told.get(pod) == Some(&step) {
             continue;
         }
         if common.json {

@@ -11,6 +11,41 @@ use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::sync::Arc;
 
+/// The file beside the engine that tells the format, so that a store of a later version isn't even opened: an engine
+/// takes up its journal when it is.
+const FORMAT_FILE: &str = "format";
+
+/// Refuses a store of a later version, before its engine is opened.
+///
+/// # Errors
+/// [`OpenError::Newer`]; or the file can't be read.
+pub(crate) fn check_format_file(path: &Path) -> Result<(), OpenError> {
+    let text = match std::fs::read_to_string(path.join(FORMAT_FILE)) {
+        Ok(text) => text,
+        // A new store, or one of before there was the file.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(OpenError::Io { path: path.to_owned(), source }),
+    };
+    match text.trim().parse() {
+        Ok(found) if found > FORMAT => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT }),
+        // The engine tells, too.
+        _ => Ok(()),
+    }
+}
+
+/// Notes the format beside the engine, once that has been opened.
+///
+/// # Errors
+/// The file can't be written.
+pub(crate) fn note_format_file(path: &Path) -> Result<(), OpenError> {
+    let (file, text) = (path.join(FORMAT_FILE), format!("{FORMAT}\n"));
+    if std::fs::read_to_string(&file).is_ok_and(|known| known == text) {
+        return Ok(());
+    }
+    // It may be lost in a power cut: the engine has the number as well.
+    std::fs::write(&file, text).map_err(|source| OpenError::Io { path: path.to_owned(), source })
+}
+
 pub(crate) fn read_format(engine: &dyn Engine, path: &Path) -> Result<Clock, OpenError> {
     let damaged = |what: &str| OpenError::Damaged { path: path.to_owned(), what: what.to_owned() };
     let Some(format) = engine.get(Space::Meta, key::FORMAT)? else {

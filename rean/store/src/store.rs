@@ -7,7 +7,7 @@ use crate::error::{OpenError, StoreError};
 use crate::feed::Change;
 use crate::moves::Instructor;
 use crate::notes::Notes;
-use crate::opening::{load_databases, read_format, read_history};
+use crate::opening::{check_format_file, load_databases, note_format_file, read_format, read_history};
 use crate::outside::Outside;
 use crate::progress::Progress;
 use crate::record::{BlobId, Clock, DbRecord, DbState, Seq, decode, encode, key};
@@ -107,8 +107,11 @@ impl Store {
     pub fn open(options: StoreOptions) -> Result<Store, OpenError> {
         let path = options.path;
         std::fs::create_dir_all(&path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        check_format_file(&path)?;
         let engine = engine::open(options.engine, &path.join(options.engine.to_string()))?;
-        Store::open_on(engine, &path, options.keys, options.observer)
+        let store = Store::open_on(engine, &path, options.keys, options.observer)?;
+        note_format_file(&path)?;
+        Ok(store)
     }
 
     /// Opens the store that an engine holds. `path` is the folder for what is kept beside it.

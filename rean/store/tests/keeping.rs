@@ -128,6 +128,28 @@ fn a_newer_format_is_refused_and_left_alone() {
 }
 
 #[test]
+fn a_store_of_a_later_version_is_not_even_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Store::open(options(dir.path()));
+    open().unwrap().close();
+    assert_eq!(std::fs::read_to_string(dir.path().join("format")).unwrap(), "1\n");
+    std::fs::write(dir.path().join("format"), "2\n").unwrap();
+    let newest = || {
+        let files = std::fs::read_dir(dir.path().join("fjall")).unwrap().map(|entry| entry.unwrap());
+        files.map(|entry| (entry.path(), entry.metadata().unwrap().modified().unwrap())).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = newest();
+    let error = open().err().unwrap();
+    assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+    assert!(error.to_string().contains("start the version that wrote it"));
+    assert_eq!(newest(), before);
+    // One of before there was the file has its number in the engine, and gets the file.
+    std::fs::remove_file(dir.path().join("format")).unwrap();
+    open().unwrap().close();
+    assert!(dir.path().join("format").exists());
+}
+
+#[test]
 fn lost_commits_are_noticed_and_old_places_start_again() {
     let mut pod = Pod::new();
     let db = pod.store.create_db("notes", DbKind::Plain).unwrap();

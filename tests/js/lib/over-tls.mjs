@@ -20,13 +20,15 @@ const denied = [];
 for (const live of lives) { live.catch(() => {}); live.on('denied', (row) => denied.push(row)); }
 
 const access = { read: [`user:${username}`] };
-await one.put({ _id: 'from-one', access, text: 'é'.repeat(100_000) });
-const { text } = await has(two, 'from-one');
-await two.put({ _id: 'from-two', access });
-await has(one, 'from-two');
+// Ids are the whole app's.
+const id = (name) => `${name} of ${username}`;
+await one.put({ _id: id('first'), access, text: 'é'.repeat(100_000) });
+const { text } = await has(two, id('first'));
+await two.put({ _id: id('second'), access });
+await has(one, id('second'));
 // And once more, when everything has been quiet.
-await one.put({ _id: 'later', access });
-await has(two, 'later');
+await one.put({ _id: id('later'), access });
+await has(two, id('later'));
 for (const live of lives) live.cancel();
 feeds.close();
 console.log(JSON.stringify({ long: text.length, denied: denied.length }));

@@ -1,0 +1,261 @@
+//! One pod through an upgrade, with an agent that dies at any point and goes on from its journal.
+
+use std::path::PathBuf;
+
+use adea_ring::upgrade::{Order, OrderState, Peer, Progress, Source, Step};
+
+use super::{Core, Inputs, MAX_AGENT_TRIES};
+use crate::folder::Folder;
+use crate::software::Software;
+use crate::upgrade::journal::{Journal, Outfit};
+
+const TURN_MS: u64 = 500;
+/// More turns than any way through takes.
+const TURNS: u64 = 400;
+
+/// How the new software does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Luck {
+    Good,
+    /// Its programs end by themselves.
+    Crashes,
+    /// Its agent ends at once.
+    BadAgent,
+    /// It never has what the others have.
+    Behind,
+}
+
+/// A machine: what survives the agent, and what doesn't.
+struct Machine {
+    folder: Folder,
+    _dir: tempfile::TempDir,
+    luck: Luck,
+    /// The program that runs as the agent.
+    agent: PathBuf,
+    core: Core,
+    runs: Software,
+    up_at: u64,
+    ends: u32,
+    fetched: bool,
+    turn: u64,
+    began: u64,
+    /// Turns after which the agent is killed.
+    deaths: Vec<u64>,
+    /// The agent is killed also just after the journal is written.
+    dies_when_saved: bool,
+    steps: Vec<Step>,
+}
+
+fn installed() -> PathBuf {
+    "/usr/local/bin/podctl".into()
+}
+
+fn software(name: &str) -> Software {
+    Software { image: Some(name.to_owned()), program: None }
+}
+
+fn new_outfit() -> Outfit {
+    Outfit { software: software("new"), agent: "/data/bin/podctl-new".into() }
+}
+
+fn order() -> Order {
+    let pods = vec!["me".parse().unwrap(), "other".parse().unwrap()];
+    let order = Order::new(Source::Ring, Some("new".into()), pods, 1);
+    Order { archive_sha256: Some("0".repeat(64)), patience_s: 60, ..order }
+}
+
+impl Machine {
+    fn new(luck: Luck) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path()).unwrap();
+        Self {
+            core: Core::new("me".parse().unwrap(), Journal::default()),
+            folder,
+            _dir: dir,
+            luck,
+            agent: installed(),
+            runs: Software::default(),
+            up_at: 0,
+            ends: 0,
+            fetched: false,
+            turn: 0,
+            began: 0,
+            deaths: Vec::new(),
+            dies_when_saved: false,
+            steps: Vec::new(),
+        }
+    }
+
+    /// The agent begins: the installed program first, which hands over.
+    fn begin(&mut self) {
+        let mut journal = Journal::load(&self.folder).unwrap();
+        self.agent = installed();
+        while let Some(agent) = journal.agent.clone().filter(|agent| *agent != self.agent) {
+            if journal.agent_tries > MAX_AGENT_TRIES {
+                break;
+            }
+            journal.agent_tries += 1;
+            journal.save(&self.folder).unwrap();
+            self.agent = if self.luck == Luck::BadAgent && agent == new_outfit().agent { installed() } else { agent };
+        }
+        // What runs goes on; what the journal says is set before anything else.
+        if self.runs != journal.software {
+            self.replace(journal.software.clone());
+        }
+        self.core = Core::new("me".parse().unwrap(), journal);
+        (self.fetched, self.began, self.ends) = (false, self.turn, 0);
+    }
+
+    fn replace(&mut self, software: Software) {
+        (self.runs, self.up_at, self.ends) = (software, self.turn + 3, 0);
+    }
+
+    fn is_up(&self) -> bool {
+        self.turn >= self.up_at && !(self.luck == Luck::Crashes && self.runs == software("new"))
+    }
+
+    fn turn(&mut self, order: &Order) {
+        self.turn += 1;
+        self.ends += u32::from(!self.is_up() && self.luck == Luck::Crashes && self.turn.is_multiple_of(4));
+        let other = Progress { order: order.id.clone(), step: Step::Ready, reason: None };
+        let explicit = if self.runs == Software::default() { software("old") } else { self.runs.clone() };
+        let outputs = self.core.turn(Inputs {
+            now_ms: 1_000_000 + self.turn * TURN_MS,
+            elapsed_ms: (self.turn - self.began) * TURN_MS,
+            order: Some(order.clone()),
+            peers: vec![Peer { id: "other".parse().unwrap(), is_live: true, is_removed: false, progress: Some(other) }],
+            is_master: false,
+            up: self.is_up().then(|| self.runs.clone()),
+            ends: self.ends,
+            runs: explicit,
+            agent: self.agent.clone(),
+            installed: None,
+            is_caught_up: self.is_up() && !(self.luck == Luck::Behind && self.runs == software("new")),
+            fetched: self.fetched.then(|| Ok(new_outfit())),
+            trouble: None,
+        });
+        self.fetched = outputs.fetch.is_some();
+        let step = outputs.progress.as_ref().map(|progress| progress.step);
+        if step != self.steps.last().copied() {
+            self.steps.extend(step);
+        }
+        if outputs.save {
+            self.core.journal().save(&self.folder).unwrap();
+            if self.dies_when_saved {
+                self.begin();
+                return;
+            }
+        }
+        assert_eq!(outputs.reluctant, step.is_some_and(Step::is_busy));
+        if outputs.software != self.runs {
+            self.replace(outputs.software);
+        }
+        if outputs.begin_anew || self.deaths.contains(&self.turn) {
+            self.begin();
+        }
+    }
+
+    /// Runs until nothing more changes; the last step.
+    fn run(&mut self, order: &Order) -> Step {
+        for _ in 0..TURNS {
+            self.turn(order);
+        }
+        *self.steps.last().unwrap()
+    }
+
+    fn journal(&self) -> Journal {
+        Journal::load(&self.folder).unwrap()
+    }
+}
+
+#[test]
+fn a_good_one_is_gone_through_step_by_step() {
+    let mut machine = Machine::new(Luck::Good);
+    assert_eq!(machine.run(&order()), Step::Done);
+    let all = [Step::Fetching, Step::Ready, Step::HandingOver, Step::Replacing, Step::CatchingUp, Step::Done];
+    assert_eq!(machine.steps, all);
+    let journal = machine.journal();
+    assert_eq!((machine.runs, journal.software, journal.agent), (software("new"), software("new"), Some(new_outfit().agent)));
+    assert_eq!(journal.old.unwrap().software, software("old"));
+    assert_eq!(journal.agent_tries, 0);
+}
+
+#[test]
+fn an_agent_that_dies_at_any_point_goes_on_where_it_was() {
+    for luck in [Luck::Good, Luck::Crashes, Luck::BadAgent, Luck::Behind] {
+        let is_good = luck == Luck::Good;
+        let end = if is_good { Step::Done } else { Step::RolledBack };
+        // All points of the way through; where nothing happens for a long time, some.
+        let deaths = if is_good { (1..50).step_by(1) } else { (1..50).step_by(5) };
+        for death in deaths {
+            let mut machine = Machine::new(luck);
+            machine.deaths = vec![death, death + 7];
+            assert_eq!(machine.run(&order()), end, "{luck:?}, killed after turn {death}: {:?}", machine.steps);
+            let wanted = if is_good { "new" } else { "old" };
+            let runs = if machine.runs == Software::default() { software("old") } else { machine.runs.clone() };
+            assert_eq!(runs, software(wanted), "{luck:?}, killed after turn {death}");
+            let agent = if is_good { new_outfit().agent } else { installed() };
+            assert_eq!(machine.agent, agent, "{luck:?}, killed after turn {death}");
+        }
+        let mut machine = Machine::new(luck);
+        machine.dies_when_saved = true;
+        assert_eq!(machine.run(&order()), end, "{luck:?}, killed after each change: {:?}", machine.steps);
+    }
+}
+
+#[test]
+fn why_it_went_back_is_said() {
+    for (luck, why) in [(Luck::Crashes, "3 times"), (Luck::BadAgent, "agent"), (Luck::Behind, "caught up")] {
+        let mut machine = Machine::new(luck);
+        machine.run(&order());
+        let why_it_says = machine.journal().why.unwrap();
+        assert!(why_it_says.contains(why), "{luck:?}: {why_it_says}");
+        assert!(machine.steps.contains(&Step::RollingBack), "{luck:?}: {:?}", machine.steps);
+    }
+}
+
+#[test]
+fn an_agent_of_the_ring_gives_way_to_the_one_before_it() {
+    let mut machine = Machine::new(Luck::Good);
+    assert_eq!(machine.run(&order()), Step::Done);
+    // The next order's agent is bad: back to the ring's earlier one, not to the installed.
+    let second = Order { made_at_ms: 2, id: "1".repeat(16), ..order() };
+    let stopped = Order { state: OrderState::Stopped, ..second.clone() };
+    for _ in 0..12 {
+        machine.turn(&second);
+    }
+    assert!(machine.steps.contains(&Step::Replacing) || machine.core.journal().is_busy());
+    assert!(matches!(machine.run(&stopped), Step::RolledBack | Step::Ready));
+    assert_eq!((machine.agent.clone(), machine.runs.clone()), (new_outfit().agent, software("new")));
+}
+
+#[test]
+fn an_old_order_is_never_followed_again() {
+    let first = order();
+    let stopped = Order { state: OrderState::Stopped, ..first.clone() };
+    let mut machine = Machine::new(Luck::Good);
+    assert_eq!(machine.run(&first), Step::Done);
+    assert_eq!(machine.run(&stopped), Step::RolledBack);
+    assert_eq!(machine.run(&first), Step::RolledBack, "as it was before it was called off");
+    let second = Order { made_at_ms: 2, id: "1".repeat(16), ..order() };
+    assert_eq!(machine.run(&second), Step::Done);
+    assert_eq!(machine.run(&stopped), Step::Done);
+    assert_eq!(machine.runs, software("new"));
+}
+
+#[test]
+fn an_order_by_force_does_not_wait_for_the_one_before() {
+    let (mut machine, first) = (Machine::new(Luck::Behind), order());
+    while machine.steps.last() != Some(&Step::CatchingUp) {
+        assert!(machine.turn < TURNS);
+        machine.turn(&first);
+    }
+    assert!(machine.core.journal().is_busy());
+    let second = Order { made_at_ms: 2, id: "1".repeat(16), ..first };
+    machine.turn(&second);
+    assert_eq!(machine.core.journal().order.as_ref().unwrap().made_at_ms, 1);
+    machine.luck = Luck::Good;
+    let forced = Order { force: true, ..second };
+    assert_eq!(machine.run(&forced), Step::Done);
+    assert_eq!(machine.journal().old.unwrap().software, software("old"), "what is not well is nothing to go back to");
+}
