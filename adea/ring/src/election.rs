@@ -3,8 +3,9 @@
 //! The write master is the first of the order of preference (`prefer` as listed, then by highest id; never those in
 //! `never`) among the live pods that are best informed: those caught up to the newest epoch that any live pod is
 //! caught up to. So a former master that returns is not chosen again before it has caught up with what came after it.
-//! One that is reluctant (inactive, about to be replaced, with little room on its disk) comes after all that are not,
-//! and one that has no room at all comes last; when no other is left they still take the writes.
+//! One that has little room on its disk comes after all that have enough, one that is reluctant (inactive, about to be
+//! replaced) comes after those, and one that takes no new data comes last; when no other is left they still take the
+//! writes. (Little room is the weaker reason: where all disks are nearly full, a pod can still be taken out of service.)
 //!
 //! Each change of master starts an [`Epoch`], stamped by the hybrid logical clock of the new master. Epochs are unique
 //! (the stamp holds the pod), grow (a pod begins none that is not above all that it has heard of, but for those of a
@@ -27,6 +28,7 @@ use std::cmp::Reverse;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, DriftError, Stamp};
+use crate::host::DiskLevel;
 use crate::member::{Member, PodId, View};
 
 /// The stamp of a change of master; it names the master.
@@ -235,12 +237,12 @@ pub fn decide(me: &PodId, view: &View, config: &Config, previous: &Mastership, n
     (decision, next)
 }
 
-/// Whether it has room for new data, whether it is willing, its place among the preferred, its id.
-type Rank<'a> = (bool, bool, Option<Reverse<usize>>, &'a PodId);
+/// Whether it takes new data, whether it is willing, whether it has enough room, its place among the preferred, its id.
+type Rank<'a> = (bool, bool, bool, Option<Reverse<usize>>, &'a PodId);
 
 /// Whether a pod takes the writes only when nobody else can.
 fn is_unwilling(member: &Member) -> bool {
-    member.reluctant || member.full
+    member.reluctant || member.disk >= DiskLevel::Low
 }
 
 /// What counts of what a pod sees.
@@ -380,7 +382,7 @@ impl<'a> Sight<'a> {
     /// A pod's place in the order of preference; greater is better.
     fn rank<'b>(&self, member: &'b Member) -> Rank<'b> {
         let wanted = self.config.prefer.iter().position(|id| *id == member.id).map(Reverse);
-        (!member.full, !is_unwilling(member), wanted, &member.id)
+        (member.disk < DiskLevel::Full, !member.reluctant, member.disk < DiskLevel::Low, wanted, &member.id)
     }
 
     /// The live pods whose clocks are right.

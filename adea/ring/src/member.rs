@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
+use crate::host::DiskLevel;
 
 /// The longest id of a pod, in bytes: it becomes part of document ids, host names and file names.
 const MAX_POD_ID_BYTES: usize = 64;
@@ -48,12 +49,12 @@ pub struct Member {
     pub stamp: Option<Stamp>,
     /// The pods whose stamps its clock refuses ([`crate::clock::DriftError`]).
     pub refuses: Vec<PodId>,
-    /// Whether it wants to be no master: inactive, about to be replaced, or with little room on its disk.
+    /// Whether it wants to be no master: inactive, removed, or about to be replaced.
     #[serde(default)]
     pub reluctant: bool,
-    /// Whether its disk is so full that it takes no new data.
+    /// Room on its disk.
     #[serde(default)]
-    pub full: bool,
+    pub disk: DiskLevel,
 }
 
 /// The ring as one pod sees it: each pod once, sorted by id.
@@ -116,7 +117,7 @@ impl Member {
             stamp: None,
             refuses: Vec::new(),
             reluctant: false,
-            full: false,
+            disk: DiskLevel::Roomy,
         }
     }
 

@@ -279,10 +279,10 @@ impl Core {
         self.facts = Some(facts);
     }
 
-    /// Whether this pod wants to be no master.
+    /// Whether this pod wants to be no master; room on its disk is another matter.
     fn is_reluctant(&self) -> bool {
         let is_removed = self.removed_since_ms.is_some();
-        self.aside.reluctant || is_removed || self.pod_state() != PodState::Active || self.disk() >= DiskLevel::Low
+        self.aside.reluctant || is_removed || self.pod_state() != PodState::Active
     }
 
     /// Room on this pod's disks: that of the machine's data folder, and that of rean's store, which may be another.
@@ -410,7 +410,7 @@ impl Core {
             caught_up_to: self.kept.caught_up_to.clone(),
             refuses: self.refuses.clone(),
             reluctant: self.is_reluctant(),
-            full: self.disk() == DiskLevel::Full,
+            disk: self.disk(),
             ..Member::new(self.me.id.clone(), &self.me.address, self.me.generation)
         }
     }

@@ -479,8 +479,8 @@ fn a_master_hands_over_before_it_leaves() {
 }
 
 impl World {
-    fn reluctant(&self) -> (bool, bool) {
-        self.last.as_ref().map(|last| (last.say.member.reluctant, last.say.member.full)).expect("a turn")
+    fn reluctant(&self) -> (bool, DiskLevel) {
+        self.last.as_ref().map(|last| (last.say.member.reluctant, last.say.member.disk)).expect("a turn")
     }
 
     fn states(&mut self, states: &[(&str, PodState)]) {
@@ -497,25 +497,25 @@ impl World {
 #[test]
 fn what_makes_a_pod_reluctant() {
     let mut world = World::following();
-    assert_eq!(world.reluctant(), (false, false));
+    assert_eq!(world.reluctant(), (false, DiskLevel::Roomy));
     world.aside.reluctant = true;
     world.turn();
-    assert_eq!(world.reluctant(), (true, false));
+    assert_eq!(world.reluctant(), (true, DiskLevel::Roomy));
     world.aside = Aside::default();
     world.states(&[("b", PodState::Inactive)]);
     world.run(2);
-    assert_eq!(world.reluctant(), (true, false));
+    assert_eq!(world.reluctant(), (true, DiskLevel::Roomy));
     assert_eq!(world.last.as_ref().map(|last| last.say.said.state), Some(PodState::Inactive));
     world.states(&[]);
     world.run(2);
-    assert_eq!(world.reluctant(), (false, false));
+    assert_eq!(world.reluctant(), (false, DiskLevel::Roomy));
     // The worse of what the machine's agent and rean have found.
     for (of_host, of_store) in [(DiskLevel::Low, DiskLevel::Roomy), (DiskLevel::Roomy, DiskLevel::Full)] {
         world.aside.host = Some(HostReport { disk: of_host, ..HostReport::default() });
         world.facts.disk = of_store;
         world.run(2);
         let worse = of_host.max(of_store);
-        assert_eq!(world.reluctant(), (true, worse == DiskLevel::Full));
+        assert_eq!(world.reluctant(), (false, worse));
         let last = world.last.as_ref().expect("a turn");
         assert_eq!((last.say.said.disk, &last.tell.host), (worse, &world.aside.host));
     }

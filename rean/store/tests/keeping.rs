@@ -4,8 +4,8 @@
 use rean_store::engine::memory::MemoryEngine;
 use rean_store::engine::{Batch, Direction, Engine, Space};
 use rean_store::{
-    AttachmentEdit, AttachmentEditSource, Author, BlobRef, Db, DbKind, Edit, Mode, NoObserver, OpenError, PIECE_BYTES,
-    Rev, Scope, Since, Store, StoreError, StoreKeys, Who, Write, WriteError, Written,
+    AttachmentEdit, AttachmentEditSource, Author, BlobRef, Db, DbKind, Edit, EngineKind, Mode, NoObserver, OpenError,
+    PIECE_BYTES, Rev, Scope, Since, Store, StoreError, StoreKeys, StoreOptions, Who, Write, WriteError, Written,
 };
 use std::sync::{Arc, mpsc};
 use tempfile::TempDir;
@@ -129,8 +129,16 @@ fn a_newer_format_is_refused_and_left_alone() {
 
 #[test]
 fn a_store_of_a_later_version_is_not_even_opened() {
-    let dir = tempfile::tempdir().unwrap();
-    let open = || Store::open(options(dir.path()));
+    let dir = TempDir::new().unwrap();
+    let open = || {
+        let keys = StoreKeys { chain: [1; 32], bookmark: [2; 32] };
+        Store::open(StoreOptions {
+            path: dir.path().to_owned(),
+            engine: EngineKind::Fjall,
+            keys,
+            observer: Arc::new(NoObserver),
+        })
+    };
     open().unwrap().close();
     assert_eq!(std::fs::read_to_string(dir.path().join("format")).unwrap(), "1\n");
     std::fs::write(dir.path().join("format"), "2\n").unwrap();

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 
 use super::{Cause, Config, Decision, Epoch, Mastership, Moment, decide, observe};
 use crate::clock::{Clock, DEFAULT_MAX_DRIFT_MS, Stamp};
+use crate::host::DiskLevel;
 use crate::member::{Member, PodId, View};
 
 const SCHEDULES: u64 = 2_000;
@@ -63,9 +64,9 @@ struct Pod {
     /// When a pod was last heard, and from when on without a gap.
     heard: BTreeMap<PodId, (u64, u64)>,
     refuses: Vec<PodId>,
-    /// What it says of itself: whether it wants to be no master, and whether it has no room. Both outlive a restart.
+    /// What it says of itself: whether it wants to be no master, and how much room it has. Both outlive a restart.
     reluctant: bool,
-    full: bool,
+    room: DiskLevel,
 }
 
 #[derive(Clone, Default)]
@@ -131,7 +132,7 @@ impl Pod {
             stamp: Some(stamp),
             refuses: self.refuses.clone(),
             reluctant: self.reluctant,
-            full: self.full,
+            disk: self.room,
             ..Member::new(self.id.clone(), "", self.disk.generation)
         }
     }
@@ -167,7 +168,7 @@ impl World {
             heard: BTreeMap::new(),
             refuses: Vec::new(),
             reluctant: false,
-            full: false,
+            room: DiskLevel::Roomy,
         });
         let mut pods: Vec<Pod> = pods.collect();
         pods.iter_mut().for_each(Pod::start);
@@ -217,7 +218,10 @@ impl World {
             // The operator changes their mind; the change reaches all at once.
             26 => self.config.prefer = vec![self.pods[which].id.clone()],
             27..=29 => self.pods[which].reluctant ^= true,
-            30 => self.pods[which].full ^= true,
+            30..=31 => {
+                let levels = [DiskLevel::Roomy, DiskLevel::Low, DiskLevel::Full];
+                self.pods[which].room = levels[self.chance.below(3) as usize];
+            }
             _ => {}
         }
     }
@@ -371,8 +375,8 @@ impl World {
         let up: Vec<&Pod> = self.pods.iter().filter(|pod| pod.up).collect();
         let ranked = |pod: &&&Pod| {
             let wanted = self.config.prefer.iter().position(|id| *id == pod.id);
-            let willing = !(pod.reluctant || pod.full);
-            (!pod.full, willing, std::cmp::Reverse(wanted.unwrap_or(usize::MAX)), pod.id.clone())
+            let (has_any, has_enough) = (pod.room < DiskLevel::Full, pod.room < DiskLevel::Low);
+            (has_any, !pod.reluctant, has_enough, std::cmp::Reverse(wanted.unwrap_or(usize::MAX)), pod.id.clone())
         };
         let wrong = self.wrong.map(|which| &self.pods[which].id);
         let barred = |pod: &Pod| wrong == Some(&pod.id) || self.config.never.contains(&pod.id);

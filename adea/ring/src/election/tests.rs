@@ -1,5 +1,6 @@
 use super::{Cause, Config, Decision, Epoch, Hold, Mastership, Moment, Role, Waiting, decide, observe};
 use crate::clock::{Clock, DEFAULT_MAX_DRIFT_MS, Stamp};
+use crate::host::DiskLevel;
 use crate::member::{Member, PodId, View};
 
 fn pod(name: &str) -> PodId {
@@ -90,7 +91,8 @@ fn a_preference_comes_before_the_id() {
 #[test]
 fn a_reluctant_pod_is_chosen_only_when_all_are() {
     let reluctant = |id: &str| Member { reluctant: true, ..member(id) };
-    let full = |id: &str| Member { full: true, ..reluctant(id) };
+    let full = |id: &str| Member { disk: DiskLevel::Full, ..member(id) };
+    let low = |id: &str| Member { disk: DiskLevel::Low, ..member(id) };
     let chosen = |members: &[Member], prefer: &[&str]| {
         let config = Config { prefer: prefer.iter().map(|name| pod(name)).collect(), ..Config::default() };
         match decide(&pod("x"), &view(members), &config, &settled(), &then(at(100, "x"))).0 {
@@ -102,6 +104,10 @@ fn a_reluctant_pod_is_chosen_only_when_all_are() {
     assert_eq!(chosen(&[full("a"), reluctant("b"), reluctant("c")], &["b"]), "b", "all are: the order is as ever");
     assert_eq!(chosen(&[reluctant("a"), full("b"), full("c")], &["b"]), "a", "one that has room can take writes");
     assert_eq!(chosen(&[full("a"), full("b")], &[]), "b");
+    assert_eq!(chosen(&[member("a"), low("b")], &["b"]), "a");
+    let leaving = Member { reluctant: true, ..low("c") };
+    assert_eq!(chosen(&[low("a"), low("b"), leaving], &[]), "b", "where all have little room, some are still willing");
+    assert_eq!(chosen(&[low("a"), reluctant("b")], &[]), "a");
     // One that does not know what the others know takes none, however willing it is.
     let epoch = at(20, "z");
     let informed = Member { caught_up_to: Some(epoch), ..reluctant("b") };
