@@ -118,65 +118,55 @@ impl Blueprint {
     }
 
     fn containers(&self, image: &str, ring_file_hash: &str) -> Desired {
-        let (folder, config) = (&self.folder, &self.config);
-        let anywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let ring_file = Mount {
-            from: folder.container_ring_file(),
+            from: self.folder.container_ring_file(),
             to: RING_FILE_INSIDE,
             writable: false,
             content: Some(ring_file_hash.to_owned()),
         };
-        let mount = |from, to, writable| Mount { from, to, writable, content: None };
-        let common = |program: &str| vec![program.to_owned(), "--ring-file".into(), RING_FILE_INSIDE.into()];
+        let (rean, proxy) = (self.rean_container(image, ring_file.clone()), self.proxy_container(image, ring_file));
+        Desired::from([(Program::Rean, rean), (Program::Proxy, proxy)])
+    }
 
-        let mut rean = common("rean");
-        rean.extend(["--data".into(), STORE_INSIDE.into(), "--logs".into(), LOGS_INSIDE.into()]);
-        rean.extend(["--listen".into(), anywhere(REAN_INSIDE).to_string(), "--private-network".into()]);
-        rean.extend(["--engine".into(), config.rean.engine.clone()]);
-        let mut rean_ports = Vec::new();
-        if let Some(ring) = &config.ring {
-            rean.extend(["--ring-listen".into(), anywhere(RING_INSIDE).to_string()]);
-            rean_ports.push(Port { outside: ring.listen, inside: RING_INSIDE });
+    fn rean_container(&self, image: &str, ring_file: Mount) -> Launch {
+        let mut args = vec!["rean".to_owned(), "--ring-file".into(), RING_FILE_INSIDE.into()];
+        args.extend(["--data".into(), STORE_INSIDE.into(), "--logs".into(), LOGS_INSIDE.into()]);
+        args.extend(["--listen".into(), anywhere(REAN_INSIDE).to_string(), "--private-network".into()]);
+        args.extend(["--engine".into(), self.config.rean.engine.clone()]);
+        let mut ports = Vec::new();
+        if let Some(ring) = &self.config.ring {
+            args.extend(["--ring-listen".into(), anywhere(RING_INSIDE).to_string()]);
+            ports.push(Port { outside: ring.listen, inside: RING_INSIDE });
         }
-        let rean = Launch {
-            software: image.to_owned(),
-            args: rean,
-            up: anywhere(REAN_INSIDE),
-            shares: Shares {
-                mounts: vec![
-                    ring_file.clone(),
-                    mount(folder.store(), STORE_INSIDE, true),
-                    mount(folder.container_logs(), LOGS_INSIDE, false),
-                ],
-                ports: rean_ports,
-            },
-        };
+        let mounts = vec![
+            ring_file,
+            mount(self.folder.store(), STORE_INSIDE, true),
+            mount(self.folder.container_logs(), LOGS_INSIDE, false),
+        ];
+        Launch { software: image.to_owned(), args, up: anywhere(REAN_INSIDE), shares: Shares { mounts, ports } }
+    }
 
-        let mut proxy = common("proxy");
-        proxy.extend(["--listen".into(), anywhere(PROXY_INSIDE).to_string()]);
-        proxy.extend(["--upstream".into(), format!("{REAN_NAME}:{REAN_INSIDE}")]);
-        self.proxy_settings(&mut proxy);
-        let mut ports = vec![Port { outside: config.proxy.listen, inside: PROXY_INSIDE }];
-        let mut mounts = vec![ring_file, mount(folder.proxy_data(), PROXY_DATA_INSIDE, true)];
-        if let Some(tls) = &config.proxy.tls {
+    fn proxy_container(&self, image: &str, ring_file: Mount) -> Launch {
+        let proxy = &self.config.proxy;
+        let mut args = vec!["proxy".to_owned(), "--ring-file".into(), RING_FILE_INSIDE.into()];
+        args.extend(["--listen".into(), anywhere(PROXY_INSIDE).to_string()]);
+        args.extend(["--upstream".into(), format!("{REAN_NAME}:{REAN_INSIDE}")]);
+        self.proxy_settings(&mut args);
+        let mut ports = vec![Port { outside: proxy.listen, inside: PROXY_INSIDE }];
+        let mut mounts = vec![ring_file, mount(self.folder.proxy_data(), PROXY_DATA_INSIDE, true)];
+        if let Some(tls) = &proxy.tls {
             let place = |name: &str, _: &Path| Path::new(TLS_INSIDE).join(name);
-            proxy.extend(self.tls(tls, Path::new(PROXY_DATA_INSIDE), place));
-            proxy.extend(["--public-port".into(), config.proxy.listen.port().to_string()]);
+            args.extend(self.tls(tls, Path::new(PROXY_DATA_INSIDE), place));
+            args.extend(["--public-port".into(), proxy.listen.port().to_string()]);
             if !tls_copies(Some(tls)).is_empty() {
-                mounts.push(mount(folder.container_tls(), TLS_INSIDE, false));
+                mounts.push(mount(self.folder.container_tls(), TLS_INSIDE, false));
             }
         }
-        if let Some(redirect) = config.proxy.redirect {
-            proxy.extend(["--redirect".into(), anywhere(REDIRECT_INSIDE).to_string()]);
+        if let Some(redirect) = proxy.redirect {
+            args.extend(["--redirect".into(), anywhere(REDIRECT_INSIDE).to_string()]);
             ports.push(Port { outside: redirect, inside: REDIRECT_INSIDE });
         }
-        let proxy = Launch {
-            software: image.to_owned(),
-            args: proxy,
-            up: anywhere(PROXY_INSIDE),
-            shares: Shares { mounts, ports },
-        };
-        Desired::from([(Program::Rean, rean), (Program::Proxy, proxy)])
+        Launch { software: image.to_owned(), args, up: anywhere(PROXY_INSIDE), shares: Shares { mounts, ports } }
     }
 
     fn proxy_settings(&self, args: &mut Vec<String>) {
@@ -208,6 +198,15 @@ impl Blueprint {
         }
         ["--tls".to_owned(), serde_json::to_string(&tls).unwrap_or_default()]
     }
+}
+
+/// Every address of a container.
+fn anywhere(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+}
+
+fn mount(from: PathBuf, to: &'static str, writable: bool) -> Mount {
+    Mount { from, to, writable, content: None }
 }
 
 /// The names of the copies that containers get of the machine's TLS files.

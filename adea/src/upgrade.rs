@@ -141,7 +141,8 @@ impl Upgrader {
             runs: self.runs(&doing),
             agent: self.agent.clone(),
             installed: self.installed(),
-            is_caught_up: doing.up && self.links.as_ref().is_some_and(|links| links.are_live && links.pid == pid(&doing)),
+            is_caught_up: doing.up
+                && self.links.as_ref().is_some_and(|links| links.are_live && links.pid == pid(&doing)),
             fetched,
             trouble: self.trouble.clone().or_else(|| trouble(&doing)),
         });

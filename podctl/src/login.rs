@@ -159,7 +159,7 @@ fn peer(url: &str, ca: Option<&str>) -> anyhow::Result<Peer> {
 
 /// What to do when a pod's certificate is by an authority that nobody knows.
 fn advise(err: anyhow::Error, has_ca: bool) -> anyhow::Error {
-    let is_trust = err.chain().find_map(|cause| trust::explain(cause)).is_some_and(|text| text.contains("authority"));
+    let is_trust = err.chain().find_map(trust::explain).is_some_and(|text| text.contains("authority"));
     if is_trust && !has_ca {
         return err
             .context("for a ring with its own authority give --ca FILE: ca.pem of the data folder of any of its pods");

@@ -44,6 +44,7 @@ mod tally;
 mod tls;
 mod tunnel;
 mod upstream;
+mod visitor;
 mod web;
 
 use std::future::Future;

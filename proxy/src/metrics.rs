@@ -1,11 +1,13 @@
 //! Counters of the proxy and their Prometheus text form.
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>)
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 
 use crate::clock;
 
@@ -13,10 +15,13 @@ use crate::clock;
 const BUCKETS_US: [u64; 12] =
     [100, 250, 500, 1000, 2500, 5000, 10_000, 50_000, 100_000, 500_000, 2_500_000, 10_000_000];
 
+/// Versions of apps that are counted apart; what comes after has no names. Each is a line of the text.
+const MAX_APP_VERSIONS: usize = 200;
+
 const METHODS: [&str; 4] = ["read", "write", "post", "other"];
 const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// What the proxy counts. All of it is lock-free: the request path only adds.
+/// What the proxy counts. Nearly all of it is lock-free: the request path only adds.
 #[derive(Debug, Default)]
 pub struct Metrics {
     requests: [[AtomicU64; STATUSES.len()]; METHODS.len()],
@@ -50,6 +55,8 @@ pub struct Metrics {
     pub renewal_failures: AtomicU64,
     /// Until when the certificate in use holds, in seconds since 1970; 0: there is none.
     pub certificate_until_s: AtomicI64,
+    /// Files of apps, by database and version.
+    apps: Mutex<BTreeMap<(String, String), u64>>,
     /// Access log lines that were thrown away as the disk was too slow.
     pub log_lines_lost: AtomicU64,
 }
@@ -83,6 +90,14 @@ impl Metrics {
         }
     }
 
+    /// Counts a file of a version of an app. What rean has answered with is there, so a client can't make names up.
+    pub fn app_file(&self, app: &str, version: &str) {
+        let mut apps = self.apps.lock();
+        let key = (app.to_owned(), version.to_owned());
+        let key = if apps.len() < MAX_APP_VERSIONS || apps.contains_key(&key) { key } else { Default::default() };
+        *apps.entry(key).or_default() += 1;
+    }
+
     /// The text that Prometheus scrapes.
     pub fn text(&self) -> String {
         let mut out = String::with_capacity(4096);
@@ -94,6 +109,7 @@ impl Metrics {
             }
         }
         self.latency_text(&mut out);
+        self.apps_text(&mut out);
         for (name, gauge) in [("connections", &self.connections), ("feeds", &self.feeds)] {
             let value = gauge.load(Relaxed);
             let _ = writeln!(out, "# TYPE adea_proxy_{name} gauge\nadea_proxy_{name} {value}");
@@ -125,6 +141,14 @@ impl Metrics {
         out
     }
 
+    fn apps_text(&self, out: &mut String) {
+        out.push_str("# TYPE adea_proxy_app_files_total counter\n");
+        // Names of databases and versions have nothing that must be escaped.
+        for ((app, version), count) in self.apps.lock().iter() {
+            let _ = writeln!(out, "adea_proxy_app_files_total{{app=\"{app}\",version=\"{version}\"}} {count}");
+        }
+    }
+
     fn latency_text(&self, out: &mut String) {
         out.push_str("# TYPE adea_proxy_request_seconds histogram\n");
         let mut sum = 0;
@@ -142,6 +166,18 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_of_apps_are_counted_apart_up_to_a_bound() {
+        let metrics = Metrics::default();
+        for n in 0..MAX_APP_VERSIONS + 5 {
+            metrics.app_file("notes", &format!("v{n}"));
+        }
+        metrics.app_file("notes", "v1");
+        let text = metrics.text();
+        assert!(text.contains("adea_proxy_app_files_total{app=\"notes\",version=\"v1\"} 2\n"), "{text}");
+        assert!(text.contains("adea_proxy_app_files_total{app=\"\",version=\"\"} 5\n"), "{text}");
+    }
 
     #[test]
     fn requests_are_counted_by_class_and_latency() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use adea_ring::hosting::VERSION_HEADER;
 use adea_ring::identity::{HEADER_PREFIX, PEER_HEADER, PRIVATE_PREFIX};
 use adea_ring::node_config::FILE_SETTINGS_HEADER;
 use http::request::Parts;
@@ -38,6 +39,7 @@ use crate::settings::Settings;
 use crate::tally::{Logged, Tally};
 use crate::tunnel::{self, Tunnel};
 use crate::upstream::{Upgrade, Upstream, UpstreamError};
+use crate::visitor::{self, Visitor};
 use crate::web;
 
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("Adea/", env!("CARGO_PKG_VERSION")));
@@ -362,8 +364,16 @@ impl Stack {
             let request = self.upstream_request(parts, body, &login, seen.id.clone());
             return Box::pin(self.forward_feed(request, ticket, lines, &seen.id)).await;
         }
-        let request = self.upstream_request(parts, body, &login, seen.id.clone());
-        let response = self.upstream.send(request).await.map_err(|error| self.failed(&error, &seen.id))?;
+        let app = visitor::app_of(path);
+        let visitor = app.as_ref().filter(|_| login.identity.name.is_none()).map(|_| Visitor::of(path, &parts.headers));
+        let mut request = self.upstream_request(parts, body, &login, seen.id.clone());
+        if let Some(visitor) = &visitor {
+            visitor.tell(request.headers_mut());
+        }
+        let mut response = self.upstream.send(request).await.map_err(|error| self.failed(&error, &seen.id))?;
+        if let Some(app) = app {
+            self.visited(&app, visitor, response.headers_mut());
+        }
         if let Some(write) = write.filter(|_| response.status().is_success()) {
             // The feed of changes would tell as well, but perhaps after this client's next request.
             let rev = new_rev(&response);
@@ -374,6 +384,17 @@ impl Stack {
             }
         }
         Ok(response.map(Body::plain))
+    }
+
+    /// An app's file is on its way: counted by its version, and by a visitor without a name remembered.
+    fn visited(&self, app: &str, visitor: Option<Visitor>, answer: &mut HeaderMap) {
+        if let Some(version) = answer.get(VERSION_HEADER).and_then(|version| version.to_str().ok()) {
+            self.metrics.app_file(app, version);
+        }
+        if let Some(visitor) = visitor {
+            visitor.keep(answer);
+        }
+        visitor::strip(answer);
     }
 
     async fn forward_feed(

@@ -17,7 +17,7 @@ use md5::{Digest, Md5};
 use percent_encoding::utf8_percent_encode;
 use rean_store::document::{parse_document, validate_id, validate_name};
 use rean_store::rev::Rev;
-use rean_store::{Attachment, AttachmentEdit, AttachmentEditSource, BlobRef, Body, Edit, Mode, Written};
+use rean_store::{Attachment, AttachmentEdit, AttachmentEditSource, BlobRef, Body, Db, Edit, Mode, Written};
 
 use crate::docs::{LOCATION_ESCAPES, given_rev, matches_etag, not_modified, written_answer};
 use crate::edit_in;
@@ -119,16 +119,7 @@ async fn send(pod: &Pod, target: &Target, attachment: &Attachment, asked: &Asked
         ByteRange::Part { start, end } => (StatusCode::PARTIAL_CONTENT, start, end),
         ByteRange::Unsatisfiable => return Err(unsatisfiable(range, attachment.length)),
     };
-    let body = match target.db.file(attachment.blob)? {
-        // Opened before the answer begins, so that its faults are the answer.
-        Some(file) if !asked.head && from < to => AnyBody::from_stream(pod.files.read(file, from, to).await?),
-        Some(_) => AnyBody::empty(),
-        None => {
-            let mut out = Out::default();
-            out.push_blob(attachment.blob, from, to);
-            page_body::body(&target.db, out)
-        }
-    };
+    let body = if asked.head { AnyBody::empty() } else { content(pod, &target.db, attachment, from, to).await? };
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let answer = response.headers_mut();
@@ -153,8 +144,25 @@ async fn send(pod: &Pod, target: &Target, attachment: &Attachment, asked: &Asked
     Ok(response)
 }
 
-/// `If-Range` with another ETag: the client's part is of other content, so it gets the whole.
-fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, length: u64) -> ByteRange {
+/// The bytes of an attachment from `from` up to but not including `to`.
+///
+/// # Errors
+/// When they can't be read. A file's faults are found before the answer begins, so that they are the answer.
+pub async fn content(pod: &Pod, db: &Db, attachment: &Attachment, from: u64, to: u64) -> Result<AnyBody, ApiError> {
+    Ok(match db.file(attachment.blob)? {
+        Some(file) if from < to => AnyBody::from_stream(pod.files.read(file, from, to).await?),
+        Some(_) => AnyBody::empty(),
+        None => {
+            let mut out = Out::default();
+            out.push_blob(attachment.blob, from, to);
+            page_body::body(db, out)
+        }
+    })
+}
+
+/// Which part of an attachment is wanted. `If-Range` with another ETag: the client's part is of other content, so it gets
+/// the whole.
+pub fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, length: u64) -> ByteRange {
     if headers.get(IF_RANGE).is_some_and(|value| value != etag) {
         return ByteRange::Whole;
     }
@@ -162,7 +170,8 @@ fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, length: u64) -> ByteRan
     ByteRange::parse(range, length)
 }
 
-fn unsatisfiable(range: ByteRange, length: u64) -> ApiError {
+/// 416, which says how long the whole is.
+pub fn unsatisfiable(range: ByteRange, length: u64) -> ApiError {
     let error = ApiError::new(
         StatusCode::RANGE_NOT_SATISFIABLE,
         "requested_range_not_satisfiable",

@@ -22,6 +22,7 @@ use crate::designs::MAX_WRITTEN_BYTES;
 use crate::error::ApiError;
 use crate::files::writer;
 use crate::functions::{check, validate};
+use crate::hosting::rules;
 use crate::multipart::{Multipart, MultipartError, boundary_of};
 use crate::pod::Pod;
 use crate::ring::{brought, config_doc, upgrade};
@@ -337,7 +338,7 @@ async fn write_checked(
         System::Ring => check_size(pod, edit)
             .and_then(|()| config_doc::check_electable(pod, edit))
             .and_then(|()| upgrade::check(pod, edit)),
-        _ => check_size(pod, edit),
+        _ => check_size(pod, edit).and_then(|()| rules::check(target, edit)),
     };
     if !accounts::has_hook(target) && edits.iter().all(|edit| fits(edit).is_ok()) {
         return submit(pod, target, edits, mode).await;

@@ -41,6 +41,7 @@ pub mod files;
 pub mod find;
 pub mod form;
 pub mod functions;
+pub mod hosting;
 pub mod hub;
 pub mod list_args;
 pub mod local_docs;

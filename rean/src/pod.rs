@@ -23,6 +23,7 @@ use crate::error::ApiError;
 use crate::feeds::Sockets;
 use crate::files::Files;
 use crate::functions::filters::Turns;
+use crate::hosting::Hosted;
 use crate::hub::Hub;
 use crate::node_config::Settings;
 use crate::node_config::stats::Traffic;
@@ -54,6 +55,8 @@ pub struct Pod {
     pub accounts: Accounts,
     /// The design documents of each database.
     pub designs: DesignCache,
+    /// What the apps' pages are made of.
+    pub hosted: Hosted,
     /// Runs the functions of design documents.
     pub scripts: Scripts,
     /// Feeds whose filters ask the same function the same.
@@ -158,6 +161,7 @@ impl Pod {
             replications: Replications::default(),
             accounts,
             designs,
+            hosted: Hosted::default(),
             scripts: Scripts::new(ScriptLimits { time_ms: config.limits.max_function_ms, ..ScriptLimits::default() }),
             filter_turns: Turns::default(),
             indexes,

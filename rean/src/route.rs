@@ -20,7 +20,7 @@ use crate::ring::{command, feed, join, links, standing};
 use crate::target::require_server_admin;
 use crate::{
     all_docs, attachments, backup, bulk, bulk_get, changes, cluster, databases, db_updates, docs, feeds, form,
-    functions, local_docs, node_config, replicate, views,
+    functions, hosting, local_docs, node_config, replicate, views,
 };
 
 /// By this header the proxy names a request, in both logs and in the answer.
@@ -346,6 +346,7 @@ async fn database_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> 
         }
         // Which methods it takes depends on what is below: it says so itself.
         ("_uploads", _) => resumable::uploads(pod, who, request).await,
+        ("_app", _) => hosting::serve(pod, who, request).await,
         ("_access", []) => {
             only(&request, "GET,HEAD")?;
             databases::access(pod, who, request).await

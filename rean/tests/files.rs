@@ -5,7 +5,8 @@ mod harness;
 
 use std::path::PathBuf;
 
-use adea_ring::Identity;
+use adea_ring::config::DiskConfig;
+use adea_ring::{Identity, RingConfig};
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -385,4 +386,31 @@ async fn a_file_comes_in_several_requests() {
     let empty = [begin[0], ("upload-length", "0"), ("upload-metadata", &with_rev[..])];
     let made = ask(&world, &ann, "POST", "/db/_uploads", &empty, Body::empty()).await.expect(201);
     assert!(made.header("x-couch-update-newrev").starts_with("2-"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_takes_no_pieces() {
+    let world = world().await;
+    world.open_db("db").await;
+    let ann = user("ann", &[]);
+    let metadata = format!("doc {},name {}", STANDARD.encode("a"), STANDARD.encode("film"));
+    let begin = [("tus-resumable", "1.0.0"), ("upload-length", "10"), ("upload-metadata", &metadata[..])];
+    let made = ask(&world, &ann, "POST", "/db/_uploads", &begin, Body::empty()).await.expect(201);
+    let place = made.header("location").to_owned();
+    let set_full = |is_full: bool| {
+        let mib = if is_full { u64::MAX >> 24 } else { 0 };
+        let disk = DiskConfig { low_percent: 0.0, low_mib: mib, full_percent: 0.0, full_mib: mib };
+        world.pod.ring.set_config(RingConfig { disk, ..(*world.pod.ring.config()).clone() });
+        world.pod.room.look(&disk);
+    };
+    set_full(true);
+    let piece =
+        [("tus-resumable", "1.0.0"), ("upload-offset", "0"), ("content-type", "application/offset+octet-stream")];
+    ask(&world, &ann, "PATCH", &place, &piece, "12345").await.expect(507);
+    ask(&world, &ann, "POST", "/db/_uploads", &begin, Body::empty()).await.expect(507);
+    let head = ask(&world, &ann, "HEAD", &place, &begin[..1], Body::empty()).await.expect(200);
+    assert_eq!(head.header("upload-offset"), "0", "nothing of it was kept");
+    set_full(false);
+    ask(&world, &ann, "PATCH", &place, &piece, "1234567890").await.expect(204);
+    ask(&world, &ann, "DELETE", &place, &begin[..1], Body::empty()).await.expect(204);
 }

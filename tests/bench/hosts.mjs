@@ -7,7 +7,8 @@
 // - `upgrade_s`, `upgrade_pod_s`: a rolling upgrade to another build, in all and for each pod.
 // - `image_bytes`: the archive that `podctl image` writes, and the same packed with gzip, as a registry would send it.
 // - `idle_bytes`: of each program of a pod that has nothing to do, a minute after it came up: resident memory (all, and the part
-//   that is no file's: what the machine can't get back), and what the container's group is charged for.
+//   that is no file's: what the machine can't get back; and with shared pages counted once), and what the container's group is
+//   charged for.
 import { execFileSync } from 'node:child_process';
 import { readFileSync, statSync } from 'node:fs';
 import { HostRing, podId } from '../js/lib/host-ring.mjs';
@@ -24,7 +25,9 @@ const round = (number, digits = 2) => Number(number.toFixed(digits));
 function memory(pid) {
   const status = readFileSync(`/proc/${pid}/status`, 'utf8');
   const of = (name) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0) * 1024;
-  return { rss_bytes: of('VmRSS'), anon_bytes: of('RssAnon') };
+  // Pages of the program file that processes share count in equal parts.
+  const pss = Number(/^Pss:\s+(\d+) kB/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8'))?.[1] ?? 0) * 1024;
+  return { rss_bytes: of('VmRSS'), anon_bytes: of('RssAnon'), pss_bytes: pss };
 }
 
 /** What a container's group is charged for; the kernel's two kinds of groups name it differently. */
@@ -43,8 +46,8 @@ async function idle(ring, host) {
     all[program] = { ...memory(pids[0]), ...(await charged(host, name)) };
   }
   all.adea = memory(findAgent(host));
-  const total = Object.values(all).reduce((sum, one) => sum + one.rss_bytes, 0), anon = Object.values(all).reduce((sum, one) => sum + one.anon_bytes, 0);
-  say('idle_bytes', { pod: podId(host), ...all, rss_bytes: total, anon_bytes: anon });
+  const total = (what) => Object.values(all).reduce((sum, one) => sum + one[what], 0);
+  say('idle_bytes', { pod: podId(host), ...all, rss_bytes: total('rss_bytes'), anon_bytes: total('anon_bytes'), pss_bytes: total('pss_bytes') });
 }
 
 /** The processes of a container, as this namespace numbers them. */

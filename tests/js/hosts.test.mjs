@@ -3,7 +3,7 @@
 // SEED=N repeats a run's choices (not its timing), KEEP=1 keeps the hosts' folders, PODCTL_NEXT is the build of another version.
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { brokenImage } from './lib/archive.mjs';
 import { Client } from './lib/clients.mjs';
@@ -142,6 +142,27 @@ step('every proxy takes reads and writes, and PouchDB syncs live through all of 
   }
 });
 
+step('operators see it all from any machine, and large attachments are everywhere', 60_000, async () => {
+  for (const host of hosts) {
+    const { code, stdout } = await host.podctl(['status'], { ok: false });
+    for (const other of hosts) assert.ok(stdout.includes(podId(other)), `${host.name}: ${code}\n${stdout}`);
+  }
+  await until(async () => {
+    const { code, stdout, stderr } = await hosts[1].podctl(['status', '--json'], { ok: false });
+    if (code !== 0) throw new Error(`${code} ${stdout}${stderr}`);
+    return true;
+  }, 'the ring to be well', 30_000);
+  const logs = await hosts[2].podctl(['logs', podId(hosts[0])], { ok: false });
+  assert.ok(logs.stdout.length > 100, `${logs.code} ${logs.stderr}`);
+  await ring.configure({ files: { above_mib: 1 } });
+  const body = Buffer.alloc(5 << 20, 'adea');
+  const { rev } = await pods[0].ok('PUT', `/${PLAIN}/large/body`, { body, headers: { 'content-type': 'application/octet-stream' } });
+  for (const pod of pods) {
+    await until(async () => (await pod.send('GET', `/${PLAIN}/large`)).json?._rev === rev, 'the document to be there');
+    assert.ok((await pod.send('GET', `/${PLAIN}/large/body`)).raw.equals(body), pod.base);
+  }
+});
+
 // ---- broken -----------------------------------------------------------------------------------------------------------------
 
 step('killed containers come back, and what isn\'t ours is left alone', 120_000, async () => {
@@ -182,8 +203,14 @@ step('an agent that is killed finds its containers again, and they never notice'
   await host.killAdea();
   assert.equal((await pods[1].send('GET', `/${PLAIN}`)).status, 200);
   await ring.up(host);
+  // The new agent's own account, and its voice among the others.
+  const pid = Number(readFileSync(host.outside('/run/adea.pid'), 'utf8'));
+  await until(() => {
+    const state = host.json('/var/lib/adea/run/state.json');
+    return state.adea_pid === pid && Object.values(state.programs).filter((program) => program.healthy).length === 2;
+  }, 'the new agent to have found the containers', 30_000);
   await ring.agreed();
-  await until(async () => (await ring.status(host, pods[1])).host?.programs?.length >= 2, 'the agent to tell of its programs', 30_000);
+  await until(() => writes.written.size > 50, 'some writes');
   await writes.stop();
   assert.deepEqual(await Promise.all(names.map((name) => runs(host, name))), before);
   log(`killed agent: ${writes}`);
@@ -204,10 +231,11 @@ step('a Docker that is killed is waited for, and the pod is there again', 120_00
 });
 
 step('a host that is cut off goes on alone, and is whole again after', 120_000, async () => {
-  const host = hosts[1], others = hosts.filter((one) => one !== host);
+  const host = await ring.agreed(), others = hosts.filter((one) => one !== host);
   await ring.hosts.cut(host);
   const master = await ring.agreed(others, (one) => one !== host);
-  log(`${podId(host)} is cut off, ${podId(master)} is the others' master`);
+  log(`${podId(host)}, the master, is cut off, and ${podId(master)} is the others'`);
+  await ring.agreed([host], (one) => one === host);
   for (const [n, pod] of pods.entries()) await until(async () => (await pod.send('PUT', `/${PLAIN}/split-${n}`, { body: { n } })).status === 201, `pod ${n + 1} to write`, 30_000);
   await ring.hosts.heal();
   await ring.agreed();
@@ -271,7 +299,7 @@ step('an upgrade under load, pod by pod', 300_000, async () => {
   const writes = traffic();
   const start = Date.now();
   try {
-    const { stdout } = await hosts[0].podctl(['upgrade', '--image', image, '--json'], { timeout: 240_000 });
+    const { stdout } = await hosts[0].podctl(['upgrade', '--image', image, '--patience', '90s', '--json'], { timeout: 240_000 });
     log(`upgraded in ${((Date.now() - start) / 1000).toFixed(1)} s; it said last: ${stdout.trim().split('\n').at(-1)}`);
     for (const host of hosts) await until(async () => (await versions(host)).join() === '0.1.0-next', `${podId(host)} to run the next version`, 30_000);
     await ring.agreed();
@@ -293,7 +321,7 @@ step('an image that doesn\'t work is taken back by itself', 300_000, async () =>
   const image = ring.folder('broken.tar');
   brokenImage(ring.folder('next.tar'), image, ring.folder('broken'));
   const writes = traffic();
-  const done = await hosts[0].podctl(['upgrade', '--image', image, '--json'], { timeout: 240_000, ok: false });
+  const done = await hosts[0].podctl(['upgrade', '--image', image, '--patience', '30s', '--json'], { timeout: 240_000, ok: false });
   assert.notEqual(done.code, 0, done.stdout);
   log(`the broken image: ${(done.stderr || done.stdout).trim().split('\n').at(-1)}`);
   await Promise.all(hosts.map((host) => ring.answers(host)));
@@ -352,12 +380,13 @@ step('one pod by Docker Compose, without an agent', 120_000, async (t) => {
   const host = hosts[2], listen = `${host.address}:5990`;
   // As the head of the file says.
   const script = `set -e
-mkdir -p /run/compose/data/rean /run/compose/data/proxy
+mkdir -p /run/compose
 cd /run/compose
 cp ${DEPLOY}/compose.yaml .
 podctl image --output adea.tar --tag adea:local
 docker load --quiet --input adea.tar
-podctl init --data data --config data/adea.json --pod alone --tls none --listen 127.0.0.1:5984 --admin ${ADMIN.name} --admin-password-file /run/password
+podctl init --data data --config data/adea.json --pod alone --tls none --ring-listen ${host.address}:${RING_PORT} --admin ${ADMIN.name} --admin-password-file /run/password
+mkdir -p data/rean data/proxy
 cp data/ring.json data/ring-container.json
 chown -R 65532:65532 data/rean data/proxy data/ring-container.json
 ${compose.join(' ')} up --detach`;

@@ -23,6 +23,7 @@ pub mod files;
 #[cfg(feature = "gossip")]
 pub mod gossip;
 pub mod host;
+pub mod hosting;
 pub mod identity;
 #[cfg(feature = "join")]
 pub mod join;

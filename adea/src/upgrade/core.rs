@@ -196,7 +196,8 @@ impl Core {
             crashes: if is_new && !is_old { inputs.ends } else { 0 },
             is_caught_up: inputs.is_caught_up,
             trouble: inputs.trouble.clone(),
-            fault: (!is_on_way_back && is_given_up(new)).then(|| "the new agent ended at once each time that it was begun".to_owned()),
+            fault: (!is_on_way_back && is_given_up(new))
+                .then(|| "the new agent ended at once each time that it was begun".to_owned()),
         }
     }
 

@@ -5,6 +5,9 @@ use http::{HeaderValue, StatusCode};
 
 use crate::error::ApiError;
 
+/// Characters of what a storage says that are logged: the kind of a fault and a sentence, after the address.
+const MAX_TOLD_CHARS: usize = 500;
+
 /// Why a file can't be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -37,11 +40,11 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// A failed step of the storage. What the storage says of a secret goes no further than its own message.
+    /// A failed step of the storage.
     pub fn storage(step: &'static str, error: object_store::Error) -> Self {
         match error {
             object_store::Error::NotFound { .. } => Self::Missing,
-            error => Self::Storage { step, why: error.to_string() },
+            error => Self::Storage { step, why: told(&error.to_string()) },
         }
     }
 
@@ -52,6 +55,14 @@ impl FileError {
             _ => Self::Storage { step, why: error.to_string() },
         }
     }
+}
+
+/// What a storage says, for the log: its beginning, on one line. Of a signature that doesn't fit S3 says all that was
+/// signed, and with it the token of a session; and another server can say anything.
+fn told(text: &str) -> String {
+    let end = text.find("<CanonicalRequest").unwrap_or(text.len());
+    let kept = text[..end].chars().take(MAX_TOLD_CHARS);
+    kept.map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
 impl From<FileError> for ApiError {
@@ -65,5 +76,23 @@ impl From<FileError> for ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "file_unavailable", reason)
             .with_header(RETRY_AFTER, HeaderValue::from(after_s))
             .with_cause(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FileError, MAX_TOLD_CHARS};
+
+    #[test]
+    fn what_a_storage_says_is_one_short_line_without_what_was_signed() {
+        let said = |text: &str| {
+            let error = object_store::Error::Generic { store: "S3", source: text.to_owned().into() };
+            FileError::storage("opening a file", error).to_string()
+        };
+        let forged = said("no\n2026-01-01 ERROR rean: \x1b[31mforged");
+        assert!(forged.contains("forged") && !forged.contains(char::is_control), "{forged:?}");
+        assert!(said(&"x".repeat(100_000)).len() < 2 * MAX_TOLD_CHARS);
+        let signed = said("<Code>SignatureDoesNotMatch</Code><CanonicalRequest>x-amz-security-token:hidden");
+        assert!(signed.contains("SignatureDoesNotMatch") && !signed.contains("hidden"), "{signed}");
     }
 }

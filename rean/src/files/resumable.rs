@@ -26,6 +26,7 @@ use crate::files::resumable::spool::{About, EXPIRES_S, Entry, disk};
 use crate::pod::Pod;
 use crate::render::parse_rev;
 use crate::replicate::moment::Moment;
+use crate::room;
 use crate::route::{Request, Response};
 use crate::target::{self, Target};
 use crate::upload::Upload;
@@ -64,7 +65,7 @@ pub async fn run(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
 ///
 /// # Errors
 /// 404 for an upload of somebody else as for one that isn't there; 409 at another offset than the upload's; 412 for
-/// another version of the protocol; 413 for more than may be sent; what the write of the document says.
+/// another version of the protocol; 413 for more than may be sent; 507 on a full disk; what the write of the document says.
 pub async fn uploads(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let target = target::resolve(pod, who, request.db_name())?;
     if request.method == Method::OPTIONS {
@@ -82,7 +83,7 @@ pub async fn uploads(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result
         ("PATCH", 3) => add(pod, &target, request).await,
         ("DELETE", 3) => {
             let entry = entry(pod, &target, &request)?;
-            let _turn = turn(&entry)?;
+            let _turn = turn(pod, &entry)?;
             pod.files.spool.drop_entry(&entry.id);
             Ok(answer(StatusCode::NO_CONTENT))
         }
@@ -120,6 +121,7 @@ async fn begin(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Resp
     if length > max {
         return Err(ApiError::body_too_large());
     }
+    room::check(pod)?;
     let about = metadata(target, length, request.header(UPLOAD_METADATA).unwrap_or(""))?;
     let place = place(&about)?;
     target.require_write_doc(&place.id)?;
@@ -129,7 +131,7 @@ async fn begin(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Resp
     let entry = pod.files.spool.begin(about, max)?;
     let mut response = answer(StatusCode::CREATED);
     if length == 0 {
-        let _turn = turn(&entry)?;
+        let _turn = turn(pod, &entry)?;
         let rev = finish(pod, target, &entry, place).await?;
         response.headers_mut().insert(NEW_REV, rev);
     }
@@ -194,9 +196,12 @@ fn entry(pod: &Pod, target: &Target, request: &Request) -> Result<Arc<Entry>, Ap
     entry.filter(|entry| entry.about.lock().db == target.name).ok_or_else(ApiError::missing)
 }
 
-fn turn(entry: &Entry) -> Result<tokio::sync::OwnedMutexGuard<()>, ApiError> {
+fn turn(pod: &Pod, entry: &Entry) -> Result<tokio::sync::OwnedMutexGuard<()>, ApiError> {
     let taken = Arc::clone(&entry.turn).try_lock_owned();
-    taken.map_err(|_| ApiError::new(StatusCode::LOCKED, "locked", "Another request adds to this upload; try again"))
+    let taken = taken
+        .map_err(|_| ApiError::new(StatusCode::LOCKED, "locked", "Another request adds to this upload; try again"))?;
+    // It may have gone between the look for it and this.
+    if pod.files.spool.has(&entry.id) { Ok(taken) } else { Err(ApiError::missing()) }
 }
 
 /// How far an upload is.
@@ -233,13 +238,13 @@ async fn add(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Respon
     }
     let place = place(&about)?;
     target.require_write_doc(&place.id)?;
-    let _turn = turn(&entry)?;
+    let _turn = turn(pod, &entry)?;
     let at = entry.offset()?;
     if request.header(UPLOAD_OFFSET).and_then(|text| text.parse().ok()) != Some(at) {
         let error = ApiError::new(StatusCode::CONFLICT, "conflict", "The upload is at another offset");
         return Err(error.with_header(UPLOAD_OFFSET, HeaderValue::from(at)));
     }
-    let came = receive(&entry, at, about.length, request).await;
+    let came = receive(pod, &entry, at, about.length, request).await;
     entry.heard(now_s())?;
     let at = came?;
     let mut response = answer(StatusCode::NO_CONTENT);
@@ -260,7 +265,7 @@ async fn add(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Respon
 }
 
 /// Keeps what a request brings; gives the new offset. What is acknowledged is on the disk.
-async fn receive(entry: &Entry, at: u64, length: u64, request: Request) -> Result<u64, ApiError> {
+async fn receive(pod: &Pod, entry: &Entry, at: u64, length: u64, request: Request) -> Result<u64, ApiError> {
     let mut body = request.body.into_data_stream();
     let mut at = at;
     let mut data = None;
@@ -275,6 +280,11 @@ async fn receive(entry: &Entry, at: u64, length: u64, request: Request) -> Resul
         };
         if piece.len() as u64 > length - at {
             ended = Err(ApiError::body_too_large());
+            break;
+        }
+        // Each time: the disk may get full while a gigabyte comes.
+        if let Err(full) = room::check(pod) {
+            ended = Err(full);
             break;
         }
         let data = match &mut data {

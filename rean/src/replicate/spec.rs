@@ -2,6 +2,7 @@
 //! (<https://docs.couchdb.org/en/stable/json-structure.html#replication-settings>).
 
 use adea_ring::Identity;
+use adea_ring::identity::SYSTEM_NAME;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::AUTHORIZATION;
@@ -350,6 +351,8 @@ fn user_ctx(value: Option<&Value>) -> Result<Option<Identity>, String> {
             .and_then(|roles| roles.iter().map(|role| role.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()),
     };
     match (name, roles) {
+        // What comes as the pod is believed to have been checked by another pod, whichever server it is from.
+        (Some(name), _) if name == SYSTEM_NAME => Err(format!("`user_ctx` can't be {SYSTEM_NAME}, the pod itself")),
         (Some(name), Some(roles)) => Ok(Some(Identity { name: Some(name), roles })),
         _ => Err("`user_ctx` must have a `name` and a list of `roles`".to_owned()),
     }
@@ -398,6 +401,8 @@ mod tests {
             (json!({"source": "a", "target": "b", "doc_ids": "x"}), "doc_ids"),
             (json!({"source": "a", "target": "b", "selector": {"$no": 1}}), "selector"),
             (json!({"source": "a", "target": "b", "doc_ids": [], "filter": "a/b"}), "one of"),
+            (json!({"source": "a", "target": "b", "user_ctx": {"name": "_pod", "roles": ["_admin"]}}), "user_ctx"),
+            (json!({"source": "a", "target": "b", "user_ctx": {"name": "_pod"}}), "user_ctx"),
         ] {
             let why = parse(&object).expect_err("refused");
             assert!(why.contains(word) && !why.contains("sesame"), "{why}");

@@ -3,7 +3,7 @@
 //! adea checks it again: it is what puts programs on the machine.
 
 use adea_ring::RingSecret;
-use adea_ring::report::RingState;
+use adea_ring::config::PodState;
 use adea_ring::upgrade::{IMAGE_PREFIX, Order, OrderError, UPGRADE_ID};
 use parking_lot::RwLock;
 use rean_store::{Edit, StoreError};
@@ -80,19 +80,19 @@ pub fn check(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
     let known = ring_doc::live(&ring_db(pod)?, UPGRADE_ID)?.map(|leaf| Value::from(leaf.body));
     let known = known.and_then(|doc| Order::verify(&doc, &pod.upgrades.secret).ok());
     match known {
-        Some(known) => check_follows(&known, &order, pod.ring.state().as_deref()),
+        Some(known) => check_follows(&known, &order, || is_settled(pod, &known)),
         None => Ok(()),
     }
 }
 
-fn check_follows(known: &Order, order: &Order, state: Option<&RingState>) -> Result<(), ApiError> {
+fn check_follows(known: &Order, order: &Order, is_settled: impl FnOnce() -> bool) -> Result<(), ApiError> {
     if known == order {
         return Ok(());
     }
     if !order.is_newer_than(known) {
         return Err(ApiError::forbidden("upgrade: there is a newer order"));
     }
-    if known.id == order.id || order.force || state.is_some_and(|state| is_settled(known, state)) {
+    if known.id == order.id || order.force || is_settled() {
         return Ok(());
     }
     Err(ApiError::forbidden(format!(
@@ -102,12 +102,13 @@ fn check_follows(known: &Order, order: &Order, state: Option<&RingState>) -> Res
     )))
 }
 
-/// Whether nothing is left to do about an order.
-pub fn is_settled(order: &Order, state: &RingState) -> bool {
-    order.is_settled(|pod| match state.get(pod) {
-        Some(known) if known.member.left && !known.member.alive => None,
-        Some(known) => Some(known.said.upgrade.clone()),
-        None => None,
+/// Whether nothing is left to do about an order, as far as this pod has heard.
+pub fn is_settled(pod: &Pod, order: &Order) -> bool {
+    let Some(state) = pod.ring.state() else { return false };
+    let config = pod.ring.config();
+    order.is_settled(|id| match config.pods.get(id) {
+        Some(PodState::Removed) => None,
+        _ => Some(state.get(id).and_then(|known| known.said.upgrade.clone())),
     })
 }
 
@@ -122,12 +123,14 @@ mod tests {
         let first = Order { archive_sha256: Some("0".repeat(64)), ..Order::new(Source::Ring, None, pods, 5) };
         let stopped = Order { state: OrderState::Stopped, ..first.clone() };
         let later = Order { id: "1".repeat(16), made_at_ms: 6, ..first.clone() };
-        let refusal = |known: &Order, order: &Order| check_follows(known, order, None).err().map(|error| error.reason);
+        let refusal =
+            |known: &Order, order: &Order| check_follows(known, order, || false).err().map(|error| error.reason);
         assert_eq!(refusal(&first, &first), None, "as it is");
         assert_eq!(refusal(&first, &stopped), None, "it is called off");
         assert!(refusal(&stopped, &first).expect("refused").contains("newer"), "replayed");
         assert!(refusal(&later, &stopped).expect("refused").contains("newer"), "replayed");
         assert!(refusal(&first, &later).expect("refused").contains("carried out"));
+        assert!(check_follows(&first, &later, || true).is_ok(), "all are through");
         assert_eq!(refusal(&first, &Order { force: true, ..later }), None);
     }
 }

@@ -144,7 +144,9 @@ fn a_store_of_a_later_version_is_not_even_opened() {
     std::fs::write(dir.path().join("format"), "2\n").unwrap();
     let newest = || {
         let files = std::fs::read_dir(dir.path().join("fjall")).unwrap().map(|entry| entry.unwrap());
-        files.map(|entry| (entry.path(), entry.metadata().unwrap().modified().unwrap())).collect::<std::collections::BTreeMap<_, _>>()
+        files
+            .map(|entry| (entry.path(), entry.metadata().unwrap().modified().unwrap()))
+            .collect::<std::collections::BTreeMap<_, _>>()
     };
     let before = newest();
     let error = open().err().unwrap();

@@ -55,8 +55,7 @@ export class HostRing {
   }
 
   async join(host, token, seed = this.hosts.all[0]) {
-    const full = token.includes('@') ? token : `${token}@${seed.address}:${PUBLIC_PORT}`;
-    return host.ask(['join', ...this.#place(host), '--tls', 'none'], { env: { ADEA_JOIN_TOKEN: full } });
+    return host.ask(['join', `${seed.address}:${PUBLIC_PORT}`, ...this.#place(host), '--tls', 'none'], { env: { ADEA_JOIN_TOKEN: token } });
   }
 
   /** Starts the agent and waits until the pod answers. */

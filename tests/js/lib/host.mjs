@@ -67,7 +67,7 @@ export class Host {
   /** Runs a command and gives {code, stdout, stderr}. With `ok`, a failure throws. */
   run(args, { input, env = {}, timeout = COMMAND_MS, ok = true } = {}) {
     return new Promise((resolve, reject) => {
-      const child = spawn('nsenter', this.#enter(args), { stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'], env: { ...process.env, ...env }, cwd: '/' });
+      const child = spawn('nsenter', this.#enter(args), { stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'], env: { ...process.env, XDG_CONFIG_HOME: '/run/config', ...env }, cwd: '/' });
       const said = { stdout: '', stderr: '' };
       for (const name of ['stdout', 'stderr']) child[name].on('data', (text) => { said[name] += text; });
       const timer = setTimeout(() => child.kill('SIGKILL'), timeout);

@@ -175,7 +175,10 @@ fn a_good_one_is_gone_through_step_by_step() {
     let all = [Step::Fetching, Step::Ready, Step::HandingOver, Step::Replacing, Step::CatchingUp, Step::Done];
     assert_eq!(machine.steps, all);
     let journal = machine.journal();
-    assert_eq!((machine.runs, journal.software, journal.agent), (software("new"), software("new"), Some(new_outfit().agent)));
+    assert_eq!(
+        (machine.runs, journal.software, journal.agent),
+        (software("new"), software("new"), Some(new_outfit().agent))
+    );
     assert_eq!(journal.old.unwrap().software, software("old"));
     assert_eq!(journal.agent_tries, 0);
 }

@@ -99,15 +99,26 @@ impl Spool {
         is_theirs.then_some(entry)
     }
 
+    /// Whether it is still there.
+    pub fn has(&self, id: &str) -> bool {
+        self.entries.lock().contains_key(id)
+    }
+
     /// Begins one.
     ///
     /// # Errors
     /// 503 when this user has, or all have, too many; the disk's failure.
     pub fn begin(&self, about: About, max_attachment_bytes: u64) -> Result<Arc<Entry>, ApiError> {
         let mut entries = self.entries.lock();
+        forget_done(&mut entries, MAX_EACH, |other| other.owner == about.owner);
+        forget_done(&mut entries, MAX_ALL, |_| true);
         let (mut theirs, mut their_bytes, mut bytes) = (0, 0_u64, 0_u64);
         for other in entries.values() {
             let other = other.about.lock();
+            if other.done.is_some() {
+                // It has no bytes here any more.
+                continue;
+            }
             bytes = bytes.saturating_add(other.length);
             if other.owner == about.owner {
                 theirs += 1;
@@ -213,6 +224,28 @@ impl Entry {
     }
 }
 
+/// Forgets uploads that are done, the oldest first, until there are less than `most` of these or none of them is done.
+fn forget_done(entries: &mut HashMap<String, Arc<Entry>>, most: usize, is_meant: impl Fn(&About) -> bool) {
+    let mut count = 0;
+    let mut done = Vec::new();
+    for (id, entry) in &*entries {
+        let about = entry.about.lock();
+        if is_meant(&about) {
+            count += 1;
+            done.extend(about.done.is_some().then(|| (about.heard_s, id.clone())));
+        }
+    }
+    done.sort();
+    for (_, id) in done.into_iter().take((count + 1_usize).saturating_sub(most)) {
+        // One that a request is at stays for this time.
+        if entries.get(&id).is_some_and(|entry| entry.turn.try_lock().is_ok())
+            && let Some(entry) = entries.remove(&id)
+        {
+            entry.remove();
+        }
+    }
+}
+
 /// The pod's disk has failed, or is full.
 pub fn disk(error: &std::io::Error) -> ApiError {
     if error.kind() == std::io::ErrorKind::StorageFull {
@@ -230,7 +263,7 @@ fn too_many() -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use super::{About, EXPIRES_S, Spool};
+    use super::{About, EXPIRES_S, MAX_EACH, Spool};
 
     fn about(owner: &str, length: u64) -> About {
         About {
@@ -272,5 +305,22 @@ mod tests {
         assert!(spool.begin(about("ann", 100), 100).is_ok());
         assert_eq!(spool.begin(about("ann", 1), 100).err().map(|error| error.status.as_u16()), Some(503));
         assert!(spool.begin(about("bob", 1), 100).is_ok());
+    }
+
+    #[test]
+    fn what_is_done_takes_up_no_share() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spool = Spool::open(folder.path()).expect("a spool");
+        let mut ids = Vec::new();
+        for n in 0..3 * MAX_EACH {
+            let entry = spool.begin(about("ann", 100), 100).expect("a place");
+            entry.heard(200 + n as u64).expect("noted");
+            entry.finish("1-a".to_owned());
+            ids.push(entry.id.clone());
+        }
+        assert!(spool.has(&ids[3 * MAX_EACH - 1]) && !spool.has(&ids[0]), "the last are remembered");
+        assert_eq!(spool.entries.lock().len(), MAX_EACH);
+        assert!(spool.begin(about("bob", 200), 100).is_ok());
+        assert!(spool.begin(about("bob", 1), 100).is_err());
     }
 }
