@@ -1,6 +1,7 @@
 //! The commands, one file each: what they take, and where the work is done.
 
 pub mod adea;
+pub mod app;
 pub mod apps;
 pub mod ask;
 pub mod backup;

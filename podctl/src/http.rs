@@ -233,7 +233,7 @@ impl Conn {
         &mut self,
         method: Method,
         path: &str,
-        content_type: &'static str,
+        content_type: &str,
         length: u64,
         body: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
@@ -243,6 +243,19 @@ impl Conn {
         let response = self.ask(request.body(Either::Right(body))?).await?;
         let status = response.status();
         Ok((status, response.into_body().collect().await?.to_bytes()))
+    }
+
+    /// Copies a document to another one of the same database that isn't there.
+    pub async fn copy(&mut self, path: &str, to: &str) -> anyhow::Result<()> {
+        let method = Method::from_bytes(b"COPY")?;
+        let request = Request::builder().method(&method).uri(path).header("destination", to);
+        let response = self.ask(request.body(Either::Left(Full::default()))?).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        if !status.is_success() {
+            bail!(Refused { method, path: path.to_owned(), status, excerpt: excerpt(&body) });
+        }
+        Ok(())
     }
 
     /// Sends a request and reads the whole response.

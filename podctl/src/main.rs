@@ -2,6 +2,7 @@
 //!
 //! One file a command under [`command`]; what the larger ones are made of is in the folders of their names.
 
+mod app;
 mod backup;
 mod bench;
 mod command;
@@ -52,6 +53,7 @@ enum Command {
     Status(command::status::Args),
     Pods(command::pods::Args),
     Apps(command::apps::Args),
+    App(command::app::Args),
     Users(command::users::Args),
     Top(command::top::Args),
     Logs(command::logs::Args),
@@ -98,6 +100,7 @@ fn main() -> ExitCode {
         Command::Status(args) => command::status::run(args),
         Command::Pods(args) => command::pods::run(args),
         Command::Apps(args) => command::apps::run(args),
+        Command::App(args) => command::app::run(args),
         Command::Users(args) => command::users::run(args),
         Command::Top(args) => command::top::run(args),
         Command::Logs(args) => command::logs::run(args),

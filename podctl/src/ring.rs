@@ -6,6 +6,7 @@
 pub mod divergences;
 pub mod documents;
 pub mod keys;
+pub mod listener;
 pub mod revocations;
 pub mod status;
 pub mod table;

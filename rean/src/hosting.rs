@@ -30,6 +30,7 @@ use crate::target::SEPARATOR;
 pub use cache::Hosted;
 use path::Wanted;
 use split::Bucket;
+pub use version::is_name as is_version_name;
 use version::{App, Version};
 
 /// The parameter that asks for one version, for a look at it. It sets nothing: what the page loads is of the visitor's

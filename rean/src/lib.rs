@@ -6,9 +6,9 @@
 //! [`databases`]) speak CouchDB's HTTP API (<https://docs.couchdb.org/en/stable/api/index.html>) over `rean-store`. What
 //! design documents ([`designs`]) say of writes and feeds is done by their [`functions`].
 //!
-//! What always holds: nothing is read but through [`target::Target`]'s scope; an unreadable document and a missing
-//! one give the same answer; a feed, a list or an attachment is never wholly in memory; a write is acknowledged
-//! after its durable commit.
+//! What always holds: nothing is read but through [`target::Target`]'s scope, apart from an app's pages, which are for
+//! everyone by an administrator's word ([`hosting`]); an unreadable document and a missing one give the same answer; a feed,
+//! a list or an attachment is never wholly in memory; a write is acknowledged after its durable commit.
 //!
 //! What it is not: it knows no passwords in requests (the proxy authenticates). It is bound to loopback, and in a ring to a
 //! port that only pods with a certificate of that ring get through ([`ring::port`]).

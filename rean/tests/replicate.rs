@@ -356,3 +356,19 @@ async fn documents_of_replicator_run_tell_their_state_and_end_with_their_deletio
     world.until("/_scheduler/jobs", "the job's end", |answer| answer.json()["total_rows"] == 1).await;
     world.get(&admin(), "/_scheduler/docs/_replicator/live").await.expect(404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_replicates_as_the_pod_itself() {
+    let world = World::new().await;
+    world.db("a").await;
+    let as_pod = json!({"source": "a", "target": "_ring", "user_ctx": {"name": "_pod", "roles": ["_admin"]}});
+    world.replicate(as_pod.clone()).await.expect(400);
+    world.put(&admin(), "/_replicator/one", as_pod).await.expect(403);
+    // What is replicated has the owner that it says: a server that is not of the ring says anything.
+    let brought = json!({"_id": "two", "_rev": "1-a", "source": "a", "target": "_ring", "owner": "_pod"});
+    let brought = json!({"new_edits": false, "docs": [brought]});
+    world.post(&admin(), "/_replicator/_bulk_docs", brought).await.expect(201);
+    let is_failed = |answer: &Answer| answer.json()["_replication_state"] == "failed";
+    let failed = world.until("/_replicator/two", "the failure", is_failed).await.json();
+    assert!(failed["_replication_state_reason"].as_str().is_some_and(|why| why.contains("owner")), "{failed}");
+}

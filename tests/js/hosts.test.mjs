@@ -32,11 +32,11 @@ const traffic = (options) => { const one = new Traffic(pods, new Random(SEED + t
 
 /** A test whose failure shows the hosts' logs. */
 function step(name, timeout, what) {
-  test(name, { timeout }, async (t) => {
+  test(name, async (t) => {
     // One thing broken makes all that follows fail in ways that tell nothing.
     if (failures) { t.skip('an earlier step failed'); return; }
     try {
-      await what(t);
+      await inTime(what(t), timeout);
       log(`done: ${name}`);
     } catch (error) {
       failures++;
@@ -44,6 +44,13 @@ function step(name, timeout, what) {
       throw error;
     }
   });
+}
+
+/** As the timeout of node's tests, but the failure is one that is seen here. */
+function inTime(what, ms) {
+  let timer;
+  const late = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`not done in ${ms} ms`)), ms); });
+  return Promise.race([what, late]).finally(() => clearTimeout(timer));
 }
 
 before(async () => {

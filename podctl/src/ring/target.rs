@@ -21,6 +21,7 @@ use crate::exit;
 use crate::http::{Conn, Peer};
 use crate::moment::now_ms;
 use crate::password;
+use crate::ring::listener;
 use crate::running::Running;
 
 /// A pod that accepts nothing for so long is passed over for the next.
@@ -230,9 +231,11 @@ pub fn local_peer(config: &adea::Config, file: &RingFile) -> anyhow::Result<Peer
     let pod: PodId = file.pod_id.parse().context("the ring file's `pod_id`")?;
     let (name, password) = OperatorKey::new(&file.secret()?).pass(&pod, now_ms() + MAX_LIFE_MS - PASS_MARGIN_MS);
     let scheme = if config.proxy.tls.is_some() { "https" } else { "http" };
-    let peer = Peer::parse(&format!("{scheme}://{}", reachable(config.proxy.listen)))?;
-    // Its certificate is for another name than this address. The pass counts at this pod only, so whoever listens here
-    // in its place has no use for it.
+    let address = reachable(config.proxy.listen);
+    listener::check(address, &config.data_dir)?;
+    let peer = Peer::parse(&format!("{scheme}://{address}"))?;
+    // Its certificate is for another name than this address. So it was looked who listens here; and the pass counts at
+    // this pod only.
     peer.unverified().with_login(&name, &password)
 }
 

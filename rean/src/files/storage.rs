@@ -29,6 +29,9 @@ const S3_PART_MIB: usize = 8;
 const LOCAL_PART_MIB: usize = 1;
 /// The most parts of an object, with some room.
 const MAX_PARTS: u64 = 9_000;
+/// The largest part: where attachments of any size are let in, their parts still fit into the memory of all uploads. A
+/// file of more than 1 TiB is refused by the storage.
+const MAX_PART_MIB: usize = 128;
 
 /// The pod's folder, and what buckets are opened with.
 pub struct Storage {
@@ -159,7 +162,7 @@ impl Object {
     /// Part of a file of at most this many bytes, in MiB.
     pub fn part_mib_for(&self, most_bytes: u64) -> usize {
         let needed = most_bytes.div_ceil(MAX_PARTS).div_ceil(1 << 20);
-        self.part_mib.max(usize::try_from(needed).unwrap_or(self.part_mib))
+        usize::try_from(needed).unwrap_or(MAX_PART_MIB).clamp(self.part_mib, MAX_PART_MIB)
     }
 }
 
@@ -200,4 +203,21 @@ fn clear_staged(objects: &Folder) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
+    use super::{MAX_PART_MIB, Object};
+
+    #[test]
+    fn parts_are_large_enough_and_no_larger_than_memory() {
+        let object = Object { store: Arc::new(InMemory::new()), path: "a".into(), part_mib: 8 };
+        assert_eq!(object.part_mib_for(1), 8);
+        assert_eq!(object.part_mib_for(90_000 << 20), 10);
+        assert_eq!(object.part_mib_for(u64::MAX), MAX_PART_MIB);
+    }
 }

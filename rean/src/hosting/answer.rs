@@ -134,11 +134,10 @@ fn about(headers: &mut HeaderMap, found: &Found<'_>, is_of_all: bool, has_zipped
     if found.is_fallback {
         headers.append(VARY, HeaderValue::from_name(ACCEPT));
     }
-    if is_of_all {
+    // What is kept for good is the same for all, and may be kept for others as well: a cookie must not be kept with it.
+    if is_of_all && !is_kept {
         headers.insert(HeaderName::from_static(SPLIT_HEADER), HeaderValue::from_static("1"));
-        if !is_kept {
-            headers.append(VARY, HeaderValue::from_static("Cookie, Authorization"));
-        }
+        headers.append(VARY, HeaderValue::from_static("Cookie, Authorization"));
     }
 }
 

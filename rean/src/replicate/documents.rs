@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adea_ring::Identity;
-use adea_ring::identity::ADMIN_ROLE;
+use adea_ring::identity::{ADMIN_ROLE, SYSTEM_NAME};
 use rean_store::{Author, Db, Edit, FeedError, FeedRow, Mode, Rev, Scope, Since, StoreError, Who, Write};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -296,6 +296,10 @@ impl Stored {
     fn spec(&self, pod: &Pod) -> Result<(Spec, Identity), String> {
         let spec = Spec::parse_with(&pod.settings.get(), &self.body)?;
         let owner = self.body.get("owner").and_then(Value::as_str).ok_or("the document has no `owner`")?;
+        // A document that was replicated brings its own; what the pod does is believed without a check.
+        if owner == SYSTEM_NAME {
+            return Err(format!("`owner` can't be {SYSTEM_NAME}, the pod itself"));
+        }
         Ok((spec, Identity { name: Some(owner.to_owned()), roles: vec![ADMIN_ROLE.to_owned()] }))
     }
 
