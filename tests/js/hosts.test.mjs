@@ -324,20 +324,25 @@ step('an upgrade under load, pod by pod', 300_000, async () => {
   await nothingLost();
 });
 
-step('an image that doesn\'t work is taken back by itself', 300_000, async () => {
-  const image = ring.folder('broken.tar');
-  brokenImage(ring.folder('next.tar'), image, ring.folder('broken'));
-  const writes = traffic();
-  const done = await hosts[0].podctl(['upgrade', '--image', image, '--patience', '30s', '--json'], { timeout: 240_000, ok: false });
-  assert.notEqual(done.code, 0, done.stdout);
-  log(`the broken image: ${(done.stderr || done.stdout).trim().split('\n').at(-1)}`);
-  await Promise.all(hosts.map((host) => ring.answers(host)));
-  for (const host of hosts) await until(async () => (await versions(host)).join() === '0.1.0-next', `${podId(host)} to run what it ran`, 60_000);
-  await ring.agreed();
-  await writes.stop();
-  log(`broken upgrade: ${writes}`);
-  await nothingLost();
-});
+for (const [passes, name] of [[true, 'an image whose programs end at once is taken back by itself'], [false, 'an image that can\'t run at all is refused before anything is touched']]) {
+  step(name, 300_000, async () => {
+    const image = ring.folder('broken.tar');
+    brokenImage(ring.folder('next.tar'), image, ring.folder('broken'), { passes });
+    const before = await Promise.all(hosts.flatMap((host) => Object.values(ring.names(host)).map((name) => runs(host, name))));
+    const writes = traffic();
+    const done = await hosts[0].podctl(['upgrade', '--image', image, '--patience', '30s', '--json'], { timeout: 200_000, ok: false });
+    assert.notEqual(done.code, 0, done.stdout);
+    assert.notEqual(done.code, 137, `it did not end\n${done.stdout}${done.stderr}`);
+    log(`the broken image: ${done.code} ${(done.stderr || done.stdout).trim().split('\n').at(-1)}`);
+    await Promise.all(hosts.map((host) => ring.answers(host)));
+    for (const host of hosts) await until(async () => (await versions(host)).join() === '0.1.0-next', `${podId(host)} to run what it ran`, 60_000);
+    await ring.agreed();
+    await writes.stop();
+    log(`broken upgrade: ${writes}`);
+    if (!passes) assert.deepEqual(await Promise.all(hosts.flatMap((host) => Object.values(ring.names(host)).map((name) => runs(host, name)))), before);
+    await nothingLost();
+  });
+}
 
 // ---- taken apart ------------------------------------------------------------------------------------------------------------
 

@@ -113,6 +113,15 @@ impl Recipe {
         }
     }
 
+    fn environment(&self, program: Program) -> Vec<String> {
+        let mut env = vec![format!("{FILTER_ENV}={}", self.log)];
+        if program == Program::Proxy {
+            // Hashing a password takes 19 MiB for a moment; rean gives and takes too often for this.
+            env.push("MIMALLOC_PURGE_DELAY=0".to_owned());
+        }
+        env
+    }
+
     /// The container of a program.
     pub fn container(&self, program: Program, launch: &Launch) -> ContainerCreateBody {
         let mut labels = self.owner.labels();
@@ -124,7 +133,7 @@ impl Recipe {
         ContainerCreateBody {
             image: Some(launch.software.clone()),
             cmd: Some(launch.args.clone()),
-            env: Some(vec![format!("{FILTER_ENV}={}", self.log)]),
+            env: Some(self.environment(program)),
             user: Some(format!("{0}:{0}", self.docker.user)),
             labels: Some(labels),
             exposed_ports: Some(launch.shares.ports.iter().map(|port| inside(port.inside)).collect()),

@@ -121,11 +121,13 @@ fn about(headers: &mut HeaderMap, found: &Found<'_>, is_of_all: bool, has_zipped
         headers.insert(HeaderName::from_static(VERSION_HEADER), version);
     }
     let is_kept = !is_page(&found.path) && (is_hashed(&found.path) || found.version.is_immutable(&found.path));
-    let cache = match () {
-        () if is_kept => KEPT,
-        // Of another version than the page is that names it, it might not fit.
-        () if is_of_all || is_page(&found.path) => LOOKED_AT,
-        () => BRIEFLY,
+    let cache = if is_kept {
+        KEPT
+    } else if is_of_all || is_page(&found.path) {
+        // Of another version than the page is that names it, a file might not fit.
+        LOOKED_AT
+    } else {
+        BRIEFLY
     };
     headers.insert(CACHE_CONTROL, cache);
     if has_zipped {

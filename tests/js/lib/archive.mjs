@@ -4,18 +4,19 @@ import { createHash } from 'node:crypto';
 import { chmodSync, copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-/** Says that it is podctl, and can do nothing else. */
-const BROKEN = `#include <stdio.h>
+/** Says that it is podctl, passes the look that is taken at it before it is trusted if it is to, and can do nothing else. */
+const broken = (passes) => `#include <stdio.h>
 #include <string.h>
 int main(int count, char **words) {
   if (count > 1 && !strcmp(words[1], "--version")) { puts("podctl 0.1.0-broken"); return 0; }
+  if (${passes ? 1 : 0} && count > 1 && !strcmp(words[count - 1], "--check")) return 0;
   fputs("error: this build is broken\\n", stderr);
   return 1;
 }
 `;
 
-/** Writes an archive like `image` to `out`, in whose layer the program is one that ends at once. */
-export function brokenImage(image, out, folder) {
+/** Writes an archive like `image` to `out`, in whose layer the program is one that ends at once. `passes`: it passes `adea --check`. */
+export function brokenImage(image, out, folder, { passes = true } = {}) {
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(join(folder, 'old'), { recursive: true });
   mkdirSync(join(folder, 'root'));
@@ -25,7 +26,7 @@ export function brokenImage(image, out, folder) {
   const [manifest] = JSON.parse(readFileSync(join(folder, 'old', 'manifest.json'), 'utf8'));
   const config = JSON.parse(readFileSync(join(folder, 'old', manifest.Config), 'utf8'));
   const program = join(folder, 'root', 'podctl');
-  writeFileSync(join(folder, 'broken.c'), BROKEN);
+  writeFileSync(join(folder, 'broken.c'), broken(passes));
   execFileSync('cc', ['-static', '-o', program, join(folder, 'broken.c')]);
   chmodSync(program, 0o755);
   const layer = join(folder, 'layer.tar');

@@ -7,6 +7,8 @@ import { PROGRAM, Pod } from './pod.mjs';
 import { until } from './wait.mjs';
 
 export const PUBLIC_PORT = 5984, RING_PORT = 5985;
+/** What `timeout` ends with. */
+const KILLED = 137;
 const BOOT_MS = 20_000, ENGINE_MS = 60_000, COMMAND_MS = 120_000;
 
 /** The first process of a host: makes its mounts, then takes in the orphans, as an init does. */
@@ -67,14 +69,14 @@ export class Host {
   /** Runs a command and gives {code, stdout, stderr}. With `ok`, a failure throws. */
   run(args, { input, env = {}, timeout = COMMAND_MS, ok = true } = {}) {
     return new Promise((resolve, reject) => {
-      const child = spawn('nsenter', this.#enter(args), { stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'], env: { ...process.env, XDG_CONFIG_HOME: '/run/config', ...env }, cwd: '/' });
+      // Within the host, as `nsenter` passes no signal on.
+      const bounded = ['timeout', '--signal=KILL', String(timeout / 1000), ...args];
+      const child = spawn('nsenter', this.#enter(bounded), { stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'], env: { ...process.env, XDG_CONFIG_HOME: '/run/config', ...env }, cwd: '/' });
       const said = { stdout: '', stderr: '' };
       for (const name of ['stdout', 'stderr']) child[name].on('data', (text) => { said[name] += text; });
-      const timer = setTimeout(() => child.kill('SIGKILL'), timeout);
       child.on('error', reject);
       child.on('close', (code) => {
-        clearTimeout(timer);
-        if (ok && code !== 0) reject(new Error(`${this.name}: ${args.join(' ')}: ${code ?? `no end in ${timeout} ms`}\n${said.stdout}${said.stderr}`));
+        if (ok && code !== 0) reject(new Error(`${this.name}: ${args.join(' ')}: ${code === KILLED ? `no end in ${timeout} ms` : code}\n${said.stdout}${said.stderr}`));
         else resolve({ code, ...said });
       });
       if (input !== undefined) child.stdin.on('error', () => {}).end(input);
@@ -98,7 +100,7 @@ export class Host {
   async startDocker() {
     await this.sh('rm -f /run/docker.pid /run/docker.sock');
     // Groups of its own, to be removed at the end; cgroupfs, as there is no systemd on a host.
-    this.dockerd = this.#spawn('dockerd.log', ['dockerd', '--data-root', join(this.folder, 'docker'), '--cgroup-parent', `/${this.cgroup}`, '--exec-opt', 'native.cgroupdriver=cgroupfs']);
+    this.dockerd = this.#spawn('dockerd.log', ['dockerd', '--data-root', join(this.folder, 'docker'), '--cgroup-parent', `/${this.cgroup}`, '--exec-opt', 'native.cgroupdriver=cgroupfs', '--log-level', 'warn']);
     this.dockerd.on('exit', (code) => { this.dockerd.end = code ?? 'a signal'; });
     await until(async () => {
       if (this.dockerd.end !== undefined) throw Object.assign(new Error(`dockerd of ${this.name} ended with ${this.dockerd.end}\n${this.logs()}`), { fatal: true });
