@@ -12,6 +12,7 @@ pub mod core;
 pub mod depot;
 pub mod journal;
 mod rean;
+mod retry;
 pub mod successor;
 
 use std::io;
@@ -34,16 +35,15 @@ use crate::ring::turn::News;
 use crate::software::Software;
 use crate::stop::End;
 use crate::upgrade::core::{Core, Inputs, Outputs};
-use crate::upgrade::depot::Depot;
+use crate::upgrade::depot::{Depot, FetchError};
 use crate::upgrade::journal::{Installed, Journal, JournalError, Outfit};
 use crate::upgrade::rean::Rean;
+use crate::upgrade::retry::Retry;
 
 /// How often to look: what an upgrade waits for takes seconds.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often rean is asked for its links while it catches up.
 const LINKS_LOOK: Duration = Duration::from_secs(1);
-/// How long to wait before software that could not be fetched is tried again: it may be on its way to this pod.
-const FETCH_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why upgrades are not followed.
 #[derive(Debug, thiserror::Error)]
@@ -73,13 +73,20 @@ struct Upgrader {
     /// This program's file.
     agent: PathBuf,
     began: Instant,
-    fetching: Option<JoinHandle<Result<Outfit, String>>>,
-    fetch_after: Instant,
+    fetching: Option<Fetching>,
+    retry: Retry,
     /// What the links said last.
     links: Option<Links>,
     trouble: Option<String>,
     /// An order that was refused, so that it is told of once.
     refused: Option<String>,
+}
+
+/// Software on its way to this machine.
+struct Fetching {
+    /// The order that it is for.
+    order: String,
+    task: JoinHandle<Result<Outfit, FetchError>>,
 }
 
 /// What the links of rean said.
@@ -96,7 +103,6 @@ impl Upgrader {
         let identity = Signer::new(&secret).headers(&Identity::system());
         let rean = Rean::new(levers.doing.clone(), identity);
         let depot = Depot::new(&levers.folder, levers.engine.clone());
-        let now = Instant::now();
         Ok(Self {
             levers,
             secret,
@@ -104,9 +110,9 @@ impl Upgrader {
             depot,
             rean,
             agent,
-            began: now,
+            began: Instant::now(),
             fetching: None,
-            fetch_after: now,
+            retry: Retry::at_once(),
             links: None,
             trouble: None,
             refused: None,
@@ -174,13 +180,7 @@ impl Upgrader {
             }
             changes
         });
-        if let Some(order) = outputs.fetch
-            && self.fetching.is_none()
-            && Instant::now() >= self.fetch_after
-        {
-            let (depot, rean) = (self.depot.clone(), self.rean.clone());
-            self.fetching = Some(tokio::spawn(async move { depot.fetch(&order, &rean).await }));
-        }
+        self.fetch(outputs.fetch).await;
         if let Some(kept) = outputs.tidy {
             let depot = self.depot.clone();
             // What is left over is in nobody's way.
@@ -215,13 +215,32 @@ impl Upgrader {
         self.links = Some(Links { are_live, at: Instant::now(), pid });
     }
 
-    async fn fetched(&mut self) -> Option<Result<Outfit, String>> {
-        if !self.fetching.as_ref().is_some_and(JoinHandle::is_finished) {
-            return None;
+    /// Fetches the software of this order, and of no other.
+    async fn fetch(&mut self, wanted: Option<Order>) {
+        let id = wanted.as_ref().map(|order| &order.id);
+        if let Some(other) = self.fetching.take_if(|fetching| id != Some(&fetching.order)) {
+            other.task.abort();
+            // The next one begins when this one has cleaned up.
+            let _ = other.task.await;
         }
-        let done = self.fetching.take()?.await.unwrap_or_else(|err| Err(err.to_string()));
-        self.trouble = done.as_ref().err().cloned();
-        self.fetch_after = Instant::now() + FETCH_PAUSE;
+        let Some(order) = wanted else {
+            self.retry = Retry::at_once();
+            return;
+        };
+        if self.fetching.is_none() && self.retry.is_due() {
+            let (depot, rean, id) = (self.depot.clone(), self.rean.clone(), order.id.clone());
+            let task = tokio::spawn(async move { depot.fetch(&order, &rean).await });
+            self.fetching = Some(Fetching { order: id, task });
+        }
+    }
+
+    async fn fetched(&mut self) -> Option<Result<Outfit, FetchError>> {
+        let fetching = self.fetching.take_if(|fetching| fetching.task.is_finished())?;
+        let done = fetching.task.await.unwrap_or_else(|err| Err(FetchError::Failed(err.to_string())));
+        self.trouble = done.as_ref().err().map(FetchError::to_string);
+        if let Err(err) = &done {
+            self.retry.failed(err);
+        }
         Some(done)
     }
 

@@ -332,7 +332,7 @@ for (const [passes, name] of [[true, 'an image whose programs end at once is tak
     const writes = traffic();
     const done = await hosts[0].podctl(['upgrade', '--image', image, '--patience', '30s', '--json'], { timeout: 200_000, ok: false });
     assert.notEqual(done.code, 0, done.stdout);
-    assert.notEqual(done.code, 137, `it did not end\n${done.stdout}${done.stderr}`);
+    assert.notEqual(done.code, null, `it did not end\n${done.stdout}${done.stderr}`);
     log(`the broken image: ${done.code} ${(done.stderr || done.stdout).trim().split('\n').at(-1)}`);
     await Promise.all(hosts.map((host) => ring.answers(host)));
     for (const host of hosts) await until(async () => (await versions(host)).join() === '0.1.0-next', `${podId(host)} to run what it ran`, 60_000);
@@ -356,8 +356,10 @@ step('a deactivated pod takes no clients and follows on; activated it takes them
   const answer = await pod.send('GET', `/${APP}--me`, { as: 'ann' });
   assert.equal(answer.json.error, 'inactive');
   assert.ok(Number(answer.headers['retry-after']) > 0);
-  const up = await pod.send('GET', '/_up', { as: null });
-  assert.deepEqual([up.status, up.json?.status], [404, 'inactive']);
+  await until(async () => {
+    const up = await pod.send('GET', '/_up', { as: null });
+    return up.status === 404 && up.json.status === 'inactive';
+  }, 'those who ask whether it is up to hear that it is not in service', 5_000);
   await ring.agreed(hosts, (one) => one !== host);
   await pods[0].put(PLAIN, 'while-inactive', { n: 1 });
   await until(async () => (await pod.send('GET', `/${PLAIN}/while-inactive`)).status === 200, 'it to follow on');

@@ -6,6 +6,7 @@ use adea_ring::PodId;
 use adea_ring::upgrade::{Act, Order, Own, Peer, Progress, Side, Step, next};
 
 use crate::software::Software;
+use crate::upgrade::depot::FetchError;
 use crate::upgrade::journal::{Installed, Journal, Outfit};
 
 /// An agent that could not be begun in so many tries is none: it ended at once each time.
@@ -37,7 +38,7 @@ pub struct Inputs {
     /// Whether the links to the other pods have brought all there is, since the programs are up.
     pub is_caught_up: bool,
     /// The software that was fetched, or why it could not be.
-    pub fetched: Option<Result<Outfit, String>>,
+    pub fetched: Option<Result<Outfit, FetchError>>,
     /// What doesn't work, for people.
     pub trouble: Option<String>,
 }
@@ -196,8 +197,11 @@ impl Core {
             crashes: if is_new && !is_old { inputs.ends } else { 0 },
             is_caught_up: inputs.is_caught_up,
             trouble: inputs.trouble.clone(),
-            fault: (!is_on_way_back && is_given_up(new))
-                .then(|| "the new agent ended at once each time that it was begun".to_owned()),
+            fault: match &inputs.fetched {
+                Some(Err(FetchError::Fault(why))) if journal.step == Some(Step::Fetching) => Some(why.clone()),
+                _ => (!is_on_way_back && is_given_up(new))
+                    .then(|| "the new agent ended at once each time that it was begun".to_owned()),
+            },
         }
     }
 
@@ -230,7 +234,8 @@ impl Core {
                     Step::RolledBack => journal.agent_tries = 0,
                     _ => {}
                 }
-                if step == Step::RolledBack {
+                // A pod that had not begun has nothing to go back to.
+                if step == Step::RolledBack && journal.step != Some(Step::Fetching) {
                     journal.agent = Some(inputs.agent.clone());
                 }
                 if step == Step::Done {

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +31,28 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 const MAX_SAID_BYTES: usize = 300;
 /// Digits of a digest in a file's name: enough that two never share one.
 const NAME_DIGITS: usize = 16;
+/// What the name of a file begins with that is being fetched.
+const PART: &str = "upgrade-";
+
+/// Why software can't be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// It is on its way.
+    #[error("it has not arrived at this pod yet")]
+    Absent,
+    /// It may go well another time.
+    #[error("{0}")]
+    Failed(String),
+    /// It is what was ordered, and can't ever work on this pod.
+    #[error("{0}")]
+    Fault(String),
+}
+
+impl From<String> for FetchError {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
 
 /// Where a pod keeps software.
 #[derive(Debug, Clone)]
@@ -48,23 +72,22 @@ impl Depot {
     ///
     /// # Errors
     /// Why it can't be had, for people.
-    pub async fn fetch(&self, order: &Order, rean: &Rean) -> Result<Outfit, String> {
+    pub async fn fetch(&self, order: &Order, rean: &Rean) -> Result<Outfit, FetchError> {
         self.make_bin()?;
+        self.sweep();
         let outfit = match (order.source, &order.archive_sha256, &order.image) {
             (Source::Ring, Some(digest), image) => {
                 let id = order.archive_id().unwrap_or_default();
-                let file = self.run.join(format!("upgrade-{}.part", &digest[..NAME_DIGITS]));
-                rean.download(&id, digest, &file).await?;
-                let outfit = match image {
-                    Some(image) => self.take_image(&file, digest, image).await,
-                    None => self.take_program(&file, digest).await,
-                };
                 // What could not be used is fetched anew: it is not kept for its own sake.
-                let _ = fs::remove_file(&file);
-                outfit?
+                let part = Part(self.run.join(format!("{PART}{}.part", &digest[..NAME_DIGITS])));
+                rean.download(&id, digest, &part.0).await?;
+                match image {
+                    Some(image) => self.take_image(&part.0, digest, image).await?,
+                    None => self.take_program(&part.0, digest).await?,
+                }
             }
             (_, _, Some(image)) => self.pull(image).await?,
-            _ => return Err("the order names no software".to_owned()),
+            _ => return Err(FetchError::Fault("the order names no software".to_owned())),
         };
         check(&outfit.agent).await?;
         Ok(outfit)
@@ -82,6 +105,18 @@ impl Depot {
         }
     }
 
+    /// Removes what an agent that was killed had begun to fetch. There is one fetch at a time.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.run) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(PART) && name.ends_with(".part") {
+                drop(Part(entry.path()));
+            }
+        }
+    }
+
     fn make_bin(&self) -> Result<(), String> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.bin);
         made.map_err(|err| format!("can't make {}: {err}", self.bin.display()))
@@ -93,7 +128,7 @@ impl Depot {
         Ok(bin.join(format!("podctl-{}", &digest[..NAME_DIGITS])))
     }
 
-    async fn take_program(&self, file: &Path, digest: &str) -> Result<Outfit, String> {
+    async fn take_program(&self, file: &Path, digest: &str) -> Result<Outfit, FetchError> {
         let place = self.place(digest)?;
         let set = || -> std::io::Result<()> {
             fs::set_permissions(file, Permissions::from_mode(0o755))?;
@@ -113,70 +148,117 @@ impl Depot {
         Ok(Outfit { software: Software { image: Some(name), program: None }, agent: place })
     }
 
-    async fn take_image(&self, file: &Path, digest: &str, image: &str) -> Result<Outfit, String> {
+    async fn take_image(&self, file: &Path, digest: &str, image: &str) -> Result<Outfit, FetchError> {
         let Some(engine) = &self.engine else {
-            return Err("this pod runs no containers: order the upgrade with a program file (--binary)".to_owned());
+            return Err(no_containers());
         };
         let archive = File::open(file).map_err(|err| format!("can't read {}: {err}", file.display()))?;
         let names = engine.load(archive).await.map_err(|err| err.to_string())?;
         if !names.iter().any(|name| name == image) {
-            return Err(format!("the archive has no image {image}, but {}", names.join(", ")));
+            let has = names.join(", ");
+            return Err(FetchError::Fault(format!("the archive has no image {image}, but {has}")));
         }
         self.take_out(engine, image, digest).await
     }
 
-    async fn pull(&self, image: &str) -> Result<Outfit, String> {
+    async fn pull(&self, image: &str) -> Result<Outfit, FetchError> {
         let Some(engine) = &self.engine else {
-            return Err("this pod runs no containers: order the upgrade with a program file (--binary)".to_owned());
+            return Err(no_containers());
         };
         if engine.image(image).await.map_err(|err| err.to_string())?.is_none() {
             engine.pull(image).await.map_err(|err| err.to_string())?;
         }
         let digest = image.rsplit_once("@sha256:").map_or("", |(_, digest)| digest);
         if digest.len() < NAME_DIGITS {
-            return Err("the order names no digest".to_owned());
+            return Err(FetchError::Fault("the order names no digest".to_owned()));
         }
         self.take_out(engine, image, digest).await
     }
 
-    async fn take_out(&self, engine: &Engine, image: &str, digest: &str) -> Result<Outfit, String> {
+    async fn take_out(&self, engine: &Engine, image: &str, digest: &str) -> Result<Outfit, FetchError> {
         let agent = self.place(digest)?;
         engine.extract_binary(image, &agent).await.map_err(|err| err.to_string())?;
         Ok(Outfit { software: Software { image: Some(image.to_owned()), program: None }, agent })
     }
 }
 
+/// What is being fetched; gone at the end, however that comes.
+struct Part(PathBuf);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // It may never have been made, or have become the program.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn no_containers() -> FetchError {
+    FetchError::Fault("this pod runs no containers: order the upgrade with a program file (--binary)".to_owned())
+}
+
 /// Whether a program is one that can be the agent with this pod's configuration; the version that it says it is.
-async fn check(program: &Path) -> Result<String, String> {
+async fn check(program: &Path) -> Result<String, FetchError> {
     let said = ask(program, &["--version".into()]).await?;
     let version = said.split_whitespace().nth(1).unwrap_or_default().to_owned();
     let mut arguments = successor::arguments();
     arguments.push("--check".into());
-    ask(program, &arguments).await.map_err(|err| format!("{err}: it does not take this pod's configuration"))?;
-    Ok(version)
+    match ask(program, &arguments).await {
+        Err(FetchError::Fault(why)) => {
+            Err(FetchError::Fault(format!("the new program does not take this pod's configuration: {why}")))
+        }
+        answer => answer.map(|_| version),
+    }
 }
 
-async fn ask(program: &Path, arguments: &[std::ffi::OsString]) -> Result<String, String> {
+/// What a program says to these arguments. A busy machine is no fault of the program.
+async fn ask(program: &Path, arguments: &[std::ffi::OsString]) -> Result<String, FetchError> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let output = match timeout(VERSION_DEADLINE, command.output()).await {
-        Ok(output) => output.map_err(|err| format!("it can't be started on this machine: {err}"))?,
-        Err(_) => return Err(format!("it did not answer in {} s", VERSION_DEADLINE.as_secs())),
+        Ok(Ok(output)) => output,
+        Ok(Err(err)) => {
+            let why = format!("the new program can't be started on this machine: {err}");
+            return Err(if is_no_program(&err) { FetchError::Fault(why) } else { FetchError::Failed(why) });
+        }
+        Err(_) => {
+            return Err(format!("the new program did not answer in {} s", VERSION_DEADLINE.as_secs()).into());
+        }
     };
     let text = if output.status.success() { &output.stdout } else { &output.stderr };
     let text = String::from_utf8_lossy(&text[..text.len().min(MAX_SAID_BYTES)]).trim().to_owned();
     if output.status.success() {
-        Ok(text)
-    } else {
-        Err(format!("it can't be started on this machine ({}): {text}", output.status))
+        return Ok(text);
     }
+    let why = format!("the new program ended with {}", output.status);
+    let why = if text.is_empty() { why } else { format!("{why}: {text}") };
+    Err(if is_its_own_end(output.status) { FetchError::Fault(why) } else { FetchError::Failed(why) })
+}
+
+/// Whether a file can't ever be started here: it is for another machine or none, or what it is linked with is missing.
+fn is_no_program(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+        || err.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error())
+}
+
+/// Whether a program ended by itself; Linux kills whichever it likes when memory is short.
+fn is_its_own_end(status: ExitStatus) -> bool {
+    status.signal() != Some(rustix::process::Signal::KILL.as_raw())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Depot, ask};
+    use super::{Depot, FetchError, ask};
+    use crate::doing::Doing;
     use crate::folder::Folder;
+    use crate::software::Software;
+    use crate::upgrade::rean::Rean;
+    use adea_ring::upgrade::{Order, Source};
+    use serde_json::json;
+    use sha2::{Digest, Sha256};
     use std::os::unix::fs::PermissionsExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
 
     #[tokio::test]
     async fn what_can_t_be_started_is_refused() {
@@ -190,10 +272,68 @@ mod tests {
         let good = script("good", "#!/bin/sh\necho podctl 9.9.9\n");
         assert_eq!(ask(&good, &["--version".into()]).await.unwrap(), "podctl 9.9.9");
         let bad = script("bad", "#!/bin/sh\necho no such key >&2\nexit 3\n");
-        assert!(ask(&bad, &[]).await.unwrap_err().contains("no such key"));
+        let is_fault = |err: FetchError, text: &str| matches!(&err, FetchError::Fault(why) if why.contains(text));
+        assert!(is_fault(ask(&bad, &[]).await.unwrap_err(), "no such key"));
         let foreign = script("foreign", "\x7fELF of another machine");
-        assert!(ask(&foreign, &[]).await.unwrap_err().contains("can't be started"));
-        assert!(ask(&dir.path().join("none"), &[]).await.is_err());
+        assert!(is_fault(ask(&foreign, &[]).await.unwrap_err(), "can't be started"));
+        assert!(is_fault(ask(&dir.path().join("none"), &[]).await.unwrap_err(), "can't be started"));
+        // As when memory is short.
+        let killed = script("killed", "#!/bin/sh\nkill -9 $$\n");
+        assert!(matches!(ask(&killed, &[]).await, Err(FetchError::Failed(_))));
+    }
+
+    /// A rean that answers all that it is asked so.
+    async fn rean(status: &'static str, body: &'static str) -> Rean {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let program =
+            json!({"pid": 1, "addr": listener.local_addr().unwrap(), "healthy": true, "restarts": 0, "last_end": null});
+        let state = json!({"pod_id": "me", "adea_pid": 1, "programs": {"rean": program}});
+        let state = serde_json::from_value(state).unwrap();
+        let doing = Doing { software: Software::default(), up: true, ends: 0, state };
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4_096]).await;
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        Rean::new(watch::channel(doing).1, Vec::new())
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_what_can_t_be_used() {
+        let good = "#!/bin/sh\necho podctl 9.9.9\n";
+        let strange = "#!/bin/sh\ncase \"$*\" in *--check) echo no such key >&2; exit 2;; esac\necho podctl 9.9.9\n";
+        let order = |text: &str| {
+            let order = Order::new(Source::Ring, None, vec!["me".parse().unwrap()], 1);
+            Order { archive_sha256: Some(hex::encode(Sha256::digest(text))), ..order }
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path()).unwrap();
+        let depot = Depot::new(&folder, None);
+        std::fs::write(folder.run().join("upgrade-0.part"), "of an agent that was killed").unwrap();
+        let is_swept = || {
+            let mut names = std::fs::read_dir(folder.run()).unwrap().map(|entry| entry.unwrap().file_name());
+            names.all(|name| !name.to_string_lossy().ends_with(".part"))
+        };
+        let absent = depot.fetch(&order(good), &rean("404 Not Found", "").await).await;
+        assert_eq!(absent, Err(FetchError::Absent));
+        assert!(is_swept(), "absent");
+        for (status, body) in [("200 OK", "another"), ("500 Internal Server Error", "")] {
+            let failed = depot.fetch(&order(good), &rean(status, body).await).await;
+            assert!(matches!(failed, Err(FetchError::Failed(_))) && is_swept(), "{status}: {failed:?}");
+        }
+        let faulty = [("no program", "can't be started"), ("#!/bin/sh\nexit 1\n", "1"), (strange, "no such key")];
+        for (text, why) in faulty {
+            let fault = depot.fetch(&order(text), &rean("200 OK", text).await).await;
+            assert!(matches!(&fault, Err(FetchError::Fault(said)) if said.contains(why)), "{fault:?}");
+            assert!(is_swept(), "{why}");
+        }
+        let image = Order { image: Some("adea:2".into()), ..order(good) };
+        let fault = depot.fetch(&image, &rean("200 OK", good).await).await;
+        assert!(matches!(fault, Err(FetchError::Fault(_))) && is_swept(), "{fault:?}");
+        let outfit = depot.fetch(&order(good), &rean("200 OK", good).await).await.unwrap();
+        assert!(outfit.agent.is_file() && is_swept());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use crate::doing::Doing;
 use crate::plan::Program;
+use crate::upgrade::depot::FetchError;
 
 /// rean is on this machine: an answer begins at once, and a part of a body follows the one before it.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -59,7 +60,7 @@ impl Rean {
     /// # Errors
     /// When rean does not tell.
     pub async fn are_links_live(&self, live: &[&PodId]) -> Result<bool, String> {
-        let answer = self.get("/_pod/links").await?;
+        let answer = self.get("/_pod/links").await.map_err(|err| err.to_string())?;
         let text = Limited::new(answer.into_body(), MAX_LINKS_BYTES).collect();
         let text = timeout(DEADLINE, text).await.map_err(|_| late())?.map_err(|err| err.to_string())?;
         let links: Links = serde_json::from_slice(&text.to_bytes()).map_err(|err| err.to_string())?;
@@ -71,7 +72,7 @@ impl Rean {
     ///
     /// # Errors
     /// When it isn't here (yet), or isn't what it should be.
-    pub async fn download(&self, id: &str, sha256: &str, to: &Path) -> Result<(), String> {
+    pub async fn download(&self, id: &str, sha256: &str, to: &Path) -> Result<(), FetchError> {
         let answer = self.get(&format!("/_ring/{id}/{}", adea_ring::upgrade::ARCHIVE)).await?;
         let writes = |err: std::io::Error| format!("can't write {}: {err}", to.display());
         let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to);
@@ -81,7 +82,7 @@ impl Rean {
             let Ok(part) = frame.map_err(|err| format!("the download broke off: {err}"))?.into_data() else { continue };
             bytes += part.len() as u64;
             if bytes > MAX_DOWNLOAD_BYTES {
-                return Err("it is larger than 2 GiB".to_owned());
+                return Err("it is larger than 2 GiB".to_owned().into());
             }
             hash.update(&part);
             // Parts are small, and this runs while nothing else of the agent waits for it.
@@ -92,18 +93,18 @@ impl Rean {
         // Whoever executes a file can't while it is open for writing.
         drop(file);
         if hex::encode(hash.finalize()) != sha256 {
-            return Err("what is in the ring is not what was ordered: its digest is another".to_owned());
+            return Err("what is in the ring is not what was ordered: its digest is another".to_owned().into());
         }
         Ok(())
     }
 
-    async fn get(&self, path: &str) -> Result<Response<Incoming>, String> {
-        let addr = self.doing.borrow().addr(Program::Rean).ok_or("rean does not run")?;
+    async fn get(&self, path: &str) -> Result<Response<Incoming>, FetchError> {
+        let addr = self.doing.borrow().addr(Program::Rean).ok_or_else(|| "rean does not run".to_owned())?;
         let answer = timeout(DEADLINE, self.ask(addr, path)).await.map_err(|_| late())??;
         match answer.status() {
             StatusCode::OK => Ok(answer),
-            StatusCode::NOT_FOUND => Err("it has not arrived at this pod yet".to_owned()),
-            status => Err(format!("rean says {status}")),
+            StatusCode::NOT_FOUND => Err(FetchError::Absent),
+            status => Err(format!("rean says {status}").into()),
         }
     }
 

@@ -7,8 +7,6 @@ import { PROGRAM, Pod } from './pod.mjs';
 import { until } from './wait.mjs';
 
 export const PUBLIC_PORT = 5984, RING_PORT = 5985;
-/** What `timeout` ends with. */
-const KILLED = 137;
 const BOOT_MS = 20_000, ENGINE_MS = 60_000, COMMAND_MS = 120_000;
 
 /** The first process of a host: makes its mounts, then takes in the orphans, as an init does. */
@@ -66,7 +64,7 @@ export class Host {
     return child;
   }
 
-  /** Runs a command and gives {code, stdout, stderr}. With `ok`, a failure throws. */
+  /** Runs a command and gives {code, stdout, stderr}; no code when it had to be killed. With `ok`, a failure throws. */
   run(args, { input, env = {}, timeout = COMMAND_MS, ok = true } = {}) {
     return new Promise((resolve, reject) => {
       // Within the host, as `nsenter` passes no signal on.
@@ -76,7 +74,7 @@ export class Host {
       for (const name of ['stdout', 'stderr']) child[name].on('data', (text) => { said[name] += text; });
       child.on('error', reject);
       child.on('close', (code) => {
-        if (ok && code !== 0) reject(new Error(`${this.name}: ${args.join(' ')}: ${code === KILLED ? `no end in ${timeout} ms` : code}\n${said.stdout}${said.stderr}`));
+        if (ok && code !== 0) reject(new Error(`${this.name}: ${args.join(' ')}: ${code === null ? `no end in ${timeout} ms` : code}\n${said.stdout}${said.stderr}`));
         else resolve({ code, ...said });
       });
       if (input !== undefined) child.stdin.on('error', () => {}).end(input);

@@ -91,7 +91,11 @@ pub fn next(order: &Order, me: &PodId, peers: &[Peer], own: &Own) -> Act {
     match step {
         Step::Fetching | Step::Ready | Step::Unknown if off.is_some() => Act::Wait(off),
         Step::Fetching if own.has_software => Act::Enter(Step::Ready, None),
-        Step::Fetching => Act::Fetch,
+        Step::Fetching => match unfetched(order, own) {
+            // Its programs are as they were: nothing is to be done to be back.
+            Some(why) => Act::Enter(Step::RolledBack, Some(why)),
+            None => Act::Fetch,
+        },
         Step::Unknown => Act::Enter(Step::Fetching, None),
         Step::Ready => match scene.hindrance() {
             Some(why) => Act::Wait(Some(why)),
@@ -125,6 +129,13 @@ fn hand_over_reason(own: &Own) -> Option<String> {
     own.is_master.then(|| "hands over the writes to another pod".to_owned())
 }
 
+/// Why the new software is given up before it was ever begun.
+fn unfetched(order: &Order, own: &Own) -> Option<String> {
+    let is_late = own.step_ms >= order.patience_s.saturating_mul(1_000);
+    let late = || format!("it did not have the new software within {} s{}", order.patience_s, trouble(own));
+    own.fault.clone().or_else(|| is_late.then(late))
+}
+
 /// Why the new software is given up.
 fn failure(order: &Order, own: &Own) -> Option<String> {
     if let Some(fault) = &own.fault {
@@ -144,8 +155,12 @@ fn failure(order: &Order, own: &Own) -> Option<String> {
         Some(Side::New) => "its agent could not be replaced",
         _ => "its programs did not answer",
     };
-    let trouble = own.trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default();
-    Some(format!("{what} within {} s{trouble}", order.patience_s))
+    Some(format!("{what} within {} s{}", order.patience_s, trouble(own)))
+}
+
+/// The end of a reason.
+fn trouble(own: &Own) -> String {
+    own.trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default()
 }
 
 fn forward(step: Step, own: &Own) -> Act {
@@ -319,6 +334,23 @@ mod tests {
             assert!(is_wait(&b(&order, Some(busy), Some(Step::Ready), &ready), "a, which is being"), "{busy}");
             assert!(is_wait(&b(&order, Some(Step::Done), Some(busy), &ready), "c, which is being"), "{busy}");
         }
+    }
+
+    #[test]
+    fn software_that_can_t_be_had_is_given_up_by_all_with_nothing_touched() {
+        let order = order();
+        let act = |own: &Own| b(&order, None, Some(Step::Ready), own);
+        let own = Own { has_software: false, step_ms: 299_999, trouble: Some("no room".into()), ..at(Step::Fetching) };
+        assert_eq!(act(&own), Act::Fetch);
+        let faulty = Own { fault: Some("it is no program".into()), step_ms: 1, ..own.clone() };
+        assert_eq!(act(&faulty), Act::Enter(Step::RolledBack, Some("it is no program".into())));
+        let late = "it did not have the new software within 300 s: no room".to_owned();
+        assert_eq!(act(&Own { step_ms: 300_000, ..own.clone() }), Act::Enter(Step::RolledBack, Some(late)));
+        // In time, however long it took.
+        let here = Own { has_software: true, step_ms: 300_000, ..own.clone() };
+        assert_eq!(act(&here), Act::Enter(Step::Ready, None));
+        // Another one's fault ends it here, too.
+        assert!(is_wait(&b(&order, Some(Step::RolledBack), None, &faulty), "a went back"));
     }
 
     #[test]

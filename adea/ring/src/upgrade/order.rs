@@ -50,7 +50,7 @@ pub struct Order {
     pub pods: Vec<PodId>,
     /// When it was made, in milliseconds since 1970.
     pub made_at_ms: u64,
-    /// How long each pod has to be well under the new software, in seconds.
+    /// How long each pod has to get the new software, and then again to be well under it, in seconds.
     pub patience_s: u64,
     /// Whether it is to be carried out.
     pub state: OrderState,

@@ -25,6 +25,8 @@ enum Luck {
     Silent,
     Behind,
     Faulty,
+    /// It can't be used at all.
+    Hopeless,
 }
 
 struct Pod {
@@ -124,11 +126,12 @@ impl World {
         self.orders.push((order, software));
         self.published = self.turn;
         for pod in &mut self.pods {
-            pod.luck = match self.rng.random_range(0..12) {
+            pod.luck = match self.rng.random_range(0..14) {
                 0 => Luck::Crashes,
                 1 => Luck::Silent,
                 2 => Luck::Behind,
                 3 => Luck::Faulty,
+                4 => Luck::Hopeless,
                 _ => Luck::Good,
             };
         }
@@ -210,14 +213,16 @@ impl World {
             step_ms: age(pod.step_began),
             trial_ms: pod.trial_began.map_or(0, age),
             why: pod.why.clone(),
-            has_software: turn >= pod.fetch_at,
+            has_software: turn >= pod.fetch_at && pod.luck != Luck::Hopeless,
             is_master: pod.is_master,
             up: pod.is_up(turn).then(|| side(pod.wanted)),
             agent: Some(side(pod.agent)),
             crashes: if pod.wanted == software { pod.crashes } else { 0 },
             is_caught_up: turn >= pod.up_at + 4 && (pod.luck != Luck::Behind || pod.wanted == pod.old),
             trouble: None,
-            fault: (pod.luck == Luck::Faulty && pod.wanted == software).then(|| "faulty".to_owned()),
+            fault: ((pod.luck == Luck::Faulty && pod.wanted == software)
+                || (pod.luck == Luck::Hopeless && pod.step == Some(Step::Fetching)))
+            .then(|| "faulty".to_owned()),
         };
         match next(&order, &pod.id, &peers, &own) {
             Act::Rest | Act::Wait(_) | Act::Fetch => {}

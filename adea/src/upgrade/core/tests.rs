@@ -7,6 +7,7 @@ use adea_ring::upgrade::{Order, OrderState, Peer, Progress, Source, Step};
 use super::{Core, Inputs, MAX_AGENT_TRIES};
 use crate::folder::Folder;
 use crate::software::Software;
+use crate::upgrade::depot::FetchError;
 use crate::upgrade::journal::{Journal, Outfit};
 
 const TURN_MS: u64 = 500;
@@ -23,6 +24,10 @@ enum Luck {
     BadAgent,
     /// It never has what the others have.
     Behind,
+    /// Its program can't be started.
+    Hopeless,
+    /// It never arrives.
+    Absent,
 }
 
 /// A machine: what survives the agent, and what doesn't.
@@ -131,7 +136,11 @@ impl Machine {
             agent: self.agent.clone(),
             installed: None,
             is_caught_up: self.is_up() && !(self.luck == Luck::Behind && self.runs == software("new")),
-            fetched: self.fetched.then(|| Ok(new_outfit())),
+            fetched: self.fetched.then(|| match self.luck {
+                Luck::Hopeless => Err(FetchError::Fault("it is no program".into())),
+                Luck::Absent => Err(FetchError::Absent),
+                _ => Ok(new_outfit()),
+            }),
             trouble: None,
         });
         self.fetched = outputs.fetch.is_some();
@@ -214,6 +223,25 @@ fn why_it_went_back_is_said() {
         let why_it_says = machine.journal().why.unwrap();
         assert!(why_it_says.contains(why), "{luck:?}: {why_it_says}");
         assert!(machine.steps.contains(&Step::RollingBack), "{luck:?}: {:?}", machine.steps);
+    }
+}
+
+#[test]
+fn software_that_can_t_be_had_ends_the_order_with_nothing_touched() {
+    for (luck, why) in [(Luck::Hopeless, "no program"), (Luck::Absent, "within 60 s")] {
+        let mut machine = Machine::new(luck);
+        machine.deaths = vec![2];
+        assert_eq!(machine.run(&order()), Step::RolledBack, "{luck:?}");
+        assert_eq!(machine.steps, [Step::Fetching, Step::RolledBack], "{luck:?}");
+        let journal = machine.journal();
+        assert!(journal.why.as_ref().unwrap().contains(why), "{luck:?}: {:?}", journal.why);
+        assert_eq!((journal.software, journal.agent), (Software::default(), None), "{luck:?}");
+        assert_eq!((machine.runs.clone(), machine.agent.clone()), (Software::default(), installed()), "{luck:?}");
+        // A better one is taken.
+        machine.luck = Luck::Good;
+        let second = Order { made_at_ms: 2, id: "1".repeat(16), ..order() };
+        assert_eq!(machine.run(&second), Step::Done, "{luck:?}");
+        assert_eq!(machine.journal().old.unwrap().agent, installed());
     }
 }
 
