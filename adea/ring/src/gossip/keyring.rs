@@ -336,7 +336,9 @@ mod tests {
         for id in ["", "1234567", "123456789", "1234567g"] {
             assert_eq!(id.parse::<KeyId>(), Err(KeyringError::Id));
         }
-        assert!(serde_json::from_str::<KeyringDoc>(r#"{"keys":[],"primary":"00000000","more":1}"#).is_err());
+        // A newer pod may have more to say.
+        assert!(serde_json::from_str::<KeyringDoc>(r#"{"keys":[],"primary":"00000000","more":1}"#).is_ok());
+        assert!(serde_json::from_str::<KeyringDoc>(r#"{"keys":[]}"#).is_err());
     }
 
     #[test]
