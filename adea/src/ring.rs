@@ -236,7 +236,8 @@ async fn keep(setup: &Setup, kept: &Kept) -> Result<(), RingError> {
     saved.flatten().map_err(|source| RingError::Keep { path: setup.file.clone(), source })
 }
 
-fn unix_ms() -> u64 {
+/// Milliseconds since 1970 by this machine's clock. One before 1970 counts as 1970.
+pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

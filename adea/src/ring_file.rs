@@ -148,6 +148,14 @@ impl RingFile {
 /// # Errors
 /// When it can't be written.
 pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    replace_ready(path, text, |_| Ok(()))
+}
+
+/// The same; `ready` gives the new file its owner and its rights before it takes the old one's place.
+///
+/// # Errors
+/// When it can't be written, or `ready` fails.
+pub(crate) fn replace_ready(path: &Path, text: &[u8], ready: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     let new = path.with_extension("new");
     // A leftover might have other permissions than ours.
     match fs::remove_file(&new) {
@@ -156,6 +164,7 @@ pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(text)?;
+    ready(&file)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
     let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty());

@@ -17,7 +17,7 @@ pub mod successor;
 
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use adea_ring::RingSecret;
 use adea_ring::config::PodState;
@@ -32,6 +32,7 @@ use crate::levers::Levers;
 use crate::plan::Program;
 use crate::process::this_program;
 use crate::ring::turn::News;
+use crate::ring::unix_ms;
 use crate::software::Software;
 use crate::stop::End;
 use crate::upgrade::core::{Core, Inputs, Outputs};
@@ -304,9 +305,4 @@ fn trouble(doing: &Doing) -> Option<String> {
 /// The process of rean.
 fn pid(doing: &Doing) -> Option<u32> {
     doing.state.programs.get(&Program::Rean)?.pid
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use adea_ring::calendar::days_to;
 use anyhow::{Context, bail};
 
 /// Milliseconds since 1970. A clock before 1970 counts as 1970.
@@ -34,17 +35,14 @@ pub fn span(ms: u64) -> String {
 
 /// Reads `2026-01-31T12:00:00.000Z`, as servers tell a moment, in milliseconds since 1970.
 pub fn parse_iso(text: &str) -> Option<u64> {
-    let number = |from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<u32>().ok().map(i64::from);
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
     if !text.ends_with('Z') || year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }
-    // Counted in years that begin in March, so that the leap day is a year's last.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
-    // 719,468 days lie between 1 March of year 0 and 1 January 1970.
-    Some(((days.checked_sub(719_468)? * 24 + hour) * 60 + minute) * 60_000 + second * 1_000)
+    let seconds = ((days_to(year, month, day) * 24 + hour) * 60 + minute) * 60 + second;
+    Some(u64::try_from(seconds).ok()? * 1_000)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use adea_ring::calendar::date_of;
+
 /// Milliseconds since 1970. A clock before 1970 counts as 1970.
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -11,7 +13,7 @@ pub fn now_ms() -> u64 {
 /// `2026-01-31T12:00:00.000Z` for milliseconds since 1970.
 pub fn iso8601(ms: u64) -> String {
     let (days, in_day_ms) = (ms / 86_400_000, ms % 86_400_000);
-    let (year, month, day) = civil(days);
+    let (year, month, day) = date_of(days);
     let (seconds, millis) = (in_day_ms / 1000, in_day_ms % 1000);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
@@ -23,25 +25,10 @@ pub fn http_date(ms: u64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let (days, seconds) = (ms / 86_400_000, ms % 86_400_000 / 1000);
-    let (year, month, day) = civil(days);
+    let (year, month, day) = date_of(days);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     let (name, month) = (DAYS[(days % 7) as usize], MONTHS[(month - 1) as usize]);
     format!("{name}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
-}
-
-/// Year, month and day of the `days`th day after 1 January 1970, in the Gregorian calendar.
-/// Counted in years that begin in March, so that the leap day is a year's last.
-fn civil(days: u64) -> (u64, u64, u64) {
-    const DAYS_IN_400_YEARS: u64 = 146_097;
-    // 719,468 days lie between 1 March of year 0 and 1 January 1970.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted / DAYS_IN_400_YEARS, shifted % DAYS_IN_400_YEARS);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day_of_month = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (year + era * 400 + u64::from(month <= 2), month, day_of_month)
 }
 
 #[cfg(test)]

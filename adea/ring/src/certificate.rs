@@ -1,5 +1,7 @@
 //! Until when a certificate holds, which no library that is at hand tells of one that it hasn't made.
 
+use crate::calendar::days_to;
+
 /// A part of a DER encoding: its tag, its content, and what follows it.
 type Element<'a> = (u8, &'a [u8], &'a [u8]);
 
@@ -68,19 +70,11 @@ fn time_s(tag: u8, text: &[u8]) -> Option<i64> {
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
-    Some(((days(year, month, day) * 24 + hour) * 60 + minute) * 60 + second)
+    Some(((days_to(year, month, day) * 24 + hour) * 60 + minute) * 60 + second)
 }
 
 fn number(digits: &[u8]) -> Option<i64> {
     digits.iter().try_fold(0, |sum, byte| byte.is_ascii_digit().then(|| sum * 10 + i64::from(byte - b'0')))
-}
-
-/// Days since 1970-01-01 in the Gregorian calendar. Years begin in March here, so that the odd day comes last.
-fn days(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
 }
 
 #[cfg(test)]

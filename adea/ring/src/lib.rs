@@ -14,6 +14,7 @@
 //! What it is not: it knows no HTTP, no files but one that `trust` reads, and but for `gossip` no sockets and no clock of
 //! the machine.
 
+pub mod calendar;
 #[cfg(feature = "tls")]
 pub mod certificate;
 pub mod clock;

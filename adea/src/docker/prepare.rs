@@ -3,9 +3,9 @@
 //! The agent is root, the programs are not. So it never writes into a folder that a program can write to: there a link
 //! could lead anywhere.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, fchown, lchown};
 use std::path::{Path, PathBuf};
 
 use adea_ring::software;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::folder::Folder;
 use crate::image::{Image, ImageError};
 use crate::process::this_program;
-use crate::ring_file::{RingFile, RingFileError};
+use crate::ring_file::{RingFile, RingFileError, replace_ready};
 
 /// Certificates are a few KiB; what is larger was named by mistake.
 const MAX_COPY_BYTES: u64 = 1 << 20;
@@ -136,19 +136,12 @@ pub fn own_image(program: Option<&Path>) -> Result<Image, PrepareError> {
 
 /// Replaces a file that only this user may read.
 fn write_for(path: &Path, text: &[u8], user: u32) -> io::Result<()> {
-    let new = path.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(text)?;
-    if file.metadata()?.uid() != user {
-        fchown(&file, Some(user), Some(user))?;
-    }
-    file.set_permissions(Permissions::from_mode(0o400))?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    replace_ready(path, text, |file| {
+        if file.metadata()?.uid() != user {
+            fchown(file, Some(user), Some(user))?;
+        }
+        file.set_permissions(Permissions::from_mode(0o400))
+    })
 }
 
 #[cfg(test)]
