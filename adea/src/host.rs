@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_a_trouble() {
         let dir = tempfile::tempdir().unwrap();
-        let low = DiskConfig { low_percent: 90.0, low_mib: 1 << 24, full_percent: 90.0, full_mib: 1 << 24 };
+        let low = DiskConfig { low_percent: 0.0, low_mib: 1 << 24, full_percent: 0.0, full_mib: 1 << 24 };
         let report = Looker::default().look(dir.path(), &Doing::default(), low);
         assert_eq!(report.disk, DiskLevel::Full);
         assert!(report.troubles[0].contains("takes no new data"), "{:?}", report.troubles);

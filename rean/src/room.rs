@@ -83,8 +83,9 @@ impl Room {
     fn note(&self, config: &DiskConfig, total: u64, available: u64) {
         let before = self.level();
         let level = config.level(before, total, available);
-        let quarter = DiskConfig { full_percent: config.full_percent / 4.0, full_mib: config.full_mib / 4, ..*config };
-        self.is_dire.store(quarter.level(DiskLevel::Roomy, total, available) == DiskLevel::Full, Ordering::Release);
+        // What remains is to count four times, instead of a quarter of the limits: those are whole MiB, and 0 is none.
+        let is_dire = config.level(DiskLevel::Roomy, total, available.saturating_mul(4)) == DiskLevel::Full;
+        self.is_dire.store(is_dire, Ordering::Release);
         if level == before {
             return;
         }
@@ -200,7 +201,8 @@ mod tests {
         // The real disk has some size, of which not all is free.
         room.look(&DiskConfig { low_percent: 0.0, low_mib: 0, full_percent: 0.0, full_mib: 0 });
         assert_eq!(room.level(), DiskLevel::Roomy);
-        room.look(&DiskConfig { low_mib: u64::MAX >> 24, full_mib: u64::MAX >> 24, ..config });
+        let mib = u64::MAX >> 24;
+        room.look(&DiskConfig { low_percent: 0.0, low_mib: mib, full_percent: 0.0, full_mib: mib });
         assert_eq!(room.level(), DiskLevel::Full);
     }
 

@@ -65,7 +65,8 @@ pub enum PodState {
     Removed,
 }
 
-/// When a disk counts as nearly full. The larger of the two counts for each.
+/// When a disk counts as nearly full. The smaller of the two counts for each: a share fits small disks, but of a large one
+/// it is many times what a pod needs, on a machine that may be well filled with other things. 0 doesn't count.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DiskConfig {
@@ -135,9 +136,8 @@ impl Default for GossipConfig {
 
 impl Default for DiskConfig {
     fn default() -> Self {
-        // What is needed for compaction, logs and an image is some hundred MiB; the share is for large disks, which
-        // fill faster. It is small, so that a machine that is well filled with other things can still have a pod.
-        Self { low_percent: 5.0, low_mib: 1_024, full_percent: 2.0, full_mib: 512 }
+        // What is needed for compaction, logs and an image is some hundred MiB.
+        Self { low_percent: 10.0, low_mib: 2_048, full_percent: 5.0, full_mib: 512 }
     }
 }
 
@@ -152,8 +152,9 @@ impl DiskConfig {
         }
         let is_below = |percent: f64, mib: u64, level: DiskLevel| {
             let (total, available) = (total_bytes as f64, available_bytes as f64);
-            let limit = (total * percent / 100.0).max(mib as f64 * 1_048_576.0);
-            available < if before >= level { limit * 1.1 } else { limit }
+            let limits = [total * percent / 100.0, mib as f64 * 1_048_576.0];
+            let limit = limits.into_iter().filter(|limit| *limit > 0.0).fold(f64::INFINITY, f64::min);
+            limit.is_finite() && available < if before >= level { limit * 1.1 } else { limit }
         };
         if is_below(self.full_percent, self.full_mib, DiskLevel::Full) {
             DiskLevel::Full
@@ -373,16 +374,24 @@ mod tests {
     }
 
     #[test]
-    fn the_larger_limit_counts_and_a_level_is_not_left_at_once() {
+    fn the_smaller_limit_counts_and_a_level_is_not_left_at_once() {
         let (roomy, low, full) = (DiskLevel::Roomy, DiskLevel::Low, DiskLevel::Full);
-        let config = DiskConfig { low_percent: 10.0, low_mib: 1, full_percent: 5.0, full_mib: 1 };
+        let config = DiskConfig { low_percent: 10.0, low_mib: 50, full_percent: 5.0, full_mib: 20 };
         let level = |before, available: u64| config.level(before, 100 << 20, available << 20);
         assert_eq!([10, 9, 5, 4].map(|available| level(roomy, available)), [roomy, low, low, full]);
         assert_eq!([10, 11].map(|available| level(low, available)), [low, roomy]);
         assert_eq!([5, 6, 10, 11].map(|available| level(full, available)), [full, low, low, roomy]);
-        let of_mib = DiskConfig { low_mib: 50, full_mib: 20, ..config };
-        assert_eq!(of_mib.level(roomy, 100 << 20, 49 << 20), low);
-        assert_eq!(of_mib.level(roomy, 100 << 20, 19 << 20), full);
+        let large = |config: DiskConfig, available: u64| config.level(roomy, 100 << 30, available << 20);
+        assert_eq!([50, 49, 20, 19].map(|available| large(config, available)), [roomy, low, low, full]);
+        let by_size = DiskConfig { low_percent: 0.0, full_percent: 0.0, ..config };
+        assert_eq!([50, 49, 19].map(|available| large(by_size, available)), [roomy, low, full]);
+        let by_share = DiskConfig { low_mib: 0, full_mib: 0, ..config };
+        assert_eq!([10_240, 10_239, 5_119].map(|available| large(by_share, available)), [roomy, low, full]);
+        assert_eq!(large(DiskConfig { low_percent: 0.0, full_percent: 0.0, ..by_share }, 0), roomy, "no limits");
+        // A machine with a large disk that is well filled with other things is as good as any.
+        let (default, total) = (DiskConfig::default(), 252 << 30);
+        assert_eq!(default.level(roomy, total, 2_100 << 20), roomy);
+        assert_eq!([1 << 30, 500 << 20].map(|available| default.level(roomy, total, available)), [low, full]);
         assert_eq!(DiskConfig::default().level(roomy, 0, 0), roomy, "a disk that tells nothing");
     }
 }
