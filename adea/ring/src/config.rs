@@ -351,7 +351,7 @@ mod tests {
             (json!({"disk": {"low_percent": 91}}), "disk.low_percent"),
             (json!({"disk": {"low_percent": 1}}), "disk.full_percent"),
             (json!({"disk": {"full_percent": -1}}), "disk.full_percent"),
-            (json!({"disk": {"full_mib": 2_000}}), "disk.full_mib"),
+            (json!({"disk": {"full_mib": 3_000}}), "disk.full_mib"),
             (json!({"disk": {"low_mib": 20_000_000}}), "disk.low_mib"),
             (json!({"files": {"above_mib": 0}}), "files.above_mib"),
             (json!({"files": {"keep_hours": 0}}), "files.keep_hours"),
