@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use adea_ring::host::HostReport;
-use adea_ring::upgrade::Progress;
+use adea_ring::upgrade::{OrderTrust, Progress};
 use tokio::sync::watch;
 
 use crate::ring::turn::Aside;
@@ -29,6 +29,11 @@ impl AsideBoard {
     /// Says how far an upgrade is; none: there is none to speak of.
     pub fn set_upgrade(&self, upgrade: Option<Progress>) {
         self.change(|aside| aside.upgrade = upgrade);
+    }
+
+    /// Says whose orders of upgrades the pod follows.
+    pub fn set_order_trust(&self, trust: Option<OrderTrust>) {
+        self.change(|aside| aside.order_trust = trust);
     }
 
     /// Says whether the pod should be no master while another can be.

@@ -317,6 +317,26 @@ mod tests {
     }
 
     #[test]
+    fn no_container_sees_the_key_for_orders() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path()).unwrap();
+        let key = crate::order_key::beside(&folder.ring_file());
+        let files = json!({"files": {"certificate": "/etc/c.pem", "key": "/etc/k.pem"}});
+        for tls in [json!(null), json!("ring"), files, json!({"acme": {"domains": ["a.example"]}})] {
+            let config = config(dir.path(), json!({"listen": "0.0.0.0:443", "tls": tls}));
+            let blueprint = Blueprint::of_containers(&config, &folder, "adea:1".into(), "hash".into());
+            let desired = blueprint.wanted(&Software::default()).desired;
+            let mounts: Vec<_> = desired.values().flat_map(|launch| &launch.shares.mounts).collect();
+            assert!(mounts.iter().any(|mount| mount.from == folder.container_ring_file()), "the ring file's copy is");
+            for mount in mounts {
+                // Neither the file, nor a folder that it is in.
+                assert!(!key.starts_with(&mount.from), "{} is in {}", key.display(), mount.from.display());
+            }
+            assert!(!serde_json::to_string(&desired).unwrap().contains("order.key"));
+        }
+    }
+
+    #[test]
     fn containers_get_copies_of_tls_files() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::new(dir.path()).unwrap();

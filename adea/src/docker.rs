@@ -14,6 +14,7 @@ mod engine;
 mod fake_engine;
 mod follow;
 mod images;
+mod left_over;
 mod prepare;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use crate::runtime::{Found, Instance, Runtime, RuntimeError, Sighting, Signal};
 
 pub use engine::{Engine, EngineError};
 pub use images::ImageInfo;
+pub use left_over::LeftOver;
 pub use prepare::PrepareError;
 
 /// How often to look whether certificates have been renewed.
@@ -110,6 +112,11 @@ impl DockerRuntime {
     /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What is to go when the pod was removed from its ring.
+    pub fn left_over(&self) -> LeftOver {
+        LeftOver { engine: self.engine.clone(), owner: self.recipe.owner.clone() }
     }
 
     /// The container of a program, if there is one; one that has its name and isn't ours is an error.

@@ -25,6 +25,8 @@ pub const USER: u32 = 65_532;
 pub const PROGRAM: &str = "podctl";
 /// The label of the image that tells the version of its program.
 pub const VERSION_LABEL: &str = "org.opencontainers.image.version";
+/// The label by which an engine's images are known to be ours.
+pub const OWN_LABEL: &str = "org.adea.image";
 /// No build of this program is near this; an archive is not to fill a disk with what was named by mistake.
 const MAX_PROGRAM_BYTES: u64 = 1 << 30;
 /// Digits of the layer's digest in an image's own tag: enough that two builds never share one.
@@ -244,7 +246,7 @@ fn config(architecture: &str, version: &str, layer: &str) -> Value {
                 "Test": ["CMD", format!("/{PROGRAM}"), "health"],
                 "Interval": 30 * SECOND_NS, "Timeout": 5 * SECOND_NS, "StartPeriod": 30 * SECOND_NS, "Retries": 3,
             },
-            "Labels": {"org.opencontainers.image.title": "adea", VERSION_LABEL: version},
+            "Labels": {"org.opencontainers.image.title": "adea", VERSION_LABEL: version, OWN_LABEL: PROGRAM},
         },
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer}")]},
         "history": [{"created": CREATED, "created_by": "podctl image"}],

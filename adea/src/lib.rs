@@ -33,6 +33,7 @@ pub mod levers;
 pub mod limits;
 pub mod logging;
 pub mod logs;
+pub mod order_key;
 pub mod plan;
 pub mod process;
 pub mod ring;
@@ -48,6 +49,7 @@ mod fake;
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -59,7 +61,7 @@ use crate::agent::{Agent, AgentError};
 use crate::aside::AsideBoard;
 use crate::blueprint::Blueprint;
 use crate::config::RuntimeConfig;
-use crate::docker::{DockerRuntime, Engine};
+use crate::docker::{DockerRuntime, Engine, LeftOver};
 use crate::doing::Doing;
 use crate::folder::Folder;
 use crate::levers::Levers;
@@ -116,7 +118,20 @@ pub enum Error {
 /// # Errors
 /// When the folder is in use by another agent, or the configuration can't be carried out.
 pub async fn run(config: Config, stop: impl Future<Output = End> + Send) -> Result<End, Error> {
-    let mut stop = Box::pin(stop);
+    run_here(config, Box::pin(stop)).await
+}
+
+/// When the agent is to end.
+type Stop<'a> = Pin<Box<dyn Future<Output = End> + Send + 'a>>;
+
+/// The compiler makes a future's code in each crate that polls it: behind a box it is made once, in this one, and a program
+/// that runs the agent holds it once.
+#[inline(never)]
+fn run_here(config: Config, stop: Stop<'_>) -> Pin<Box<dyn Future<Output = Result<End, Error>> + Send + '_>> {
+    Box::pin(run_boxed(config, stop))
+}
+
+async fn run_boxed(config: Config, mut stop: Stop<'_>) -> Result<End, Error> {
     let folder = Folder::new(&config.data_dir)?;
     let lock = tokio::select! {
         lock = folder.lock("adea") => lock?,
@@ -130,12 +145,25 @@ pub async fn run(config: Config, stop: impl Future<Output = End> + Send) -> Resu
         }
         RuntimeConfig::Docker(docker) => {
             let (runtime, blueprint) = DockerRuntime::prepare(&config, docker, &folder)?;
-            let engine = runtime.engine().clone();
-            run_pod(&config, &folder, runtime, Some(engine), blueprint, stop).await?
+            let (engine, left_over) = (runtime.engine().clone(), runtime.left_over());
+            let end = run_pod(&config, &folder, runtime, Some(engine), blueprint, stop).await?;
+            if end == End::Removed {
+                clear(&left_over).await;
+            }
+            end
         }
     };
     drop(lock);
     Ok(end)
+}
+
+/// Removes the containers and the network of a pod that doesn't come back; its data is for people to delete.
+async fn clear(left_over: &LeftOver) {
+    match left_over.remove().await {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => tracing::info!("removed from Docker: {}", removed.join(", ")),
+        Err(err) => tracing::warn!("the pod's stopped containers and its network stay in Docker: {err}"),
+    }
 }
 
 /// The same, with a runtime.
@@ -145,7 +173,7 @@ async fn run_pod<R: Runtime>(
     runtime: R,
     engine: Option<Engine>,
     blueprint: Blueprint,
-    mut stop: impl Future<Output = End> + Send + Unpin,
+    mut stop: Stop<'_>,
 ) -> Result<End, Error> {
     let journal = Journal::load(folder)?;
     let (software, followed) = watch::channel(journal.software.clone());
@@ -188,7 +216,7 @@ async fn run_pod<R: Runtime>(
                     "its data is still in {}; to take part again it needs an empty data folder, and a ring that lists it as active",
                     config.data_dir.display()
                 );
-                return End::Stop;
+                return End::Removed;
             }
         };
         if end == End::LetGo && R::OUTLIVES_AGENT {

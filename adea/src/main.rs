@@ -45,7 +45,7 @@ fn main() -> anyhow::Result<()> {
     })?;
     drop(runtime);
     match end {
-        End::Stop => Ok(()),
+        End::Stop | End::Removed => Ok(()),
         End::LetGo => Err(adea::upgrade::successor::begin_anew(&folder)).context("can't begin anew"),
     }
 }

@@ -1,4 +1,4 @@
-//! `ring.json`: the ring's secret, this pod's name, and the administrator. Readable for its owner only.
+//! `ring.json`: the ring's secret, this pod's name, the administrator, and whose orders of upgrades count. Readable for its owner only.
 //!
 //! Members that are not known here are borne: a newer version may have written the file before it was rolled back.
 
@@ -7,7 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use adea_ring::RingSecret;
+use adea_ring::upgrade::{OrderKeyError, OrderPublicKey, OrderTrust};
+use adea_ring::{PodId, RingSecret};
 use serde::{Deserialize, Serialize};
 
 /// What `ring.json` holds.
@@ -19,6 +20,17 @@ pub struct RingFile {
     pub pod_id: String,
     /// The administrator.
     pub admin: Admin,
+    /// The public key of those orders of upgrades that count on this machine, in hexadecimal; none in a ring that an
+    /// earlier version made. Here and nowhere in the ring, so that only who has the machine decides on its software.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    order_key: Option<String>,
+    /// On whose machine its private half was made, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    order_key_at: Option<PodId>,
+    /// Orders that were made before this don't count, in milliseconds since 1970: when the machine joined, or the key was
+    /// replaced. So an old order that somebody puts back moves no new machine.
+    #[serde(default)]
+    pub orders_since_ms: u64,
     /// Only for `podctl dev`, whose users shouldn't have to remember passwords.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dev: Option<DevSecrets>,
@@ -79,12 +91,21 @@ pub enum RingFileError {
         #[source]
         source: adea_ring::SecretError,
     },
+    /// The key for orders isn't one.
+    #[error("{path}: key `order_key`: {source}; `podctl upgrade key --trust KEY` writes another")]
+    OrderKey {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: OrderKeyError,
+    },
 }
 
 impl RingFile {
-    /// A new ring with a new secret.
+    /// A new ring with a new secret, and no key for orders yet.
     pub fn new(pod_id: String, admin: Admin) -> Self {
-        Self { ring_secret: RingSecret::random().to_hex(), pod_id, admin, dev: None }
+        Self::of(RingSecret::random().to_hex(), pod_id, admin)
     }
 
     /// The file of a pod that joins a ring.
@@ -92,8 +113,11 @@ impl RingFile {
     /// # Errors
     /// When the secret is none.
     pub fn joined(ring_secret: &str, pod_id: String, admin: Admin) -> Result<Self, adea_ring::SecretError> {
-        let ring_secret = RingSecret::from_hex(ring_secret)?.to_hex();
-        Ok(Self { ring_secret, pod_id, admin, dev: None })
+        Ok(Self::of(RingSecret::from_hex(ring_secret)?.to_hex(), pod_id, admin))
+    }
+
+    fn of(ring_secret: String, pod_id: String, admin: Admin) -> Self {
+        Self { ring_secret, pod_id, admin, order_key: None, order_key_at: None, orders_since_ms: 0, dev: None }
     }
 
     /// The file of another pod of the same ring: the same secret and administrator.
@@ -121,6 +145,10 @@ impl RingFile {
         })?;
         RingSecret::from_hex(&file.ring_secret)
             .map_err(|source| RingFileError::Secret { path: path.to_path_buf(), source })?;
+        if let Some(key) = &file.order_key {
+            key.parse::<OrderPublicKey>()
+                .map_err(|source| RingFileError::OrderKey { path: path.to_path_buf(), source })?;
+        }
         Ok(Some(file))
     }
 
@@ -130,6 +158,19 @@ impl RingFile {
     /// When it isn't one; [`RingFile::load`] has seen to that.
     pub fn secret(&self) -> Result<RingSecret, adea_ring::SecretError> {
         RingSecret::from_hex(&self.ring_secret)
+    }
+
+    /// Whose orders of upgrades count on this machine; none: no order does.
+    pub fn order_trust(&self) -> Option<OrderTrust> {
+        let key = self.order_key.as_ref()?.parse().ok()?;
+        Some(OrderTrust { key, at: self.order_key_at.clone() })
+    }
+
+    /// From now on these orders count, if they are made later than this, in milliseconds since 1970.
+    pub fn trust_orders(&mut self, trust: &OrderTrust, since_ms: u64) {
+        self.order_key = Some(trust.key.to_string());
+        self.order_key_at.clone_from(&trust.at);
+        self.orders_since_ms = since_ms;
     }
 
     /// Writes the file, whole or not at all, for its owner only.
@@ -174,6 +215,7 @@ pub(crate) fn replace_ready(path: &Path, text: &[u8], ready: impl FnOnce(&File) 
 #[cfg(test)]
 mod tests {
     use super::{Admin, RingFile};
+    use adea_ring::upgrade::{OrderKey, OrderTrust};
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -200,6 +242,24 @@ mod tests {
         let text = format!(r#"{{"ring_secret":"{}","pod_id":"p","admin":{admin},"later":[]}}"#, "5a".repeat(32));
         std::fs::write(&path, text).unwrap();
         assert_eq!(RingFile::load(&path).unwrap().unwrap().admin.name, "a");
+    }
+
+    #[test]
+    fn whose_orders_count_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ring.json");
+        let admin = Admin { name: "admin".into(), password_hash: "$argon2id$".into() };
+        let mut ring = RingFile::new("pod-1".into(), admin);
+        assert_eq!(ring.order_trust(), None, "as in a ring of an earlier version");
+        let trust = OrderTrust { key: OrderKey::random().public(), at: Some("pod-1".parse().unwrap()) };
+        ring.trust_orders(&trust, 7);
+        ring.save(&path).unwrap();
+        let read = RingFile::load(&path).unwrap().unwrap();
+        assert_eq!((read.order_trust(), read.orders_since_ms), (Some(trust), 7));
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace(&read.order_trust().unwrap().key.to_string(), "abc")).unwrap();
+        let err = RingFile::load(&path).err().unwrap().to_string();
+        assert!(err.contains("order_key") && err.contains("podctl upgrade key"), "{err}");
     }
 
     #[test]

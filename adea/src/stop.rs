@@ -24,6 +24,8 @@ pub enum End {
     /// Without them: it is to be started again at once, and finds them running. Child processes can't be left alone and
     /// stop all the same.
     LetGo,
+    /// With its programs, in order, and with all that it has in the engine: its pod was removed from the ring.
+    Removed,
 }
 
 /// A program whose parent is gone and that doesn't manage to stop in this time ends itself.

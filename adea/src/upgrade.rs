@@ -1,20 +1,24 @@
 //! Changing the software of this pod when the ring orders it: `adea_ring::upgrade` says what to do next, here it is done.
 //!
-//! What flows through: the order comes with the ring's news and is checked against the ring's secret; the pure [`core`]
+//! What flows through: the order comes with the ring's news and is checked against the [key](trusted) in the machine's ring file; the pure [`core`]
 //! works out a turn from it, from what the other pods say and from how the programs are; this loop carries it out:
 //! [fetches](depot) the software, tells the agent which to run, and has the agent end and [begin anew](successor) as the
 //! new program.
 //!
 //! What always holds: the [journal] is on disk before anything is done that rests on it, so an agent that dies at any
-//! point goes on where it was; nothing is run that was not signed for by somebody with the ring's secret.
+//! point goes on where it was; nothing is run that was not signed for by somebody with that key, and no order that is
+//! older than one that was seen.
 
 pub mod core;
 pub mod depot;
 pub mod journal;
 mod rean;
+mod refused;
 mod retry;
 pub mod successor;
+mod trusted;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,7 +43,9 @@ use crate::upgrade::core::{Core, Inputs, Outputs};
 use crate::upgrade::depot::{Depot, FetchError};
 use crate::upgrade::journal::{Installed, Journal, JournalError, Outfit};
 use crate::upgrade::rean::Rean;
+use crate::upgrade::refused::Refused;
 use crate::upgrade::retry::Retry;
+use crate::upgrade::trusted::Trusted;
 
 /// How often to look: what an upgrade waits for takes seconds.
 const LOOK: Duration = Duration::from_millis(250);
@@ -67,7 +73,7 @@ pub async fn run(levers: Levers, me: PodId, secret: RingSecret, journal: Journal
 
 struct Upgrader {
     levers: Levers,
-    secret: RingSecret,
+    trusted: Trusted,
     core: Core,
     depot: Depot,
     rean: Rean,
@@ -79,8 +85,8 @@ struct Upgrader {
     /// What the links said last.
     links: Option<Links>,
     trouble: Option<String>,
-    /// An order that was refused, so that it is told of once.
-    refused: Option<String>,
+    /// The order that is not followed, and why.
+    refused: Option<Refused>,
 }
 
 /// Software on its way to this machine.
@@ -104,9 +110,10 @@ impl Upgrader {
         let identity = Signer::new(&secret).headers(&Identity::system());
         let rean = Rean::new(levers.doing.clone(), identity);
         let depot = Depot::new(&levers.folder, levers.engine.clone());
+        let trusted = Trusted::new(levers.ring_file.clone());
         Ok(Self {
             levers,
-            secret,
+            trusted,
             core: Core::new(me, journal),
             depot,
             rean,
@@ -135,12 +142,15 @@ impl Upgrader {
     async fn turn(&mut self) {
         let news = self.levers.news.borrow().clone();
         let doing = self.levers.doing.borrow().clone();
+        self.trusted.refresh();
+        self.levers.board.set_order_trust(self.trusted.trust.clone());
         let order = self.order(&news);
         let fetched = self.fetched().await;
         let outputs = self.core.turn(Inputs {
             now_ms: unix_ms(),
             elapsed_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             order,
+            key: self.trusted.trust.as_ref().map(|trust| trust.key),
             peers: peers(&news),
             is_master: matches!(news.role, Role::Master(_)),
             up: doing.up.then(|| doing.software.clone()),
@@ -172,7 +182,8 @@ impl Upgrader {
             tracing::info!("upgrade: {line}");
         }
         self.levers.board.set_reluctant(outputs.reluctant);
-        self.levers.board.set_upgrade(outputs.progress);
+        let refusal = self.refused.as_ref().and_then(|refused| refused.progress(self.core.journal()));
+        self.levers.board.set_upgrade(refusal.or(outputs.progress));
         let software = outputs.software;
         self.levers.software.send_if_modified(|now| {
             let changes = *now != software;
@@ -186,6 +197,7 @@ impl Upgrader {
             let depot = self.depot.clone();
             // What is left over is in nobody's way.
             let _ = tokio::task::spawn_blocking(move || depot.tidy(&kept)).await;
+            self.depot.tidy_images(&self.images()).await;
         }
         self.look_at_links(outputs.asks_links && doing.up, news, doing).await;
         if outputs.begin_anew {
@@ -245,26 +257,32 @@ impl Upgrader {
         Some(done)
     }
 
-    /// The order in the ring, if it is one.
+    /// The order in the ring, if it is one that counts.
     fn order(&mut self, news: &News) -> Option<Order> {
-        match Order::verify(news.upgrade.as_ref()?, &self.secret) {
-            Ok(order) => {
-                self.refused = None;
-                Some(order)
-            }
-            Err(err) => {
-                let reason = err.to_string();
-                if self.refused.as_ref() != Some(&reason) {
-                    tracing::error!("the order to upgrade is not followed: {reason}");
-                }
-                self.refused = Some(reason);
-                None
-            }
+        let read = |doc| refused::read(doc, self.trusted.trust.as_ref(), self.trusted.since_ms, &self.core);
+        let (order, refused) = match news.upgrade.as_ref().map(read) {
+            Some(Err(refused)) => (None, Some(refused)),
+            Some(Ok(order)) => (Some(order), None),
+            None => (None, None),
+        };
+        if let Some(refused) = &refused
+            && self.refused.as_ref() != Some(refused)
+        {
+            tracing::error!("the order to upgrade is not followed: {}", refused.reason);
         }
+        self.refused = refused;
+        order
     }
 
     fn installed(&self) -> Option<Installed> {
         if self.core.journal().installed.is_some() { None } else { Installed::of(&self.agent).ok() }
+    }
+
+    /// The images that the pod runs, or may go back to.
+    fn images(&self) -> BTreeSet<String> {
+        let journal = self.core.journal();
+        let outfits = journal.old.iter().chain(&journal.new).filter_map(|outfit| outfit.software.image.clone());
+        outfits.chain(journal.software.image.clone()).chain(self.levers.image.clone()).collect()
     }
 
     /// What the programs are started from now.

@@ -37,12 +37,15 @@ pub mod upgrade;
 pub mod users;
 
 use std::future::Future;
+use std::pin::Pin;
 
 use anyhow::Context;
 
 /// Runs a program on all cores until it has finished.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Runtime::new().context("can't start the runtime")?;
+    // Boxed, so that the runtime's loop is in the program once, and not once a command.
+    let work: Pin<Box<dyn Future<Output = anyhow::Result<T>> + '_>> = Box::pin(work);
     let done = runtime.block_on(work);
     // What is left are threads that wait for the outside, such as name look-ups; they are not to hold up the end.
     runtime.shutdown_background();

@@ -18,7 +18,7 @@ use adea::plan::Program;
 use adea::state::State;
 use anyhow::Context;
 use http::{Method, StatusCode};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -54,17 +54,20 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut agents = JoinSet::new();
     let mut stops = Vec::new();
+    let mut starts = Vec::new();
     for pod in &pods {
         // What an earlier run has left there is no account of this one.
         forget_state(&pod.folder)?;
         let config_file = pod.write_config(&pods, args)?;
         let (stop_agent, agent_stop) = oneshot::channel();
         stops.push(stop_agent);
-        agents.spawn(agent::keep(pod.folder.clone(), config_file, agent_stop));
+        let (gone, seen_gone) = watch::channel(false);
+        starts.push((pod.clone(), seen_gone));
+        agents.spawn(agent::keep(pod.clone(), config_file, agent_stop, gone));
     }
     let served = tokio::select! {
         _ = &mut stop => Ok(()),
-        served = serve(&folder, &pods, &mut ring, args) => served,
+        served = serve(&folder, starts, &mut ring, args) => served,
     };
     for stop_agent in stops {
         // An error means that the keeper is gone already.
@@ -77,21 +80,39 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Waits until the ring is ready, says so, and then waits for ever.
-async fn serve(folder: &Folder, pods: &[Pod], ring: &mut ring::Ring, args: &Args) -> anyhow::Result<()> {
+async fn serve(
+    folder: &Folder,
+    starting: Vec<(Pod, watch::Receiver<bool>)>,
+    ring: &mut ring::Ring,
+    args: &Args,
+) -> anyhow::Result<()> {
     let mut starts = JoinSet::new();
-    for pod in pods {
-        let pod = pod.clone();
-        starts.spawn(async move { until_ready(&pod).await });
+    for (pod, mut gone) in starting.clone() {
+        starts.spawn(async move {
+            tokio::select! {
+                biased;
+                // An error means that its keeper has failed, which is told of where it is awaited.
+                _ = gone.wait_for(|gone| *gone) => Ok(()),
+                ready = until_ready(&pod) => ready,
+            }
+        });
     }
     while let Some(started) = starts.join_next().await {
         started??;
     }
+    let pods: Vec<Pod> = starting.into_iter().filter(|(_, gone)| !*gone.borrow()).map(|(pod, _)| pod).collect();
+    let pods = pods.as_slice();
     let agreement = if pods.iter().any(|pod| pod.ring_port.is_some()) {
         Some(master::until_agreed(pods, &ring.file.admin.name, &ring.admin_password).await?)
     } else {
         None
     };
-    let [first, ..] = pods else { anyhow::bail!("a ring needs at least one pod") };
+    let [first, ..] = pods else {
+        anyhow::bail!(
+            "all pods of {} have been removed from their ring: start with another folder",
+            folder.root().display()
+        )
+    };
     let admin = Peer::parse(&first.url())?.with_login(&ring.file.admin.name, &ring.admin_password)?;
     if let Some(Agreement { master: None, trouble }) = &agreement {
         eprintln!("no pod takes writes yet: {trouble}\n{}", log_lines(folder, &["adea"]));

@@ -3,11 +3,13 @@
 use std::io::{self, IsTerminal};
 
 use adea::ring_file::{Admin, RingFile};
+use adea_ring::upgrade::{OrderKey, OrderTrust};
 use anyhow::bail;
 use serde_json::json;
 
 use crate::command::init::Args;
 use crate::machine::{Machine, start};
+use crate::moment::now_ms;
 use crate::password;
 
 /// The longest name of an administrator, in bytes.
@@ -29,8 +31,10 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let made_up = given.is_none();
     let password = given.unwrap_or_else(password::made_up);
     let admin = Admin { name: args.admin.clone(), password_hash: password::hash(&password)? };
-    let file = RingFile::new(machine.pod.to_string(), admin);
-    let written = machine.write(&file, &[], None)?;
+    let mut file = RingFile::new(machine.pod.to_string(), admin);
+    let order_key = OrderKey::random();
+    file.trust_orders(&OrderTrust { key: order_key.public(), at: Some(machine.pod.clone()) }, now_ms());
+    let written = machine.write(&file, Some(&order_key), &[], None)?;
     if args.machine.json {
         let mut value = written.json();
         value["admin"] = json!({"name": args.admin, "password": made_up.then_some(&password)});

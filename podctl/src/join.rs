@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use adea::ring_file::{Admin, RingFile};
-use adea_ring::join::{Intent, Welcome};
+use adea_ring::join::{Intent, Token, Welcome};
+use adea_ring::upgrade::OrderTrust;
 use anyhow::{Context, bail};
 use serde_json::json;
 use tokio::net::{TcpStream, lookup_host};
@@ -21,6 +22,7 @@ use tokio::time::timeout;
 use crate::command::join::Args;
 use crate::exit;
 use crate::machine::{Machine, start};
+use crate::moment::now_ms;
 
 pub use hidden::{TOKEN_ENV, hide};
 
@@ -39,6 +41,12 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let machine = Machine::check(&args.machine)?;
     let mut door = ask::Door::new(&invitation, machine.pod.clone()).await?;
     let seen = door.ask(Intent::Look).await?;
+    if order_trust(&invitation.token, &seen)?.is_none() {
+        eprintln!(
+            "warning: this token names no key for orders, as an earlier version made it or its ring: this pod will follow no \
+             upgrade until it is told by hand (podctl upgrade key)"
+        );
+    }
     let (reached, missed) = reach_all(&seen.seeds).await;
     let Some(first) = reached.first() else { bail!(unreachable_text(&missed)) };
     for miss in &missed {
@@ -47,11 +55,11 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     warn_of_versions(&seen);
 
     let welcome = door.ask(Intent::Join).await?;
-    let file = ring_file(&welcome, &machine)?;
+    let file = ring_file(&invitation.token, &welcome, &machine)?;
     // Those that answered first come first; the others may be back when the pod starts.
     let mut seeds: Vec<String> = reached.iter().map(|reached| reached.seed.clone()).collect();
     seeds.extend(welcome.seeds.iter().filter(|seed| !seeds.contains(seed)).cloned().collect::<Vec<_>>());
-    let written = machine.write(&file, &seeds, Some(first.at)).context(
+    let written = machine.write(&file, None, &seeds, Some(first.at)).context(
         "the ring has let this pod in, and its files could not be written: the token's use is spent; make another one",
     )?;
     if args.machine.json {
@@ -83,12 +91,35 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ring_file(welcome: &Welcome, machine: &Machine) -> anyhow::Result<RingFile> {
+fn ring_file(token: &Token, welcome: &Welcome, machine: &Machine) -> anyhow::Result<RingFile> {
     let (Some(secret), Some(admin)) = (&welcome.ring_secret, &welcome.admin) else {
         bail!("the ring's answer has no secret: are its pods of another version?");
     };
     let admin = Admin { name: admin.name.clone(), password_hash: admin.password_hash.clone() };
-    RingFile::joined(secret, machine.pod.to_string(), admin).context("the ring's secret")
+    let mut file = RingFile::joined(secret, machine.pod.to_string(), admin).context("the ring's secret")?;
+    if let Some(trust) = order_trust(token, welcome)? {
+        file.trust_orders(&trust, now_ms());
+    }
+    Ok(file)
+}
+
+/// Whose orders this machine is to follow: what the pod says, if it is what the token says, which comes from a machine
+/// and not from a container. A token that says nothing makes none count.
+fn order_trust(token: &Token, welcome: &Welcome) -> anyhow::Result<Option<OrderTrust>> {
+    let Some(wanted) = token.order_key() else { return Ok(None) };
+    match &welcome.order_trust {
+        Some(trust) if trust.key.fingerprint() == wanted => Ok(Some(trust.clone())),
+        Some(trust) => bail!(
+            "the pod that answers follows the orders of {}, and this token was made where those of {wanted} are followed: \
+             either the key was replaced and not on all machines (`podctl upgrade key` shows which each knows), or that pod \
+             is not what it should be. This machine has not joined",
+            trust.key.fingerprint(),
+        ),
+        None => bail!(
+            "the pod that answers doesn't say whose orders of upgrades it follows, and this token does: its machine knows no \
+             key (`podctl upgrade key`), or runs an earlier version (upgrade it first). This machine has not joined"
+        ),
+    }
 }
 
 /// Which of the pods can be reached at their ring addresses, in their order, and why the others can't.
@@ -157,5 +188,24 @@ fn warn_of_versions(seen: &Welcome) {
              (`podctl upgrade`)",
             seen.software
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order_trust;
+    use adea_ring::join::{Token, Welcome};
+    use adea_ring::upgrade::{OrderKey, OrderTrust};
+
+    #[test]
+    fn whose_orders_count_is_what_the_token_says() {
+        let (ours, theirs) = (OrderKey::random().public(), OrderKey::random().public());
+        let token = Token::random(Some(ours.fingerprint()));
+        let says = |key| Welcome { order_trust: Some(OrderTrust { key, at: None }), ..Welcome::default() };
+        assert_eq!(order_trust(&token, &says(ours)).unwrap().unwrap().key, ours);
+        assert!(order_trust(&token, &says(theirs)).unwrap_err().to_string().contains("not joined"));
+        assert!(order_trust(&token, &Welcome::default()).unwrap_err().to_string().contains("not joined"));
+        // An earlier version's token says nothing: what a pod says is not enough.
+        assert_eq!(order_trust(&Token::random(None), &says(theirs)).unwrap(), None);
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use adea::folder::{Folder, FolderError};
+use adea::image::OWN_LABEL;
 use adea::ring_file::RingFile;
 use adea_ring::PodId;
 use anyhow::{Context, bail};
@@ -39,6 +40,14 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
              podctl pods remove {pod}"
         );
     }
+    let order_key = adea::order_key::beside(&config.ring_file);
+    if order_key.exists() {
+        eprintln!(
+            "note: {} signs orders of upgrades, and no other machine has it: bring it to one that stays, or make another key \
+             there afterwards (podctl upgrade key --replace)",
+            order_key.display()
+        );
+    }
     agree(
         args,
         &format!("{pod} leaves the ring for good: its name can't come back, and its data stays behind. Go on?"),
@@ -64,6 +73,9 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
             config.data_dir.display(),
             args.config.display(),
         );
+    }
+    if config.runtime.docker().is_some() {
+        println!("The image stays in Docker, where others may use it: docker image ls --filter label={OWN_LABEL}");
     }
     println!("So that it isn't started again: systemctl disable adea");
     Ok(())
@@ -115,7 +127,7 @@ fn is_over(folder: &Folder) -> anyhow::Result<bool> {
 fn purge(config: &adea::Config, config_file: &Path) -> anyhow::Result<()> {
     let folder = Folder::new(&config.data_dir)?;
     let _lock = folder.try_lock("adea")?;
-    for path in [config_file, &config.ring_file] {
+    for path in [config_file, &config.ring_file, &adea::order_key::beside(&config.ring_file)] {
         match fs::remove_file(path) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {
                 return Err(err).with_context(|| format!("can't delete {}", path.display()));

@@ -11,8 +11,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use adea::order_key;
 use adea::ring_file::RingFile;
 use adea_ring::PodId;
+use adea_ring::upgrade::OrderKey;
 use adea_ring::web_tls::WebAuthority;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -111,6 +113,8 @@ pub struct Written {
     pub pod: PodId,
     pub config: PathBuf,
     pub ring_file: PathBuf,
+    /// Where the key for orders of upgrades lies, if it is on this machine.
+    pub order_key: Option<PathBuf>,
     pub url: String,
     pub ring_address: String,
     pub runtime: RuntimeName,
@@ -127,7 +131,7 @@ impl Machine {
         };
         let absolute = |path: &Path| std::path::absolute(path).with_context(|| format!("{}", path.display()));
         let (data, config) = (absolute(&args.data)?, absolute(&args.config)?);
-        for path in [&config, &data.join("ring.json"), &data.join("rean")] {
+        for path in [&config, &data.join("ring.json"), &data.join("order.key"), &data.join("rean")] {
             if fs::symlink_metadata(path).is_ok() {
                 bail!(
                     "{} is there already: this machine has a pod, which is not overwritten. `podctl status` shows it; for \
@@ -202,11 +206,18 @@ impl Machine {
         is_usual.then(|| SocketAddr::from((self.listen.ip(), REDIRECT_PORT)))
     }
 
-    /// Writes the ring file and the agent's configuration, both or none.
-    pub fn write(&self, file: &RingFile, seeds: &[String], towards: Option<SocketAddr>) -> anyhow::Result<Written> {
+    /// Writes the ring file, the key for orders if this machine is to have it, and the agent's configuration: all or none.
+    pub fn write(
+        &self,
+        file: &RingFile,
+        order_key: Option<&OrderKey>,
+        seeds: &[String],
+        towards: Option<SocketAddr>,
+    ) -> anyhow::Result<Written> {
         let ring_address = self.ring_address(ports::source_address(towards))?;
         let url = self.url(&ring_address);
         let ring_file = self.data.join("ring.json");
+        let key_file = order_key::beside(&ring_file);
         let config = self.config_text(&ring_file, &ring_address, &url, seeds)?;
         make_folder(&self.data, 0o700)?;
         if let Some(folder) = self.config.parent() {
@@ -217,10 +228,15 @@ impl Machine {
         let written = (|| {
             write_new(&new, config.as_bytes(), 0o644)?;
             adea::Config::load(&new).context("the configuration that these options make can't be used")?;
-            if RingFile::load(&ring_file)?.is_some() {
-                bail!("{} has come into being meanwhile: nothing was changed", ring_file.display());
+            for path in [&ring_file, &key_file] {
+                if fs::symlink_metadata(path).is_ok() {
+                    bail!("{} has come into being meanwhile: nothing was changed", path.display());
+                }
             }
             file.save(&ring_file)?;
+            if let Some(key) = order_key {
+                order_key::save(&key_file, key)?;
+            }
             let ca = self.write_ca(file)?;
             // Not a rename: another one that came meanwhile stays.
             fs::hard_link(&new, &self.config).with_context(|| format!("can't write {}", self.config.display()))?;
@@ -232,6 +248,7 @@ impl Machine {
             pod: self.pod.clone(),
             config: self.config.clone(),
             ring_file,
+            order_key: order_key.map(|_| key_file),
             url,
             ring_address,
             runtime: self.runtime,
@@ -297,6 +314,7 @@ impl Written {
             "pod": self.pod,
             "config": self.config,
             "ring_file": self.ring_file,
+            "order_key": self.order_key,
             "url": self.url,
             "ring_address": self.ring_address,
             "runtime": match self.runtime {
@@ -318,6 +336,12 @@ impl Written {
             self.url,
             self.ring_address,
         );
+        if let Some(path) = &self.order_key {
+            text += &format!(
+                "  upgrades' key  {} (orders of upgrades are signed with it; it is on this machine only)\n",
+                path.display()
+            );
+        }
         if let Some(ca) = &self.ca {
             text += &format!("  authority      {} (for clients: podctl login {} --ca FILE)\n", ca.display(), self.url);
         }

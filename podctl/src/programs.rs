@@ -10,7 +10,7 @@ use anyhow::Context;
 use crate::command;
 
 /// Runs the database server until `stop` resolves and it has closed its store.
-pub async fn rean(args: &command::rean::Args, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn rean(args: &command::rean::Args, stop: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
     let (file, ring_secret) = ring(&args.ring_file)?;
     let config = rean::Config {
         listen: args.listen,
@@ -32,7 +32,7 @@ pub async fn rean(args: &command::rean::Args, stop: impl Future<Output = ()>) ->
 }
 
 /// Runs the public port until `stop` resolves and its requests are answered.
-pub async fn proxy(args: &command::proxy::Args, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn proxy(args: &command::proxy::Args, stop: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
     let (file, ring_secret) = ring(&args.ring_file)?;
     let mut config = proxy::Config::new(args.listen, args.upstream.clone(), ring_secret);
     config.pod_id = Some(file.pod_id.parse().context("the ring file's `pod_id`")?);

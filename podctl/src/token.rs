@@ -45,8 +45,15 @@ pub async fn create(args: &CreateArgs) -> anyhow::Result<()> {
     if kept >= MAX_TOKENS {
         bail!("there are {kept} tokens already: revoke some (podctl token list)");
     }
+    let order_key = file.order_trust().map(|trust| trust.key.fingerprint());
+    if order_key.is_none() {
+        eprintln!(
+            "warning: this ring has no key for orders, so its pods follow no upgrade, nor will one that joins by this token: \
+             podctl upgrade key"
+        );
+    }
     let admin = AdminEntry { name: file.admin.name, password_hash: file.admin.password_hash };
-    let token = Token::random();
+    let token = Token::random(order_key);
     let doc = token.doc(&secret, &admin, args.uses, now_ms(), life_ms)?;
     conn.expect(Method::PUT, &path(&token.id()), json!(doc).to_string()).await?;
     let place = place(&mut conn).await?;

@@ -1,17 +1,18 @@
 //! Other software for a ring: put into it, ordered, watched. The pods do the rest ([`adea_ring::upgrade`]).
 
+mod key;
 mod package;
 mod upload;
 mod watch;
 
 use adea::ring_file::RingFile;
-use adea_ring::upgrade::{Order, OrderState, Source, UPGRADE_ID};
-use adea_ring::{PodId, RingSecret};
+use adea_ring::PodId;
+use adea_ring::upgrade::{Order, OrderError, OrderKey, OrderPublicKey, OrderState, Source, UPGRADE_ID};
 use anyhow::{Context, bail};
 use http::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::command::upgrade::{Common, OrderArgs};
+use crate::command::upgrade::{CancelArgs, Common, KeyArgs, OrderArgs, Signing};
 use crate::exit;
 use crate::http::{Conn, excerpt};
 use crate::moment::now_ms;
@@ -26,8 +27,9 @@ const TRIES: usize = 5;
 /// Orders an upgrade, and watches it.
 pub async fn start(args: &OrderArgs, common: &Common) -> anyhow::Result<()> {
     let package = Package::of(args)?;
-    let (mut conn, _, secret) = open(common).await?;
-    let scene = Scene::read(&mut conn, &secret).await?;
+    let (mut conn, file) = open(common).await?;
+    let key = signing_key(common, &args.signing, &file)?;
+    let scene = Scene::read(&mut conn, Some(&key.public())).await?;
     if let Some(order) = &scene.order
         && !scene.is_settled()
         && !args.force
@@ -49,19 +51,19 @@ pub async fn start(args: &OrderArgs, common: &Common) -> anyhow::Result<()> {
     if let Package::File(file) = &package {
         upload::put(&mut conn, file, common.json).await?;
     }
-    write(&mut conn, &order, &secret).await?;
+    write(&mut conn, &order, &key).await?;
     if args.no_wait {
         let text = format!("ordered ({}); see `podctl upgrade status`", order.id);
         println!("{}", if common.json { serde_json::json!({"order": order.id}).to_string() } else { text });
         return Ok(());
     }
-    end(&watch::follow(common, conn, &secret, &order, None).await?)
+    end(&watch::follow(common, conn, key.public(), &order, None).await?)
 }
 
 /// Shows how far it is.
 pub async fn status(common: &Common) -> anyhow::Result<()> {
-    let (mut conn, _, secret) = open(common).await?;
-    let scene = Scene::read(&mut conn, &secret).await?;
+    let (mut conn, file) = open(common).await?;
+    let scene = Scene::read(&mut conn, trusted(&file).as_ref()).await?;
     if common.json {
         println!("{}", scene.json());
     } else {
@@ -74,17 +76,21 @@ pub async fn status(common: &Common) -> anyhow::Result<()> {
 }
 
 /// Calls it off.
-pub async fn cancel(common: &Common) -> anyhow::Result<()> {
-    let (mut conn, _, secret) = open(common).await?;
-    let scene = Scene::read(&mut conn, &secret).await?;
-    let Some(order) = &scene.order else { bail!("no upgrade was ever ordered") };
+pub async fn cancel(args: &CancelArgs) -> anyhow::Result<()> {
+    let common = &args.common;
+    let (mut conn, file) = open(common).await?;
+    let key = signing_key(common, &args.signing, &file)?;
+    let scene = Scene::read(&mut conn, Some(&key.public())).await?;
+    let Some(order) = &scene.order else {
+        bail!(scene.not_followed.unwrap_or_else(|| "no upgrade was ever ordered".to_owned()))
+    };
     let nothing_left = scene.is_settled() && scene.outcome() != Some(Outcome::Done);
     if nothing_left {
         bail!("the order {} is over: no pod runs its software", order.id);
     }
     let stopped = Order { state: OrderState::Stopped, ..order.clone() };
-    write(&mut conn, &stopped, &secret).await?;
-    match watch::follow(common, conn, &secret, &stopped, Some(scene)).await? {
+    write(&mut conn, &stopped, &key).await?;
+    match watch::follow(common, conn, key.public(), &stopped, Some(scene)).await? {
         Outcome::CalledOff => Ok(()),
         outcome => end(&outcome),
     }
@@ -100,8 +106,23 @@ fn end(outcome: &Outcome) -> anyhow::Result<()> {
     }
 }
 
-async fn open(common: &Common) -> anyhow::Result<(Conn, RingFile, RingSecret)> {
-    common.target.ring(common.ring_file.as_deref()).await
+/// Shows or changes the key that orders are signed with.
+pub fn key(args: &KeyArgs) -> anyhow::Result<()> {
+    key::run(args)
+}
+
+async fn open(common: &Common) -> anyhow::Result<(Conn, RingFile)> {
+    let (conn, file, _) = common.target.ring(common.ring_file.as_deref()).await?;
+    Ok((conn, file))
+}
+
+fn signing_key(common: &Common, signing: &Signing, file: &RingFile) -> anyhow::Result<OrderKey> {
+    key::find(signing.order_key.as_deref(), &common.target.ring_file(common.ring_file.as_deref())?, file)
+}
+
+/// Whose orders this machine's pod follows.
+fn trusted(file: &RingFile) -> Option<OrderPublicKey> {
+    file.order_trust().map(|trust| trust.key)
 }
 
 fn new_order(package: &Package, pods: &Pods, scene: &Scene, args: &OrderArgs) -> anyhow::Result<Order> {
@@ -136,12 +157,12 @@ fn in_order(pods: &Pods) -> anyhow::Result<Vec<PodId>> {
 }
 
 /// Writes the order, in the place of the one before it.
-async fn write(conn: &mut Conn, order: &Order, secret: &RingSecret) -> anyhow::Result<()> {
+async fn write(conn: &mut Conn, order: &Order, key: &OrderKey) -> anyhow::Result<()> {
     let path = format!("/_ring/{UPGRADE_ID}");
     let mut refusal = String::new();
     for _ in 0..TRIES {
         let known = documents::get(conn, &path).await?;
-        let mut doc = order.sign(secret);
+        let mut doc = order.sign(key);
         if let Some(rev) = known.as_ref().and_then(|known| known.get("_rev")) {
             doc.insert("_rev".to_owned(), rev.clone());
         }
@@ -149,11 +170,18 @@ async fn write(conn: &mut Conn, order: &Order, secret: &RingSecret) -> anyhow::R
         match status {
             StatusCode::CREATED | StatusCode::ACCEPTED => return Ok(()),
             StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => refusal = excerpt(&body),
+            // A key that was replaced a moment ago has yet to get to the pod that takes the writes.
+            StatusCode::FORBIDDEN if is_unknown_key(&body) => refusal = excerpt(&body),
             status => bail!("the order was not taken: {status}: {}", excerpt(&body)),
         }
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     }
     bail!("the order could not be written: {refusal}; try again")
+}
+
+fn is_unknown_key(body: &[u8]) -> bool {
+    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    answer["reason"] == OrderError::Signature.to_string()
 }
 
 #[cfg(test)]

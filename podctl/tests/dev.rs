@@ -13,7 +13,7 @@ use rean_store::engine::{self, Batch, Direction, Space};
 use rustix::process::Signal;
 use serde_json::json;
 
-use harness::{Dev, free_port, podctl, signal, until_gone};
+use harness::{Dev, free_port, free_ports, podctl, signal, until_gone};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_acknowledged_survives_the_death_of_any_process() {
@@ -130,6 +130,28 @@ async fn a_stopped_pods_store_can_be_checked() {
     let (code, out, err) = podctl(&dir.path().join("rean"), &["check"]);
     assert!(code == Some(1) && out.contains("db: 1 documents, NOT well\n  a: no body"), "{out}");
     assert!(err.contains("faults in"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_was_removed_is_not_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_ports(2);
+    let mut dev = Dev::start_heard(dir.path(), port, &["--no-example", "--pods", "2"]);
+    assert_eq!(dev.ready["pods"].as_array().map(Vec::len), Some(2), "{}", dev.ready);
+    let removed = r#"{"pods": {"pod-2": "removed"}}"#;
+    dev.until_pod(0, Method::PUT, "/_ring/config", removed, StatusCode::CREATED).await;
+    // Said once by `dev` itself; were the agent begun anew, its keeper would say another thing.
+    let said = dev.until_says("pod-2");
+    assert!(said.contains("not started again") && said.contains("adea.log"), "{said}");
+    dev.until_pod(0, Method::GET, "/_ring/config", "", StatusCode::OK).await;
+    dev.stop().await;
+
+    // The next start does without it, and doesn't wait for it.
+    let dev = Dev::start(dir.path(), port, &["--no-example", "--pods", "2"]);
+    let pods: Vec<_> = dev.ready["pods"].as_array().unwrap().iter().map(|pod| pod["pod"].clone()).collect();
+    assert_eq!(pods, ["pod-1"], "{}", dev.ready);
+    dev.until(Method::GET, "/_ring/config", "", StatusCode::OK).await;
+    dev.stop().await;
 }
 
 #[test]

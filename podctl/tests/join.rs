@@ -4,6 +4,7 @@ mod harness;
 
 use std::io::Read;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
@@ -226,12 +227,93 @@ async fn three_machines_become_a_ring_and_one_leaves_it() {
     assert!(fails(&refused, 1).contains("was removed"), "{}", text(&refused.stderr));
 }
 
+/// A program that says the right things when it is asked, and ends as soon as it is to do anything: pods that follow the
+/// order try it and go back.
+fn bad_program(machines: &Machines, name: &str) -> String {
+    let path = machines.path(name);
+    let text =
+        "#!/bin/sh\ncase \"$*\" in\n--version) echo \"podctl 9.9.9\"; exit 0;;\n*--check*) exit 0;;\nesac\nexit 7\n";
+    std::fs::write(&path, format!("{text}# {name}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+/// Whether an order was followed, as `bad_program` is: to its end, which is back where all were.
+#[track_caller]
+fn was_followed(output: &Output) {
+    let told = fails(output, 1);
+    let last = text(&output.stdout).lines().last().map(str::to_owned).unwrap_or_default();
+    assert!(last.contains(r#""result":"failed""#) && told.contains("ended by themselves"), "{last}{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upgrades_are_ordered_with_a_key_that_one_machine_has() {
+    let mut machines = Machines::first().await;
+    let key = machines.data(0).join("order.key");
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let known = ok(&machines.on(0, &["upgrade", "key", "--json"]));
+    assert_eq!((&known["made_at"], &known["private"]), (&"pod-a".into(), &key.display().to_string().into()));
+
+    // A pod that says another key than the machine of the token is not believed, and costs no use.
+    let made = ok(&machines.on(0, &["token", "create", "--json"]));
+    let token = made["token"].as_str().unwrap();
+    let (head, last) = token.split_at(token.len() - 1);
+    let other = format!("{head}{}@{}", if last == "0" { "1" } else { "0" }, machines.url(0));
+    assert!(fails(&machines.join(1, "pod-b", &other), 1).contains("is not what it should be"));
+    assert!(!machines.config(1).exists() && !machines.data(1).exists(), "nothing is written");
+    let joined = ok(&machines.join(1, "pod-b", &invitation(&made, &machines.url(0))));
+    assert!(joined["order_key"].is_null() && !machines.data(1).join("order.key").exists());
+    let there = ok(&machines.on(1, &["upgrade", "key", "--json"]));
+    assert_eq!((&there["key"], &there["private"]), (&known["key"], &Value::Null));
+    machines.start(1);
+    machines.until(1, Method::GET, "/db", StatusCode::OK).await;
+
+    let first = bad_program(&machines, "first");
+    let order = ["upgrade", "--json", "--patience", "60s", "--binary"];
+    let refused = fails(&machines.on(1, &[&order[..], &[&first]].concat()), 1);
+    assert!(refused.contains("machine of pod-a") && refused.contains("--order-key"), "{refused}");
+    was_followed(&machines.on(0, &[&order[..], &[&first]].concat()));
+    // With a copy of the key it can be ordered anywhere.
+    let old_key = machines.path("copy").display().to_string();
+    std::fs::copy(&key, &old_key).unwrap();
+    let second = bad_program(&machines, "second");
+    was_followed(&machines.on(1, &[&order[..], &[&second, "--order-key", &old_key]].concat()));
+
+    // The key is replaced while the pods run; what the old one signs counts no more.
+    let new = ok(&machines.on(0, &["upgrade", "key", "--replace", "--json"]));
+    assert_ne!(new["key"], known["key"]);
+    let trust = new["key"].as_str().unwrap();
+    ok(&machines.on(1, &["upgrade", "key", "--trust", trust, "--at", "pod-a", "--json"]));
+    let third = bad_program(&machines, "third");
+    let refused = machines.on(1, &[&order[..], &[&third, "--order-key", &old_key]].concat());
+    assert!(fails(&refused, 1).contains("is the key"));
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let done = machines.on(0, &[&order[..], &[&third]].concat());
+        // The agents look at their ring files four times a second.
+        if text(&done.stderr).contains("not signed with the key") {
+            assert!(Instant::now() < deadline, "{}", text(&done.stderr));
+            continue;
+        }
+        was_followed(&done);
+        break;
+    }
+    // A ring file of an earlier version has no key: nothing can be ordered, and that is said.
+    let ring_file = machines.data(1).join("ring.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&ring_file).unwrap()).unwrap();
+    file.as_object_mut().unwrap().remove("order_key").unwrap();
+    std::fs::write(&ring_file, file.to_string()).unwrap();
+    assert!(fails(&machines.on(1, &[&order[..], &[&third]].concat()), 1).contains("--replace"));
+    let doctor = text(&machines.on(1, &["doctor"]).stdout);
+    assert!(doctor.contains("orders, here") && doctor.contains("podctl upgrade key"), "{doctor}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_no_token_that_counts_learns_nothing_and_writes_nothing() {
     let machines = Machines::first().await;
     let made = ok(&machines.on(0, &["token", "create", "--json"]));
     let id = made["id"].as_str().unwrap();
-    let wrong = format!("{id}.{}@{}", "0".repeat(32), machines.url(0));
+    let wrong = format!("{id}.{}@{}", "0".repeat(64), machines.url(0));
     assert!(fails(&machines.join(1, "pod-b", &wrong), 4).contains("lets nobody in"));
     let short = format!("{id}@{}", machines.url(0));
     fails(&machines.join(1, "pod-b", &short), 2);
@@ -256,7 +338,7 @@ fn a_token_is_not_in_the_process_list() {
     // It takes the connection and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let place = silent.local_addr().unwrap().to_string();
-    let token = format!("{}.{}", "a".repeat(12), "b".repeat(32));
+    let token = format!("{}.{}", "a".repeat(12), "b".repeat(64));
     let mut args = vec!["join".to_owned(), format!("{token}@http://{place}")];
     args.extend(machines.machine(1, "pod-b"));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();

@@ -1,6 +1,6 @@
 //! Bodies on their way through the proxy. Neither kind is ever held as a whole.
 //!
-//! [`RequestBody`] goes to rean: it counts, stops at the limit and gives up on a client that pauses for too long.
+//! [`RequestBody`] goes to rean: it counts, stops at the limit and gives up on a client that is too slow.
 //! [`Body`] goes to the client: its own small answers, rean's answers as they come, compressed ones, and feeds.
 
 use std::pin::Pin;
@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use adea_ring::pace::Pace;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 use crate::feeds::FeedTicket;
 use crate::gzip::GzipBody;
 use crate::metrics::Metrics;
+use crate::outflow::Giver;
 use crate::tally::Tally;
 use crate::tunnel::Tunnel;
 use crate::upstream::{PoolLease, StreamLease};
@@ -35,7 +37,7 @@ pub enum BodyError {
     /// The client sent more than it may.
     #[error("the body is too large")]
     TooLarge,
-    /// The client sent nothing for too long.
+    /// The client sent nothing for too long, or not enough.
     #[error("the body did not arrive in time")]
     Timeout,
     /// The connection broke, or what came was no HTTP.
@@ -60,14 +62,26 @@ pub enum RequestBody {
     Stream(ClientBody),
 }
 
+/// How slowly a body may come.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// The longest pause.
+    pub idle: Duration,
+    /// How fast it must be on the whole; `None`: anything goes.
+    pub pace: Option<Pace>,
+}
+
 /// A client's body.
 #[derive(Debug)]
 pub struct ClientBody {
     /// Taken out when it has ended, so that what is left at the drop is what was not read.
     incoming: Option<Incoming>,
     left_bytes: u64,
-    idle: Duration,
-    pause: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
+    /// Since when the client is waited for. What passes while rean takes nothing is not the client's fault.
+    waits_since: Option<Instant>,
+    /// Ends when the client is given up; made when it is waited for the first time.
+    alarm: Option<Pin<Box<Sleep>>>,
     metrics: Arc<Metrics>,
     /// A client that waits for `100 Continue` has sent nothing yet, so there is nothing to throw away.
     waits: bool,
@@ -77,12 +91,13 @@ pub struct ClientBody {
 
 impl ClientBody {
     /// A client's body of at most `limit_bytes`.
-    pub fn new(incoming: Incoming, limit_bytes: u64, idle: Duration, waits: bool, metrics: Arc<Metrics>) -> Self {
+    pub fn new(incoming: Incoming, limit_bytes: u64, patience: Patience, waits: bool, metrics: Arc<Metrics>) -> Self {
         Self {
             incoming: Some(incoming),
             left_bytes: limit_bytes,
-            idle,
-            pause: None,
+            patience,
+            waits_since: None,
+            alarm: None,
             metrics,
             waits,
             sent: Arc::default(),
@@ -107,13 +122,24 @@ impl ClientBody {
         Ok(RequestBody::Stream(self).collect().await?.to_bytes())
     }
 
+    /// Set when the waiting begins, and not again until something has come.
+    fn alarm(&mut self) -> Pin<&mut Sleep> {
+        let Patience { idle, pace } = self.patience;
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+        if self.waits_since.is_none() {
+            let now = Instant::now();
+            self.waits_since = Some(now);
+            alarm.as_mut().reset(now + pace.map_or(idle, |pace| pace.left().min(idle)));
+        }
+        alarm.as_mut()
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         match http_body::Body::poll_frame(Pin::new(incoming), context) {
             Poll::Pending => {
-                let idle = self.idle;
-                let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
-                ready!(pause.as_mut().poll(context));
+                let alarm = self.alarm();
+                ready!(alarm.poll(context));
                 self.incoming = None;
                 Poll::Ready(Some(Err(BodyError::Timeout)))
             }
@@ -127,10 +153,12 @@ impl ClientBody {
                 Poll::Ready(Some(Err(BodyError::Broken(error))))
             }
             Poll::Ready(Some(Ok(frame))) => {
-                if let Some(pause) = &mut self.pause {
-                    pause.as_mut().reset(Instant::now() + self.idle);
-                }
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                let waited = self.waits_since.take().map(|since| since.elapsed());
+                if let Some(pace) = &mut self.patience.pace {
+                    pace.waited(waited.unwrap_or_default());
+                    pace.came(bytes);
+                }
                 self.metrics.bytes_in.fetch_add(bytes, Relaxed);
                 match self.left_bytes.checked_sub(bytes) {
                     Some(left) => self.left_bytes = left,
@@ -218,6 +246,8 @@ pub struct Body {
     kind: Kind,
     /// Written down when the body has ended or was dropped.
     tally: Option<Box<Tally>>,
+    /// Where somebody looks whether the client takes it.
+    giver: Option<Giver>,
 }
 
 #[derive(Debug)]
@@ -309,7 +339,7 @@ impl UpstreamBody {
 
 impl Body {
     fn of(kind: Kind) -> Self {
-        Self { kind, tally: None }
+        Self { kind, tally: None, giver: None }
     }
 
     /// No body.
@@ -392,6 +422,11 @@ impl Body {
         self.tally = Some(tally);
     }
 
+    /// Has it watched whether the client takes it.
+    pub fn watched(&mut self, giver: Option<Giver>) {
+        self.giver = giver;
+    }
+
     /// Throws the content away: the answer to a HEAD request.
     pub fn clear(&mut self) {
         self.kind = Kind::Full(None);
@@ -404,19 +439,26 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let frame = ready!(match &mut this.kind {
+        let polled = match &mut this.kind {
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Plain(body) => body.poll(context),
             Kind::Gzip(body) => body.poll(context),
             Kind::Feed(feed) => poll_feed(feed, context),
             Kind::Tunnel(_) => Poll::Ready(None),
-        });
+        };
+        if let Some(giver) = &this.giver {
+            giver.asked(&polled);
+        }
+        let mut frame = ready!(polled);
         if let Some(tally) = &mut this.tally {
             match &frame {
                 Some(Ok(frame)) => tally.sent(frame.data_ref().map_or(0, |data| data.len() as u64)),
                 Some(Err(_)) => tally.broken(),
                 None => {}
             }
+        }
+        if let Some(giver) = &this.giver {
+            frame = frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| giver.give(bytes))));
         }
         Poll::Ready(frame)
     }

@@ -103,6 +103,12 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long a body may pause, and how long a client may leave an answer unread.
     pub idle_timeout: Duration,
+    /// What a client must send of a body in a second, on average over `body_window`; 0: anything goes.
+    pub body_bytes_per_s: u64,
+    /// How long a body may take before that counts.
+    pub body_grace: Duration,
+    /// Over how long that is looked at, and so the longest pause of who was quick before.
+    pub body_window: Duration,
     /// How long rean may take to accept a connection.
     pub connect_timeout: Duration,
     /// How long requests may go on once the proxy is to stop.
@@ -123,6 +129,11 @@ impl Default for Limits {
             max_body_bytes: 4 * 1024 * 1024 * 1024,
             header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
+            // Below what the slowest mobile networks carry: who is slower has gone, or holds up others on purpose.
+            body_bytes_per_s: 1024,
+            // Networks that change over, and clients that pack while they send, pause at the start most of all.
+            body_grace: Duration::from_secs(20),
+            body_window: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             drain: Duration::from_secs(10),
         }
@@ -295,7 +306,13 @@ fn limits(root: &mut Section) -> Result<Limits, ConfigError> {
     if let Some(number) = section.number("max_body_bytes", bytes)? {
         limits.max_body_bytes = number;
     }
+    // 1 GiB/s is more than any client has.
+    if let Some(number) = section.number("body_bytes_per_s", 0..=1 << 30)? {
+        limits.body_bytes_per_s = number;
+    }
     for (key, target) in [
+        ("body_grace_ms", &mut limits.body_grace),
+        ("body_window_ms", &mut limits.body_window),
         ("header_timeout_ms", &mut limits.header_timeout),
         ("idle_timeout_ms", &mut limits.idle_timeout),
         ("connect_timeout_ms", &mut limits.connect_timeout),
@@ -450,7 +467,7 @@ mod tests {
     fn all_keys_are_read() {
         let config = parse(
             r#","admin":{"name":"a","hash":"$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDEyMzQ1Ng"},
-            "limits":{"max_connections":5,"idle_timeout_ms":70},"cors":{"origins":["https://a"],"max_age_s":1},
+            "limits":{"max_connections":5,"idle_timeout_ms":70,"body_bytes_per_s":0,"body_grace_ms":8},"cors":{"origins":["https://a"],"max_age_s":1},
             "session":{"lifetime_s":60,"cookie":true},"www_authenticate":true,"open_metrics":true,"access_log":"/x",
             "databases":{"notes":"closed"},"tls":{"ring":{"names":["a"]}},"redirect":"127.0.0.1:80",
             "public_port":443,"hsts_s":5"#,
@@ -459,6 +476,7 @@ mod tests {
         assert_eq!(config.admin.as_ref().map(|admin| admin.name.as_str()), Some("a"));
         assert_eq!(config.limits.max_connections, 5);
         assert_eq!(config.limits.idle_timeout, Duration::from_millis(70));
+        assert_eq!((config.limits.body_bytes_per_s, config.limits.body_grace), (0, Duration::from_millis(8)));
         assert_eq!(config.cors.origins, ["https://a"]);
         assert_eq!(config.session_lifetime, Duration::from_secs(60));
         assert!(config.cookie);

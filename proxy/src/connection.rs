@@ -11,17 +11,18 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Sleep;
 
 use crate::body::Body;
 use crate::config::Limits;
 use crate::open_feed::{self, OpenFeed};
+use crate::outflow::{Giver, Streams};
 use crate::plain::Redirect;
 use crate::raw_target::RawTargets;
 use crate::socket::Socket;
@@ -59,7 +60,7 @@ pub enum Phase {
 /// How connections are served.
 pub struct Connections {
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
+    max_header_bytes: usize,
     header_timeout: Duration,
     idle_timeout: Duration,
     tls: Option<(Arc<Tls>, Arc<Redirect>)>,
@@ -74,19 +75,24 @@ impl Connections {
             .header_read_timeout(limits.header_timeout)
             // hyper answers 431 when the header does not fit into the buffer.
             .max_buf_size(limits.max_header_bytes);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        let Limits { max_header_bytes, header_timeout, idle_timeout, .. } = *limits;
+        Self { http1, max_header_bytes, header_timeout, idle_timeout, tls }
+    }
+
+    fn http2(&self, streams: Streams) -> http2::Builder<Streams> {
+        let mut http2 = http2::Builder::new(streams);
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(SEND_BUFFER_BYTES)
-            .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+            .max_header_list_size(u32::try_from(self.max_header_bytes).unwrap_or(u32::MAX))
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .max_local_error_reset_streams(MAX_LOCAL_RESETS)
             .keep_alive_interval(PING)
-            .keep_alive_timeout(limits.header_timeout);
-        Self { http1, http2, header_timeout: limits.header_timeout, idle_timeout: limits.idle_timeout, tls }
+            .keep_alive_timeout(self.header_timeout);
+        http2
     }
 
     /// Serves a connection to its end.
@@ -98,8 +104,10 @@ impl Connections {
         let socket = Timed { stream, idle: self.idle_timeout, stalled: None, targets };
         if speaks_http2 {
             let requests = Requests { stack, peer, is_secure, feed: None };
-            let connection = self.http2.serve_connection(TokioIo::new(socket), requests);
-            drive(Box::pin(connection), phase).await;
+            let streams = Streams::new(self.idle_timeout);
+            let cut = Arc::clone(&streams.cut);
+            let connection = self.http2(streams).serve_connection(TokioIo::new(socket), requests);
+            drive(Box::pin(connection), phase, &cut).await;
         } else {
             self.serve_http1(stack, socket, peer, phase).await;
         }
@@ -197,7 +205,8 @@ async fn drive_to_feed(
     }
 }
 
-async fn drive<C: GracefulConnection>(mut connection: Pin<Box<C>>, mut phase: watch::Receiver<Phase>)
+/// Drives a connection until it is over or `cut`.
+async fn drive<C: GracefulConnection>(mut connection: Pin<Box<C>>, mut phase: watch::Receiver<Phase>, cut: &Notify)
 where
     C::Error: std::fmt::Display,
 {
@@ -207,6 +216,10 @@ where
                 if let Err(error) = result {
                     tracing::debug!(%error, "a client connection broke");
                 }
+                return;
+            }
+            () = cut.notified() => {
+                tracing::debug!("a connection is cut whose client does not take what it has asked for");
                 return;
             }
             changed = phase.changed() => {
@@ -262,14 +275,17 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
         let slot = self.feed.as_ref().filter(|_| OpenFeed::may_be(&request)).map(Arc::clone);
         let close = OpenFeed::closes(&request);
         Box::pin(async move {
-            let response = stack.handle(peer, request).await;
+            let mut response = stack.handle(peer, request).await;
             match slot {
                 Some(slot) if response.body().is_feed() || response.body().is_tunnel() => {
                     *slot.lock() = Some(OpenFeed { response, close });
                     // The connection is taken apart now, and this with it.
                     std::future::pending().await
                 }
-                _ => Ok(response),
+                _ => {
+                    response.body_mut().watched(Giver::of_this_request());
+                    Ok(response)
+                }
             }
         })
     }

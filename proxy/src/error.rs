@@ -44,8 +44,8 @@ pub enum Refusal {
     /// The body is larger than the limit.
     #[error("the request entity is too large")]
     BodyTooLarge,
-    /// The client stopped sending the body.
-    #[error("The request body did not arrive in time.")]
+    /// The client stopped sending the body, or sends it too slowly.
+    #[error("The request body did not arrive in time: it stopped, or came too slowly. Try again.")]
     BodyTimeout,
     /// The client broke off the body.
     #[error("The request body ended early.")]

@@ -31,6 +31,7 @@ mod host_port;
 mod join;
 mod metrics;
 mod open_feed;
+mod outflow;
 mod patient;
 mod plain;
 mod raw_target;
@@ -48,6 +49,7 @@ mod visitor;
 mod web;
 
 use std::future::Future;
+use std::pin::Pin;
 
 pub use config::{AccessLogTarget, Admin, Config, ConfigError, Cors, Limits, SECRET_VARIABLE};
 pub use host_port::{HostPort, HostPortError};
@@ -59,7 +61,18 @@ pub use tls::TlsError;
 ///
 /// # Errors
 /// When the port can't be had or the access log can't be opened.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    Server::bind(&config)?.serve(shutdown).await;
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+    let server = Server::bind(&config)?;
+    serve_here(server, Box::pin(shutdown)).await;
     Ok(())
+}
+
+/// The compiler makes a future's code in each crate that polls it: behind a box it is made once, in this one, and a program
+/// that runs the proxy holds it once.
+#[inline(never)]
+fn serve_here<'a>(
+    server: Server,
+    shutdown: Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    Box::pin(server.serve(shutdown))
 }

@@ -77,9 +77,11 @@ impl Rules {
 }
 
 impl Rules {
-    /// The databases that may not be read, parted by commas: for feeds, whose databases no path names.
+    /// The databases that may not be read, parted by commas: for feeds, whose databases no path names. It goes into a header:
+    /// a name that no database can have, and no header either, is not to keep the others out of it.
     pub fn unreadable(&self) -> String {
-        let names: Vec<&str> = self.databases.keys().map(String::as_str).collect();
+        let is_name = |name: &&str| name.bytes().all(|byte| byte.is_ascii_graphic());
+        let names: Vec<&str> = self.databases.keys().map(String::as_str).filter(is_name).collect();
         names.join(",")
     }
 }
@@ -146,8 +148,8 @@ fn is_internal(path: &str) -> bool {
 
 /// Whether a request reads documents; `within` is the path below the database.
 fn reads(method: &Method, within: &[Cow<'_, str>]) -> bool {
-    const READING_POSTS: [&str; 7] =
-        ["_all_docs", "_bulk_get", "_changes", "_design_docs", "_explain", "_find", "_local_docs"];
+    const READING_POSTS: [&str; 8] =
+        ["_all_docs", "_bulk_get", "_changes", "_design_docs", "_explain", "_find", "_local_docs", "_partition"];
     // The database itself, that is how many documents it has, is open: a replicator asks for it before it writes.
     let Some(first) = within.first() else { return false };
     // Its name may be a segment of its own, or not.
@@ -184,6 +186,12 @@ mod tests {
 
     fn check(rule: Access, method: Method, path: &str) -> Result<(), Refusal> {
         Rules::new(BTreeMap::from([("notes".to_owned(), rule)])).check(&method, path)
+    }
+
+    #[test]
+    fn a_name_that_makes_no_sense_opens_nothing_else() {
+        let all = ["notes", "sch\u{f6}n", "a b"].map(|name| (name.to_owned(), Access::Closed));
+        assert_eq!(Rules::new(BTreeMap::from(all)).unreadable(), "notes");
     }
 
     #[test]
@@ -228,6 +236,7 @@ mod tests {
             (Method::GET, "/notes--me/_changes"),
             (Method::POST, "/notes/_find"),
             (Method::POST, "/notes/_bulk%5Fget"),
+            (Method::POST, "/notes/_partition/p/_find"),
             (Method::POST, "/notes/_design/d/_view/v"),
             (Method::POST, "/notes/_design%2Fd/_view/v"),
             (Method::POST, "/notes/_design/d/_update/f"),

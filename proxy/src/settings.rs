@@ -55,6 +55,8 @@ pub struct InForce {
     pub require_valid_user: bool,
     /// Body bytes of a request that isn't JSON.
     pub max_body_bytes: u64,
+    /// What a client must send of a body in a second; 0: anything goes.
+    pub body_bytes_per_s: u64,
     /// Databases in maintenance.
     pub rules: Rules,
     config: NodeConfig,
@@ -97,6 +99,7 @@ impl InForce {
             cookie: has_cookie.then_some(cookie),
             require_valid_user: strict.unwrap_or(false) || but_up.unwrap_or(false),
             max_body_bytes: number("chttpd", "max_http_request_size").unwrap_or(file.limits.max_body_bytes),
+            body_bytes_per_s: number("chttpd", "body_bytes_per_second").unwrap_or(file.limits.body_bytes_per_s),
             rules: file.rules.with_settings(&config),
             config,
         }
@@ -198,6 +201,7 @@ fn file_header(config: &Config) -> HeaderValue {
     let handlers = if config.cookie { WITH_COOKIE } else { WITHOUT_COOKIE };
     let rows = [
         ("chttpd", "authentication_handlers", handlers.to_owned()),
+        ("chttpd", "body_bytes_per_second", config.limits.body_bytes_per_s.to_string()),
         ("chttpd", "bind_address", config.listen.ip().to_string()),
         ("chttpd", "enable_cors", flag(!config.cors.origins.is_empty())),
         ("chttpd", "max_http_request_size", config.limits.max_body_bytes.to_string()),

@@ -7,45 +7,40 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use adea_ring::hosting::VERSION_HEADER;
-use adea_ring::identity::{HEADER_PREFIX, PEER_HEADER, PRIVATE_PREFIX};
-use adea_ring::node_config::FILE_SETTINGS_HEADER;
+use adea_ring::pace::Pace;
 use http::request::Parts;
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::access_log::AccessLog;
-use crate::auth::cache::Change;
 use crate::auth::knocks::Knocks;
 use crate::auth::{Authenticator, Login, cookie};
-use crate::body::{Body, ClientBody, RequestBody};
+use crate::body::{Body, ClientBody, Patience, RequestBody};
 use crate::config::{Config, Limits};
 use crate::error::Refusal;
-use crate::feeds::{FeedTicket, Feeds};
+use crate::feeds::Feeds;
 use crate::gzip;
 use crate::head::{self, REQUEST_ID};
 use crate::health::Health;
 use crate::join;
 use crate::metrics::{MethodClass, Metrics};
-use crate::rules::{AccountWrite, account_write, is_feed, is_plain, segments};
+use crate::rules::{is_plain, segments};
 use crate::session;
 use crate::settings::Settings;
+use crate::stack::onward::PeerAddress;
 use crate::tally::{Logged, Tally};
-use crate::tunnel::{self, Tunnel};
-use crate::upstream::{Upgrade, Upstream, UpstreamError};
-use crate::visitor::{self, Visitor};
+use crate::tunnel;
+use crate::upstream::Upstream;
 use crate::web;
+
+mod onward;
 
 const SERVER: HeaderValue = HeaderValue::from_static(concat!("Adea/", env!("CARGO_PKG_VERSION")));
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, must-revalidate");
-const FILE_SETTINGS: HeaderName = HeaderName::from_static(FILE_SETTINGS_HEADER);
-const PEER: HeaderName = HeaderName::from_static(PEER_HEADER);
 const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
 
 /// Everything that a request passes.
@@ -140,8 +135,10 @@ impl Stack {
             peer,
         });
         let mut seen = Seen { id: head::id(&parts.headers), feed: false, user: None, cookie: None };
-        let mut response =
-            self.answer(parts, incoming, peer, &mut seen).await.unwrap_or_else(|refusal| refusal.response());
+        let is_http1 = parts.version < Version::HTTP_2;
+        let answered = self.answer(parts, incoming, peer, &mut seen).await;
+        let closes = is_http1 && matches!(answered, Err(Refusal::BodyTimeout | Refusal::BodyBroken));
+        let mut response = answered.unwrap_or_else(|refusal| refusal.response());
         if head {
             without_content(&mut response);
         } else if may_gzip && gzip::is_worth_it(&response) {
@@ -151,6 +148,10 @@ impl Stack {
             }
         }
         self.our_headers(&mut response, seen.id);
+        if closes {
+            // The rest of the body is nothing that a next request could be told from.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(address) = address {
             head::complete_location(&address, response.headers_mut());
         }
@@ -268,9 +269,12 @@ impl Stack {
             return None;
         }
         let waits = headers.contains_key(header::EXPECT);
-        let Limits { max_body_bytes, idle_timeout, .. } = self.limits;
+        let Limits { max_body_bytes, idle_timeout, body_grace, body_window, .. } = self.limits;
+        let least = self.settings.get().body_bytes_per_s;
+        let pace = (least > 0).then(|| Pace::new(least, body_grace, body_window));
+        let patience = Patience { idle: idle_timeout, pace };
         let metrics = Arc::clone(&self.metrics);
-        Some(ClientBody::new(incoming, max_body_bytes, idle_timeout, waits, metrics))
+        Some(ClientBody::new(incoming, max_body_bytes, patience, waits, metrics))
     }
 
     fn check_uri(&self, parts: &Parts) -> Result<(), Refusal> {
@@ -346,143 +350,6 @@ impl Stack {
         session::who_am_i(login, settings.cookie.is_some(), parts.uri.query())
     }
 
-    async fn forward(
-        &self,
-        parts: Parts,
-        body: RequestBody,
-        login: Arc<Login>,
-        seen: &mut Seen,
-    ) -> Result<Response<Body>, Refusal> {
-        let path = parts.uri.path();
-        seen.feed = is_feed(path, parts.uri.query());
-        let write = account_write(&parts.method, path);
-        let lines = !parts.uri.query().is_some_and(|query| query.contains("longpoll"));
-        if seen.feed {
-            let ticket = self.feeds.enter(Arc::clone(&login));
-            // Once more: from here on a change of the rules ends the feed.
-            self.settings.get().rules.check(&parts.method, path)?;
-            let request = self.upstream_request(parts, body, &login, seen.id.clone());
-            return Box::pin(self.forward_feed(request, ticket, lines, &seen.id)).await;
-        }
-        let app = visitor::app_of(path);
-        let visitor = app.as_ref().filter(|_| login.identity.name.is_none()).map(|_| Visitor::of(path, &parts.headers));
-        let mut request = self.upstream_request(parts, body, &login, seen.id.clone());
-        if let Some(visitor) = &visitor {
-            visitor.tell(request.headers_mut());
-        }
-        let mut response = self.upstream.send(request).await.map_err(|error| self.failed(&error, &seen.id))?;
-        if let Some(app) = app {
-            self.visited(&app, visitor, response.headers_mut());
-        }
-        if let Some(write) = write.filter(|_| response.status().is_success()) {
-            // The feed of changes would tell as well, but perhaps after this client's next request.
-            let rev = new_rev(&response);
-            match write {
-                AccountWrite::User(name) => self.authenticator.changed(Change::User { name, rev }),
-                AccountWrite::Session(id) => self.authenticator.changed(Change::Session { id, rev }),
-                AccountWrite::Settings => Box::pin(self.authenticator.reload_settings()).await,
-            }
-        }
-        Ok(response.map(Body::plain))
-    }
-
-    /// An app's file is on its way: counted by its version, and by a visitor without a name remembered.
-    fn visited(&self, app: &str, visitor: Option<Visitor>, answer: &mut HeaderMap) {
-        if let Some(version) = answer.get(VERSION_HEADER).and_then(|version| version.to_str().ok()) {
-            self.metrics.app_file(app, version);
-        }
-        if let Some(visitor) = visitor {
-            visitor.keep(answer);
-        }
-        visitor::strip(answer);
-    }
-
-    async fn forward_feed(
-        &self,
-        request: Request<RequestBody>,
-        ticket: FeedTicket,
-        lines: bool,
-        id: &HeaderValue,
-    ) -> Result<Response<Body>, Refusal> {
-        let mut sending = Box::pin(self.upstream.send_shared(request));
-        let sent = std::future::poll_fn(|context| {
-            if ticket.poll_ended(context.waker()) {
-                return std::task::Poll::Ready(None);
-            }
-            sending.as_mut().poll(context).map(Some)
-        });
-        // The right to the feed may end before rean has anything to say.
-        let sent = sent.await.ok_or(Refusal::BadCredentials)?;
-        let (response, stream) = sent.map_err(|error| self.failed(&error, id))?;
-        let metrics = Arc::clone(&self.metrics);
-        let mut response = response.map(|incoming| Body::feed(incoming, stream, ticket, lines, metrics));
-        *response.version_mut() = http::Version::HTTP_11;
-        Ok(response)
-    }
-
-    /// A connection with many feeds: answered with a `101` in whose place the tunnel then goes.
-    async fn tunnel(&self, parts: Parts, login: Arc<Login>, seen: &mut Seen) -> Result<Response<Body>, Refusal> {
-        seen.feed = true;
-        let mut request = self.upstream_request(parts, RequestBody::Empty, &login, seen.id.clone());
-        // Before rean is asked, so that no end of the log-in is missed and no change of the rules.
-        let ticket = self.feeds.enter(login);
-        tunnel::ask(request.headers_mut(), &self.settings.get().rules.unreadable());
-        let answer = self.upstream.upgrade(request).await.map_err(|error| self.failed(&error, &seen.id))?;
-        Ok(match answer {
-            Upgrade::Refused(response) => response.map(|bytes| Body::full(bytes.into())),
-            Upgrade::Open { response, stream, first } => {
-                response.map(|()| Body::tunnel(Tunnel::new(stream, first, ticket, Arc::clone(&self.metrics))))
-            }
-        })
-    }
-
-    /// The request as rean gets it: the same path and query to the byte, the headers without those that end here.
-    fn upstream_request(
-        &self,
-        parts: Parts,
-        body: RequestBody,
-        login: &Login,
-        id: HeaderValue,
-    ) -> Request<RequestBody> {
-        let mut headers = parts.headers;
-        strip(&mut headers);
-        if !headers.contains_key(header::HOST) {
-            // HTTP/2 says it in the URI.
-            let host = parts.uri.authority().map(|host| HeaderValue::from_str(host.as_str()));
-            let host = host.and_then(Result::ok).unwrap_or_else(|| self.upstream.host());
-            headers.insert(header::HOST, host);
-        }
-        if http_body::Body::size_hint(&body).exact().is_none() {
-            headers.remove(header::CONTENT_LENGTH);
-        }
-        for (name, value) in &login.headers {
-            headers.insert(name.clone(), value.clone());
-        }
-        headers.insert(REQUEST_ID, id);
-        if let Some(PeerAddress(peer)) = parts.extensions.get()
-            && let Ok(peer) = HeaderValue::try_from(peer.to_string())
-        {
-            headers.insert(PEER, peer);
-        }
-        if is_node(parts.uri.path()) {
-            headers.insert(FILE_SETTINGS, self.settings.file_header());
-        }
-        let mut request = Request::new(body);
-        *request.method_mut() = parts.method;
-        *request.uri_mut() = origin_form(parts.uri);
-        *request.headers_mut() = headers;
-        request
-    }
-
-    fn failed(&self, error: &UpstreamError, id: &HeaderValue) -> Refusal {
-        let refusal = Refusal::from(error);
-        if matches!(refusal, Refusal::UpstreamDown | Refusal::UpstreamBroke) {
-            self.metrics.upstream_errors.fetch_add(1, Relaxed);
-            tracing::warn!(request = id.to_str().unwrap_or(""), %error, "rean did not answer");
-        }
-        refusal
-    }
-
     fn our_headers(&self, response: &mut Response<Body>, id: HeaderValue) {
         let status = response.status();
         let headers = response.headers_mut();
@@ -506,10 +373,6 @@ impl Stack {
         }
     }
 }
-
-/// Where a request has come from.
-#[derive(Debug, Clone, Copy)]
-struct PeerAddress(IpAddr);
 
 /// Said only where TLS is spoken here: without it browsers take no notice (RFC 6797, 8.1).
 fn hsts(config: &Config) -> Option<HeaderValue> {
@@ -540,101 +403,4 @@ fn is_prometheus(path: &str) -> bool {
 
 fn read_only(method: &Method) -> Result<(), Refusal> {
     if matches!(*method, Method::GET | Method::HEAD) { Ok(()) } else { Err(Refusal::Method("GET,HEAD")) }
-}
-
-/// Takes out what is meant for this connection only (RFC 9110, 7.6.1), the credentials, which rean has no use for,
-/// and everything that looks like an identity.
-fn strip(headers: &mut HeaderMap) {
-    let mut gone: Vec<HeaderName> = Vec::new();
-    for list in headers.get_all(header::CONNECTION) {
-        let names = list.to_str().unwrap_or("").split(',').map(str::trim);
-        gone.extend(names.filter_map(|name| name.parse().ok()));
-    }
-    gone.extend(headers.keys().filter(|name| ends_here(name.as_str())).cloned());
-    for name in gone {
-        headers.remove(name);
-    }
-    headers.remove(header::AUTHORIZATION);
-}
-
-fn ends_here(name: &str) -> bool {
-    match name.as_bytes().first() {
-        Some(b'x') => name.starts_with(HEADER_PREFIX) || name.starts_with(PRIVATE_PREFIX),
-        // Cookies may be credentials, ours or those of another program on this host.
-        Some(b'c') => matches!(name, "connection" | "cookie"),
-        // `Expect` was answered by our own server.
-        Some(b'e') => name == "expect",
-        Some(b'k') => name == "keep-alive",
-        Some(b'p') => name.starts_with("proxy-"),
-        Some(b't') => matches!(name, "te" | "trailer" | "transfer-encoding"),
-        Some(b'u') => name == "upgrade",
-        Some(b'h') => name == "http2-settings",
-        _ => false,
-    }
-}
-
-fn origin_form(uri: Uri) -> Uri {
-    if uri.scheme().is_none() && uri.authority().is_none() {
-        return uri;
-    }
-    let path = uri.into_parts().path_and_query;
-    Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
-}
-
-/// The revision that a write has made: CouchDB gives it as `ETag`. A deletion's is not wanted.
-fn new_rev<T>(response: &Response<T>) -> Option<String> {
-    if response.status() != StatusCode::CREATED {
-        return None;
-    }
-    let tag = response.headers().get(header::ETAG)?.to_str().ok()?;
-    Some(tag.trim_matches('"').to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_that_end_here_are_stripped() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("x-auth-couchdb-username", "admin"),
-            ("x-auth-couchdb-roles", "_admin"),
-            ("x-auth-couchdb-token", "x"),
-            ("x-auth-couchdb-other", "x"),
-            ("x-adea-file-settings", "{}"),
-            ("x-adea-peer", "10.0.0.1"),
-            ("cookie", "AuthSession=x"),
-            ("connection", "keep-alive, X-Named, authorization"),
-            ("keep-alive", "5"),
-            ("x-named", "x"),
-            ("authorization", "Basic x"),
-            ("transfer-encoding", "chunked"),
-            ("te", "trailers"),
-            ("proxy-authorization", "x"),
-            ("upgrade", "h2c"),
-            ("expect", "100-continue"),
-            ("content-type", "text/plain"),
-            ("x-auth", "stays"),
-            ("if-match", "1-a"),
-            ("destination", "b"),
-        ] {
-            headers.append(name, HeaderValue::from_static(value));
-        }
-        strip(&mut headers);
-        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["content-type", "destination", "if-match", "x-auth"]);
-    }
-
-    #[test]
-    fn paths_stay_as_they_are() {
-        for (uri, path) in [
-            ("/a%2Fb/%c3%BC?x=%2f&y", "/a%2Fb/%c3%BC?x=%2f&y"),
-            ("http://host:1/a/../b?c", "/a/../b?c"),
-            ("http://host", "/"),
-        ] {
-            assert_eq!(origin_form(uri.parse().expect("a URI")).to_string(), path);
-        }
-    }
 }

@@ -1,4 +1,5 @@
-//! `/_feeds`: a WebSocket of many feeds, carried between a client and rean.
+//! `/_feeds`: a WebSocket of many feeds, carried between a client and rean. (The same as an event stream is an answer as
+//! that of any feed is; here is only how one is told from other requests.)
 //!
 //! rean speaks the protocol; here it is bytes, with three exceptions. Who asks is found out before, also where a browser
 //! can't say it in a header. A page of a foreign origin is refused. And the connection is closed from here when the right
@@ -26,6 +27,7 @@ use crate::connection::Phase;
 use crate::error::Refusal;
 use crate::feeds::FeedTicket;
 use crate::metrics::Metrics;
+use crate::rules::{is_plain, segments};
 
 /// Where it is.
 pub const PATH: &str = "/_feeds";
@@ -78,6 +80,25 @@ pub fn is_asked_for(parts: &Parts) -> bool {
         && parts.version == Version::HTTP_11
         && parts.uri.path() == PATH
         && parts.headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Whether a request asks for the same as an event stream. The path is read as rean reads it.
+pub fn is_stream_asked_for(parts: &Parts) -> bool {
+    let kinds = || parts.headers.get_all(header::ACCEPT).iter().filter_map(|kinds| kinds.to_str().ok());
+    let mut segments = segments(parts.uri.path());
+    parts.method == Method::GET
+        && !is_plain(parts.uri.path())
+        && kinds().any(|kinds| kinds.to_ascii_lowercase().contains("text/event-stream"))
+        && segments.next().is_some_and(|first| first == PATH[1..])
+        && segments.next().is_none()
+}
+
+/// Tells rean that this request is followed as a feed is, and which databases are closed: names, parted by commas. Without
+/// it rean gives no event stream, so none goes on that nobody ends with its log-in.
+pub fn mark_stream(headers: &mut HeaderMap, closed: &str) {
+    // Names of databases are always valid header values.
+    let closed = HeaderValue::from_str(closed).unwrap_or(HeaderValue::from_static(""));
+    headers.insert(CLOSED_HEADER, closed);
 }
 
 /// Refuses a page of a foreign origin, and takes the credentials that a browser adds by itself from one that is only let in
@@ -467,6 +488,27 @@ mod tests {
         let mut none = headers(&[("sec-websocket-protocol", "adea.feeds.v1")]);
         assert_eq!(take_session(&mut none), Ok(()));
         assert_eq!(none.len(), 1);
+    }
+
+    #[test]
+    fn a_stream_is_told_from_other_requests_however_it_is_written() {
+        let asked = |method: Method, path: &str, accept: &str| {
+            let request = http::Request::builder().method(method).uri(path).header(header::ACCEPT, accept);
+            is_stream_asked_for(&request.body(()).expect("a request").into_parts().0)
+        };
+        for path in ["/_feeds", "/_feeds/", "//_feeds?messages=%5B%5D", "/%5Ffeeds", "/_f%65eds"] {
+            assert!(asked(Method::GET, path, "text/event-stream"), "{path}");
+        }
+        assert!(asked(Method::GET, "/_feeds", "*/*, Text/Event-Stream;q=0.9"));
+        for (method, path, accept) in [
+            (Method::GET, "/_feeds", "application/json"),
+            (Method::POST, "/_feeds", "text/event-stream"),
+            (Method::HEAD, "/_feeds", "text/event-stream"),
+            (Method::GET, "/_feeds/a", "text/event-stream"),
+            (Method::GET, "/a/_feeds", "text/event-stream"),
+        ] {
+            assert!(!asked(method.clone(), path, accept), "{method} {path} {accept}");
+        }
     }
 
     #[test]

@@ -6,7 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{ADMIN, Pod, request, soon, until};
-use http::StatusCode;
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -80,6 +84,157 @@ async fn slow_clients_are_given_up() {
     let text = raw(&pod, "PUT /sink HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc").await;
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
     alive(&pod).await;
+}
+
+/// Sends a head, and then a piece every 10 ms until there is an answer or `pieces` were sent.
+async fn trickle(pod: &Pod, head: &str, piece: &str, pieces: usize) -> String {
+    let socket = TcpStream::connect(pod.address).await.expect("connects");
+    let (mut from, mut to) = socket.into_split();
+    to.write_all(head.as_bytes()).await.expect("writes");
+    let sending = async {
+        for _ in 0..pieces {
+            if to.write_all(piece.as_bytes()).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut bytes = Vec::new();
+    tokio::select! {
+        () = sending => {}
+        // An error is the end as well: the proxy has closed while there was more to read.
+        _ = soon("the answer", from.read_to_end(&mut bytes)) => {}
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_body_that_comes_too_slowly_is_given_up() {
+    let pod = Pod::start_with(|config| {
+        config.limits.body_bytes_per_s = 100_000;
+        config.limits.body_grace = Duration::from_millis(150);
+        config.limits.body_window = Duration::from_millis(150);
+    })
+    .await;
+    // Never a pause of which `idle_timeout` would know.
+    for (head, piece) in [
+        ("PUT /sink HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n", "x"),
+        ("PUT /sink HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n"),
+        ("POST /_session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", " "),
+    ] {
+        let text = trickle(&pod, head, piece, 900).await;
+        assert!(text.starts_with("HTTP/1.1 408 ") && text.contains("{\"error\":\"timeout\",\"reason\":"), "{text}");
+        assert!(text.to_lowercase().contains("\r\nconnection: close\r\n"), "{text}");
+    }
+    // What has been quick so far may not stop either.
+    let head = "PUT /sink HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n";
+    let text = raw(&pod, &format!("{head}{}", "x".repeat(4_000_000))).await;
+    assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+    alive(&pod).await;
+}
+
+#[tokio::test]
+async fn a_body_that_comes_as_fast_as_it_must_goes_through() {
+    let pod = Pod::start_with(|config| {
+        config.limits.body_bytes_per_s = 1;
+        config.limits.body_grace = Duration::from_secs(2);
+        config.limits.body_window = Duration::from_secs(2);
+    })
+    .await;
+    let head = "PUT /sink HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 300\r\n\r\n";
+    let text = trickle(&pod, head, "x", 300).await;
+    assert!(text.starts_with("HTTP/1.1 200 ") && text.ends_with("{\"bytes\":300}"), "{text}");
+}
+
+#[tokio::test]
+async fn an_administrator_sets_how_fast_bodies_must_be() {
+    let pod = Pod::start_with(|config| {
+        config.limits.body_grace = Duration::from_millis(150);
+        config.limits.body_window = Duration::from_millis(150);
+    })
+    .await;
+    let set = |value: &str| {
+        let sections = serde_json::json!({"sections": {"chttpd": {"body_bytes_per_second": value}}});
+        pod.rean.put("_ring", adea_ring::node_config::NODE_CONFIG_ID, sections)
+    };
+    let head = "PUT /sink HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 40\r\n\r\n";
+    let answers = async |status: &str| {
+        let start = format!("HTTP/1.1 {status} ");
+        soon(status, async { while !trickle(&pod, head, "x", 40).await.starts_with(&start) {} }).await;
+    };
+    set("0");
+    answers("200").await;
+    set("100000");
+    answers("408").await;
+}
+
+#[tokio::test]
+async fn a_client_is_not_to_blame_for_a_slow_database() {
+    let pod = Pod::start_with(|config| {
+        config.limits.idle_timeout = Duration::from_millis(400);
+        config.limits.body_bytes_per_s = 1;
+        config.limits.body_grace = Duration::from_millis(400);
+        config.limits.body_window = Duration::from_millis(400);
+    })
+    .await;
+    // Far more than the buffers on the way, to somebody who reads nothing for a time.
+    let body = "x".repeat(20_000_000);
+    let answer = pod.ask(request("PUT", "/late-sink", None), &body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.body);
+}
+
+/// An HTTP/2 client that takes so many bytes of each answer unless it reads it.
+async fn http2(pod: &Pod, window_bytes: u32) -> (http2::SendRequest<Empty<Bytes>>, tokio::task::JoinHandle<()>) {
+    let stream = TcpStream::connect(pod.address).await.expect("connects");
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(window_bytes);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("HTTP/2");
+    let task = tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    (sender, task)
+}
+
+async fn ask(sender: &mut http2::SendRequest<Empty<Bytes>>, method: Method, path: &str) -> http::Response<Incoming> {
+    let request = http::Request::builder().method(method).uri(format!("http://pod{path}")).body(Empty::new());
+    soon("an answer", sender.send_request(request.expect("a request"))).await.expect("an answer")
+}
+
+#[tokio::test]
+async fn an_http2_answer_that_is_not_taken_is_given_up_and_no_other() {
+    let pod = Pod::start_with(|config| config.limits.idle_timeout = Duration::from_millis(200)).await;
+    let (mut sender, connection) = http2(&pod, 1).await;
+    let image = ask(&mut sender, Method::GET, "/image").await;
+    let feed = ask(&mut sender, Method::GET, "/a/_changes?feed=continuous").await;
+    let silent = ask(&mut sender, Method::GET, "/a/_changes?feed=continuous&silent").await;
+    until("the feeds", || pod.rean.feeds.load(Ordering::SeqCst) == 4).await;
+    // The feed with news is given up with its place at rean; the one that waits for them has nothing to be taken.
+    until("the end of the feed", || pod.rean.feeds.load(Ordering::SeqCst) == 3).await;
+    let image = soon("the end of the image", image.into_body().collect()).await;
+    assert!(image.is_err(), "an answer that was cut looks whole");
+    assert!(soon("the end of the feed", feed.into_body().collect()).await.is_err());
+    // The connection is as good as before.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(ask(&mut sender, Method::HEAD, "/_up").await.status(), StatusCode::OK);
+    assert_eq!(pod.rean.feeds.load(Ordering::SeqCst), 3);
+    drop(silent);
+    until("the end of the silent feed", || pod.rean.feeds.load(Ordering::SeqCst) == 2).await;
+    assert!(!connection.is_finished());
+}
+
+#[tokio::test]
+async fn an_http2_client_that_leaves_the_end_of_an_answer_is_cut_and_one_that_takes_it_is_not() {
+    let pod = Pod::start_with(|config| config.limits.idle_timeout = Duration::from_millis(200)).await;
+    let (mut good, connection) = http2(&pod, 65_535).await;
+    let (mut bad, cut) = http2(&pod, 1).await;
+    let small = ask(&mut good, Method::GET, "/small").await.into_body();
+    assert!(soon("the answer", small.collect()).await.expect("whole").to_bytes().len() > 100);
+    let left = ask(&mut bad, Method::GET, "/small").await;
+    soon("the end of the connection", cut).await.expect("no panic");
+    drop(left);
+    assert!(!connection.is_finished());
+    assert_eq!(ask(&mut good, Method::GET, "/_up").await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

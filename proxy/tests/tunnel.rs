@@ -186,6 +186,46 @@ async fn rean_is_told_which_databases_are_closed() {
     assert_eq!(client.asked().await["headers"]["x-adea-closed"], "a,b");
 }
 
+/// Opens an event stream: the head of the answer, and the connection.
+async fn event_stream(pod: &Pod, path: &str, headers: &str) -> (String, Client) {
+    let socket = TcpStream::connect(pod.address).await.expect("connects");
+    let mut client = Client { socket, read: Vec::new() };
+    let text = format!("GET {path} HTTP/1.1\r\nhost: pod\r\naccept: text/event-stream\r\n{headers}\r\n");
+    client.socket.write_all(text.as_bytes()).await.expect("sent");
+    let end = loop {
+        if let Some(at) = client.read.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        assert!(client.more().await, "no answer");
+    };
+    let head: Vec<u8> = client.read.drain(..end).collect();
+    (String::from_utf8(head).expect("text").to_lowercase(), client)
+}
+
+#[tokio::test]
+async fn an_event_stream_is_a_feed_and_ends_with_the_log_in() {
+    let rules = BTreeMap::from([("a".to_owned(), Access::Closed), ("b".to_owned(), Access::WriteOnly)]);
+    let pod = Pod::start_with(|config| config.rules = Rules::new(rules)).await;
+    pod.rean.put_user("ann", "right", &["r"]);
+    let ann = basic("ann", "right");
+    // Whatever a client says is closed, and whichever way it writes the path: rean is told what is.
+    for path in ["/_feeds", "/%5Ffeeds?messages=%5B%22longpoll%22%5D"] {
+        let (head, mut client) = event_stream(&pod, path, &format!("{ann}x-adea-closed: mine\r\n")).await;
+        assert!(head.starts_with("http/1.1 200 ") && head.contains("x-told-closed: a,b\r\n"), "{head}");
+        let metrics = pod.get("/_metrics", Some(common::ADMIN)).await;
+        let text = String::from_utf8(metrics.body.to_vec()).expect("text");
+        assert!(text.contains("adea_proxy_feeds 1\n"), "{text}");
+        pod.rean.put_user("ann", "another", &["r"]);
+        // It ends well: of an event that isn't whole the browser takes no notice.
+        while !client.read.ends_with(b"0\r\n\r\n") {
+            assert!(client.more().await, "it broke off");
+        }
+        let (head, _) = event_stream(&pod, path, &ann).await;
+        assert!(head.starts_with("http/1.1 401 "), "{head}");
+        pod.rean.put_user("ann", "right", &["r"]);
+    }
+}
+
 #[tokio::test]
 async fn what_is_no_handshake_is_an_ordinary_request() {
     let pod = Pod::start().await;

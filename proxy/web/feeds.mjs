@@ -7,7 +7,8 @@
 //   // Or under PouchDB, which then needs one connection for all its live databases:
 //   const remote = new PouchDB('https://pod.example/notes--me', { fetch: feeds.fetch });
 //
-// It depends on nothing. Node before 22 has no WebSocket of its own: give one, as `{ WebSocket }`.
+// It goes over a WebSocket, and where none gets through, over an event stream. It depends on nothing. Node before 22 has no
+// WebSocket of its own: give one, as `{ WebSocket }`, or it is the event stream at once.
 
 const PROTOCOL = 'adea.feeds.v1';
 /** Batches that may be on their way for one subscription: the server goes on when one of them has been worked through. */
@@ -18,6 +19,14 @@ const LONGEST_PAUSE_MS = 30_000;
 /** A connection on which nothing has come for this long, in ms, is asked whether it is there, and given up when silent. */
 const QUIET_MS = 45_000;
 const PONG_MS = 15_000;
+/** A connection that has not begun after this long, in ms, is given up: what is in between swallows it, or gathers it first. */
+const HELLO_MS = 10_000;
+/** A browser that was offline and is not any more: a connection that does not answer within this long, in ms, is gone. */
+const BACK_MS = 3_000;
+/** So many times in a row does one way fail, while requests get through, until the other is tried. */
+const REFUSALS = 2;
+/** Messages that go in one request beside an event stream: fewer than the server takes. */
+const MESSAGES_AT_ONCE = 256;
 /** A long poll that nobody asks for again ends after this long, in ms. */
 const IDLE_POLL_MS = 10_000;
 /** How long a long poll without heartbeat waits, in ms: CouchDB's default. */
@@ -43,25 +52,33 @@ export class FeedError extends Error {
 export class Feeds {
   #url; #session; #given; #WebSocket; #plainFetch; #onError;
   #socket = null; #open = false; #closed = false; #failures = 0; #timer = null; #watch = null; #heard = 0;
+  #way; #ways; #refusals = 0; #user; #hello = null; #back = () => this.#backOnline();
   #subscriptions = new Map(); #next = 0; #polls = new Map(); #limit = Infinity; #renewing = null;
 
   /**
    * `url` is the pod's, without a database. `session`: a session as `POST /_session` gives it (`{name, password}`), or a
    * user's name and password, with which sessions are then made, or a function that gives one of both, or nothing for
-   * nobody in particular. `onError` hears of what concerns all feeds: a log-in that is refused.
+   * whoever the browser's cookie says, or nobody in particular. `transport`: `websocket` or `events`, where it is not to find
+   * out by itself which gets through. `onError` hears of what concerns all feeds: a log-in that is refused.
    */
-  constructor(url, { session = null, WebSocket, fetch, onError = () => {} } = {}) {
+  constructor(url, { session = null, WebSocket, fetch, transport, onError = () => {} } = {}) {
     this.#url = String(url).replace(/\/+$/, '');
     this.#given = session;
     this.#WebSocket = WebSocket ?? globalThis.WebSocket;
     this.#plainFetch = fetch ?? globalThis.fetch.bind(globalThis);
     this.#onError = onError;
-    if (!this.#WebSocket) throw new Error('there is no WebSocket here: give one as an option');
+    this.#ways = transport ? [transport] : this.#WebSocket ? ['websocket', 'events'] : ['events'];
+    this.#way = this.#ways[0];
+    if (this.#way === 'websocket' && !this.#WebSocket) throw new Error('there is no WebSocket here: give one as an option');
+    globalThis.addEventListener?.('online', this.#back);
     this.fetch = (input, init) => this.#fetch(input, init);
   }
 
   /** Whether the connection is up. */
   get connected() { return this.#open; }
+
+  /** What it goes over, or is about to: `websocket` or `events`. */
+  get transport() { return this.#way; }
 
   /** How many subscriptions there are, those of `fetch` among them. */
   get size() { return this.#subscriptions.size; }
@@ -95,7 +112,8 @@ export class Feeds {
       poll.answer?.();
       poll.close();
     }
-    for (const timer of [this.#timer, this.#watch]) clearTimeout(timer);
+    globalThis.removeEventListener?.('online', this.#back);
+    clearTimeout(this.#timer);
     this.#socket?.close(1000);
     this.#drop();
   }
@@ -159,11 +177,9 @@ export class Feeds {
     try {
       const session = await this.#credentials();
       if (this.#closed || this.#socket !== mine) return;
-      const protocols = [PROTOCOL];
-      if (session) protocols.push(`adea.session.${base64(`${session.name}:${session.password}`, true)}`);
-      const socket = new this.#WebSocket(`${this.#url.replace(/^http/, 'ws')}/_feeds`, protocols);
-      this.#socket = socket;
-      socket.onmessage = ({ data }) => { if (this.#socket === socket) this.#heed(JSON.parse(data)); };
+      const socket = this.#socket = this.#opened(session);
+      this.#hello = later(() => { this.#lost(1006, session); socket.close(); }, HELLO_MS);
+      socket.onmessage = ({ data, message = JSON.parse(data) }) => { if (this.#socket === socket) this.#heed(message); };
       socket.onclose = ({ code }) => { if (this.#socket === socket) this.#lost(code, session); };
       // It is closed next, or it should be: Node 20's own WebSocket does not say so when the handshake has failed.
       socket.onerror = () => later(() => { if (this.#socket === socket) this.#lost(1006, session); }, 0);
@@ -174,13 +190,24 @@ export class Feeds {
     }
   }
 
+  #opened(session) {
+    if (this.#way === 'events') return new EventLine(`${this.#url}/_feeds`, this.#plainFetch, session && basic(session));
+    const protocols = [PROTOCOL];
+    if (session) protocols.push(`adea.session.${base64(`${session.name}:${session.password}`, true)}`);
+    return new this.#WebSocket(`${this.#url.replace(/^http/, 'ws')}/_feeds`, protocols);
+  }
+
   #heed(message) {
     this.#heard = Date.now();
     const sub = this.#subscriptions.get(message.id);
     switch (message.op) {
       case 'hello':
+        clearTimeout(this.#hello);
+        // A cookie that is over, or is another's now. What one was told is no place for another to go on from.
+        if (this.#user !== undefined && this.#user !== message.user) return this.#another();
+        this.#user = message.user;
         this.#open = true;
-        this.#failures = 0;
+        this.#failures = this.#refusals = 0;
         this.#limit = message.limits.subscriptions;
         this.#keepWatch();
         for (const one of this.#subscriptions.values()) { clearTimeout(one.timer); this.#ask(one); }
@@ -189,7 +216,7 @@ export class Feeds {
       case 'caught_up': sub?.take(null, message.last_seq); break;
       case 'ended':
       case 'error': if (sub) this.#refused(sub, message); break;
-      default: // pong, subscribed, and what later servers say
+      default: // pong, subscribed, a sign of life, and what later servers say
     }
   }
 
@@ -197,13 +224,17 @@ export class Feeds {
     const begun = this.#open;
     this.#drop();
     if (this.#closed) return;
-    // A browser does not tell why a WebSocket was refused: a request does.
-    if (session && (code === LOG_IN_ENDED || !begun)) {
+    // A browser does not tell why a WebSocket was refused: a request does. And if that gets through, the other way may too.
+    if (!begun || (session && code === LOG_IN_ENDED)) {
       try {
-        const answer = await this.#plainFetch(`${this.#url}/_session`, { headers: { authorization: basic(session) } });
-        if (answer.status === 401) {
+        const headers = session ? { authorization: basic(session) } : {};
+        const answer = await this.#plainFetch(`${this.#url}/_session`, { headers, credentials: 'include' });
+        if (answer.status === 401 && session) {
           if (this.#session === session) this.#session = null;
           if (isSession(this.#given)) return this.#refuseAll(new FeedError({ status: 401, ...await answer.json() }));
+        } else if (!begun && answer.ok && !this.#socket && ++this.#refusals >= REFUSALS) {
+          this.#refusals = 0;
+          this.#way = this.#ways[(this.#ways.indexOf(this.#way) + 1) % this.#ways.length];
         }
       } catch { /* the pod is away: try again later */ }
     }
@@ -213,13 +244,35 @@ export class Feeds {
   #drop() {
     this.#socket = null;
     this.#open = false;
-    clearTimeout(this.#watch);
+    for (const timer of [this.#watch, this.#hello]) clearTimeout(timer);
     this.#watch = null;
+  }
+
+  /** The browser has a network again: not the time to sit a long pause out, nor to trust a connection of before. */
+  #backOnline() {
+    if (this.#timer) {
+      clearTimeout(this.#timer);
+      this.#timer = null;
+      this.#failures = 0;
+      this.#connect();
+    } else if (this.#open) {
+      const socket = this.#socket, asked = Date.now();
+      this.#send({ op: 'ping' });
+      later(() => { if (this.#socket === socket && this.#heard < asked) { this.#lost(1006); socket.close(); } }, BACK_MS).unref?.();
+    }
   }
 
   #again() {
     if (this.#closed || this.#timer || !this.#subscriptions.size) return;
     this.#timer = later(() => { this.#timer = null; this.#connect(); }, pause(this.#failures++));
+  }
+
+  #another() {
+    const socket = this.#socket;
+    this.#drop();
+    socket.close();
+    this.#user = undefined;
+    this.#refuseAll(new FeedError({ status: 401, error: 'unauthorized', reason: 'The log-in has ended.' }));
   }
 
   /** A log-in that counts no more ends everything that it was for. */
@@ -367,6 +420,87 @@ export class Feeds {
       cancel: stop,
     });
     return new Response(stream, { status: 200, headers: { 'content-type': 'application/json' } });
+  }
+}
+
+/**
+ * An event stream, and the requests beside it, with the face of a WebSocket. It is read with fetch and not by an EventSource:
+ * that can't show who asks, does not tell why it was refused, and comes back by itself to where it once began.
+ */
+class EventLine {
+  #url; #fetch; #headers; #connection = null; #waiting = []; #sending = false; #over = new AbortController();
+
+  constructor(url, fetch, authorization) {
+    this.#url = url;
+    this.#fetch = fetch;
+    this.#headers = authorization ? { authorization } : {};
+    this.#listen();
+  }
+
+  send(text) {
+    this.#waiting.push(text);
+    this.#post();
+  }
+
+  close() { this.#over.abort(); }
+
+  async #listen() {
+    let code = 1006;
+    try {
+      const headers = { ...this.#headers, accept: 'text/event-stream' };
+      const answer = await this.#fetch(this.#url, { headers, credentials: 'include', cache: 'no-store', signal: this.#over.signal });
+      if (!answer.ok) await answer.body?.cancel();
+      else code = await this.#events(answer.body.getReader());
+    } catch { /* it broke off, or was closed */ }
+    this.#over.abort();
+    this.onclose?.({ code });
+  }
+
+  /** Reads to the end; gives the code that it has ended with. */
+  async #events(reader) {
+    const decoder = new TextDecoder();
+    let code = 1006, parts = [];
+    for (;;) {
+      const { done, value } = await reader.read();
+      // What the last event lacks does not come any more.
+      if (done) return code;
+      // A sign of life is one too, though there is nothing to tell; a large event comes in many pieces.
+      this.onmessage?.({ message: { op: 'alive' } });
+      parts.push(decoder.decode(value, { stream: true }));
+      if (!parts.at(-1).includes('\n')) continue;
+      const lines = parts.join('').split('\n');
+      parts = [lines.pop()];
+      for (const line of lines) {
+        if (!line.startsWith('data: ')) continue;
+        const message = JSON.parse(line.slice(6));
+        if (message.op === 'hello') this.#connection = message.connection;
+        if (message.op === 'close') code = message.code;
+        this.onmessage?.({ message });
+      }
+    }
+  }
+
+  /** One request after the other, so that what is said comes in its order. */
+  async #post() {
+    if (this.#sending) return;
+    this.#sending = true;
+    try {
+      // What is said in one go, goes in one.
+      await null;
+      while (this.#waiting.length && !this.#over.signal.aborted) {
+        const messages = this.#waiting.splice(0, MESSAGES_AT_ONCE).map((text) => JSON.parse(text));
+        const headers = { ...this.#headers, 'content-type': 'application/json' };
+        const body = JSON.stringify({ connection: this.#connection, messages });
+        const answer = await this.#fetch(this.#url, { method: 'POST', headers, body, credentials: 'include', signal: this.#over.signal });
+        await answer.body?.cancel();
+        if (!answer.ok) throw new Error(`the connection takes no messages: ${answer.status}`);
+      }
+    } catch {
+      // What was said is lost, so nothing else on this connection would be right.
+      this.#over.abort();
+    } finally {
+      this.#sending = false;
+    }
   }
 }
 

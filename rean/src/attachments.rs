@@ -250,10 +250,10 @@ async fn upload(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Blo
     }
     let expected = content_md5(&request)?;
     let encoding = request.header(CONTENT_ENCODING);
-    let mut upload = Upload::begin(pod, target, encoding, declared)?;
+    let mut upload = Upload::begin(pod, target, encoding, declared)?.by(&target.who, &request.headers);
     let mut digest = Md5::new();
     let mut stream = request.body.into_data_stream();
-    while let Some(chunk) = stream.next().await {
+    while let Some(chunk) = upload.hears(stream.next()).await? {
         let chunk = chunk.map_err(|_| ApiError::bad_request("The body ended too early"))?;
         if expected.is_some() {
             digest.update(&chunk);

@@ -226,6 +226,7 @@ impl Plan {
         Ok(Database {
             name: db.name.clone(),
             app: is_app,
+            partitioned: db.partitioned,
             seq: db.seq,
             instance: db.instance.clone(),
             doc_count: db.docs,

@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,10 +11,10 @@ use flate2::write::GzDecoder;
 use futures_util::{Stream, StreamExt};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
 use crate::pod::Pod;
+use crate::shares::{Share, Shares, Whose};
 
 /// Bodies up to this size, in bytes, don't wait for their share of the memory: most of what a pod takes is smaller,
 /// and as many of them as there are connections fit beside the budget.
@@ -28,50 +27,66 @@ const INFLATE_STEP_BYTES: usize = 4 << 10;
 /// The memory that all request bodies share.
 #[derive(Clone)]
 pub struct BodyBudget {
-    bytes: Arc<Semaphore>,
+    bytes: Shares,
 }
 
 impl BodyBudget {
     /// A budget of this many bytes (at most 4 GiB).
     pub fn new(bytes: usize) -> Self {
-        Self { bytes: Arc::new(Semaphore::new(bytes)) }
+        Self { bytes: Shares::new(bytes) }
     }
 
-    /// A share for a body of which no more will be read than this.
+    /// A share for a body of which no more will be read than this, for somebody.
     ///
     /// # Errors
     /// 503 when there is none for a while.
-    pub async fn share(&self, bytes: usize) -> Result<BodyShare, ApiError> {
+    pub async fn share(&self, whose: &Whose, bytes: usize) -> Result<BodyShare, ApiError> {
         if bytes <= SMALL_BODY_BYTES {
-            return Ok(BodyShare { _permit: None });
+            return Ok(BodyShare { share: None });
         }
-        Ok(BodyShare { _permit: Some(self.take(bytes).await?) })
+        Ok(BodyShare { share: Some(self.take(whose, bytes).await?) })
     }
 
     /// Waits for a share, and gives up after a while: two bodies may each wait for what the other has.
-    async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let busy = || {
-            ApiError::new(
-                http::StatusCode::SERVICE_UNAVAILABLE,
-                "service_unavailable",
-                "too many large requests at once; try again",
-            )
-        };
-        let count = u32::try_from(bytes).map_err(|_| ApiError::body_too_large())?;
-        let permit = Arc::clone(&self.bytes).acquire_many_owned(count);
-        tokio::time::timeout(BUDGET_TIMEOUT, permit).await.map_err(|_| busy())?.map_err(|_| busy())
+    async fn take(&self, whose: &Whose, bytes: usize) -> Result<Share, ApiError> {
+        self.bytes.take(whose, bytes, BUDGET_TIMEOUT).await.ok_or_else(busy)
     }
+}
+
+fn busy() -> ApiError {
+    let reason = "too many large requests at once; try again";
+    ApiError::new(http::StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", reason)
+}
+
+/// 503 for a body that came slowly, and has lost its memory to another one.
+fn crowded_out() -> ApiError {
+    let reason =
+        "The request body came slowly, and its place is needed: there are too many large requests at once; try again";
+    ApiError::new(http::StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", reason)
 }
 
 /// A share of the memory, until it is dropped. Small bodies take none.
 pub struct BodyShare {
-    _permit: Option<OwnedSemaphorePermit>,
+    share: Option<Share>,
+}
+
+impl BodyShare {
+    /// What the client says next.
+    ///
+    /// # Errors
+    /// 503 when it was slow, and others need the memory.
+    pub async fn hears<T>(&self, next: impl Future<Output = T>) -> Result<T, ApiError> {
+        match &self.share {
+            Some(share) => share.hears(next).await.ok_or_else(crowded_out),
+            None => Ok(next.await),
+        }
+    }
 }
 
 /// A body in memory, with the share of the budget that it takes until it is dropped.
 struct Held {
     bytes: Vec<u8>,
-    _permit: Option<OwnedSemaphorePermit>,
+    _share: BodyShare,
 }
 
 impl AsRef<[u8]> for Held {
@@ -114,9 +129,15 @@ pub async fn read_any(pod: &Pod, headers: &HeaderMap, body: Body) -> Result<Byte
         return Err(ApiError::body_too_large());
     }
     let mut stream = body.into_data_stream();
-    let mut gathered =
-        Gathered { sink: Sink::new(gzip), budget: pod.bodies.clone(), max, reserved: SMALL_BODY_BYTES, permit: None };
-    while let Some(chunk) = stream.next().await {
+    let mut gathered = Gathered {
+        sink: Sink::new(gzip),
+        budget: pod.bodies.clone(),
+        whose: Whose::signed(headers),
+        max,
+        reserved: SMALL_BODY_BYTES,
+        share: BodyShare { share: None },
+    };
+    while let Some(chunk) = gathered.share.hears(stream.next()).await? {
         let chunk = chunk.map_err(|_| broken_off())?;
         gathered.add(&chunk).await?;
     }
@@ -127,13 +148,17 @@ pub async fn read_any(pod: &Pod, headers: &HeaderMap, body: Body) -> Result<Byte
 struct Gathered {
     sink: Sink,
     budget: BodyBudget,
+    whose: Whose,
     max: usize,
     reserved: usize,
-    permit: Option<OwnedSemaphorePermit>,
+    share: BodyShare,
 }
 
 impl Gathered {
     async fn add(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
+        if let Some(share) = &self.share.share {
+            share.came(chunk.len());
+        }
         for step in chunk.chunks(self.sink.step_bytes()) {
             self.sink.write(step)?;
             self.check().await?;
@@ -149,10 +174,10 @@ impl Gathered {
         if length > self.reserved {
             // Twice as much each time, as the vector grows: nothing is reserved for bytes that never come.
             let more = length.max(2 * self.reserved) - self.reserved;
-            let permit = self.budget.take(more).await?;
-            match &mut self.permit {
-                Some(held) => held.merge(permit),
-                None => self.permit = Some(permit),
+            match &self.share.share {
+                Some(share) if share.grow(more, BUDGET_TIMEOUT).await => {}
+                Some(_) => return Err(busy()),
+                None => self.share.share = Some(self.budget.take(&self.whose, more).await?),
             }
             self.reserved += more;
         }
@@ -163,7 +188,7 @@ impl Gathered {
         self.sink.flush()?;
         self.check().await?;
         let bytes = self.sink.into_bytes()?;
-        Ok(Bytes::from_owner(Held { bytes, _permit: self.permit }))
+        Ok(Bytes::from_owner(Held { bytes, _share: self.share }))
     }
 }
 

@@ -85,6 +85,11 @@ fn parse(text: &Bytes) -> Result<Bulk, DocumentError> {
     let mut docs = Vec::with_capacity(bulk.docs.len());
     for doc in bulk.docs {
         let mut doc = parse_document(doc.as_bytes())?;
+        let is_local = doc.id.as_deref().is_some_and(|id| id.starts_with(local_docs::PREFIX));
+        if mode == Mode::Replicated && doc.rev.is_none() && !is_local {
+            let reason = "When `new_edits: false`, the document needs `_rev` or `_revisions` specified";
+            return Err(DocumentError::BadRequest(reason.to_owned()));
+        }
         docs.push((doc.id.take().unwrap_or_else(new_id), doc));
     }
     Ok(Bulk { docs, mode, all_or_nothing: bulk.all_or_nothing })

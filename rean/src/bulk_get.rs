@@ -52,7 +52,7 @@ pub async fn bulk_get(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
     let target = target::resolve(pod, who, request.db_name())?;
     target.require_read()?;
     let options = options_for(&target, &request.query)?;
-    let newest = request.query.flag("latest")?;
+    let newest = request.query.is_true("latest");
     let text = read_json(pod, &request.headers, request.body).await?;
     let body: Body = aside(text.len(), move || capped::parse(&text, "Missing JSON list of 'docs'.")).await??;
     let parts = wants_parts(&request.headers).then(PartWriter::new);
@@ -131,6 +131,7 @@ impl Documents {
     /// The revision that is asked for; without one all leaves.
     fn find(&self, wanted: &Wanted) -> FoundRevs {
         let target = &self.target;
+        target.require_fit_id(&wanted.id)?;
         let found = match &wanted.rev {
             None => match target.db.doc(&target.scope, &wanted.id)? {
                 None => Vec::new(),

@@ -193,7 +193,7 @@ fn options(query: &Query, body: &[u8], find: FindFunction<'_>) -> Result<Options
         Some("all_docs") => true,
         Some(_) => return Err(ApiError::query("`style` must be main_only or all_docs")),
     };
-    let attachments = query.flag("attachments")?;
+    let attachments = query.is_true("attachments");
     let filter = filter(query, body, find)?;
     let given_bytes = body.len() + query.get("doc_ids").map_or(0, str::len);
     let filter_bytes = match &filter {
@@ -205,11 +205,11 @@ fn options(query: &Query, body: &[u8], find: FindFunction<'_>) -> Result<Options
     Ok(Options {
         form,
         limit: query.u64("limit")?.unwrap_or(u64::MAX),
-        descending: query.flag("descending")?,
-        include_docs: query.flag("include_docs")?,
+        descending: query.is_true("descending"),
+        include_docs: query.is_true("include_docs"),
         all_leaves,
         document: render::Options {
-            conflicts: query.flag("conflicts")?,
+            conflicts: query.is_true("conflicts"),
             attachments: if attachments { AttachmentForm::Inline } else { AttachmentForm::Stub },
             ..render::Options::default()
         },

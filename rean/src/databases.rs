@@ -14,11 +14,12 @@ use crate::body_in;
 use crate::error::ApiError;
 pub use crate::find::{find, index};
 pub use crate::maintenance::{
-    compact, ensure_full_commit, partition, purge, purged_infos_limit, reload_query_servers, revs_limit, security,
+    compact, ensure_full_commit, purge, purged_infos_limit, reload_query_servers, revs_limit, security,
 };
 use crate::pod::{Pod, SYSTEM_DATABASES};
 use crate::render;
 use crate::ring::databases as documents;
+use crate::ring::databases::db_doc::Kind;
 use crate::room;
 use crate::route::{Request, Response};
 use crate::security;
@@ -43,13 +44,10 @@ pub async fn create(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<
     let name = request.db_name().to_owned();
     check_name(&name)?;
     room::check(pod)?;
-    if request.query.flag("partitioned")? {
-        return Err(ApiError::not_implemented("Partitioned databases are not there: make it without `partitioned`."));
-    }
-    let kind = if request.query.flag("access")? { DbKind::App } else { DbKind::Plain };
+    let kind = kind_of(&name, &request)?;
     let location = format!("/{}", utf8_percent_encode(&name, NON_ALPHANUMERIC_BUT_PLAIN));
     documents::make(pod, &name, kind).await?;
-    if kind == DbKind::Plain && pod.settings.get().open_databases && !SYSTEM_DATABASES.contains(&name.as_str()) {
+    if kind != Kind::App && pod.settings.get().open_databases && !SYSTEM_DATABASES.contains(&name.as_str()) {
         let db = pod.store.db(&name).ok_or_else(ApiError::no_database)?;
         documents::set_security(pod, &db, security::check(b"{}")?).await?;
     }
@@ -58,6 +56,28 @@ pub async fn create(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<
         response.headers_mut().insert(LOCATION, location);
     }
     Ok(response)
+}
+
+/// What kind of database is asked for.
+fn kind_of(name: &str, request: &Request) -> Result<Kind, ApiError> {
+    let partitioned = match request.query.get("partitioned") {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(ApiError::bad_request("Invalid `partitioned` parameter")),
+    };
+    let access = request.query.flag("access")?;
+    match (access, partitioned) {
+        (false, false) => Ok(Kind::Plain),
+        (true, false) => Ok(Kind::App),
+        (_, true) if SYSTEM_DATABASES.contains(&name) => {
+            Err(ApiError::bad_request("Cannot partition a system database"))
+        }
+        (false, true) => Ok(Kind::Partitioned),
+        (true, true) => Err(ApiError::bad_request(
+            "An app has partial databases by its readers, and no partitions by ids: make it with `access` or with \
+             `partitioned`, not with both.",
+        )),
+    }
 }
 
 /// What stands unescaped in the path of a database's name.
@@ -138,7 +158,7 @@ fn describe(target: &Target) -> Value {
             "external": info.sizes.external,
             "active": info.sizes.active,
         },
-        "props": {},
+        "props": if target.db.is_partitioned() { json!({"partitioned": true}) } else { json!({}) },
         "doc_del_count": info.del_count,
         "doc_count": info.doc_count,
         "disk_format_version": DISK_FORMAT_VERSION,

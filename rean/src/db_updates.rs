@@ -135,7 +135,7 @@ fn options(query: &Query) -> Result<Options, ApiError> {
         form,
         limit: query.u64("limit")?.unwrap_or(u64::MAX),
         // Newest first has an end only where the feed has one.
-        descending: query.flag("descending")? && form == Form::Normal,
+        descending: query.is_true("descending") && form == Form::Normal,
         heartbeat: heartbeat.map(|ms| Duration::from_millis(ms.clamp(shortest, longest))),
         timeout: Duration::from_millis(query.u64("timeout")?.unwrap_or(TIMEOUT_MS).min(TIMEOUT_MS)),
     })

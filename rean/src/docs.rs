@@ -10,6 +10,7 @@ use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE
 use http::{HeaderMap, HeaderValue, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use rean_store::document::{parse_document, validate_id};
+use rean_store::json::push_string;
 use rean_store::rev::Rev;
 use rean_store::{AttachmentEdit, AttachmentEditSource, DocView, Edit, Mode, RevView, Written};
 
@@ -81,7 +82,7 @@ pub fn options_for(target: &Target, query: &Query) -> Result<Options, ApiError> 
     // A reader of a part of an app must not learn how much is written to the rest of it.
     options.local_seq &= target.whole();
     // Where a file is, is told to other pods only.
-    options.files = edit_in::is_taken(target) && query.flag("files")?;
+    options.files = edit_in::is_taken(target) && query.is_true("files");
     Ok(options)
 }
 
@@ -96,7 +97,7 @@ fn find(target: &Target, id: &str, query: &Query) -> Result<(DocView, RevView), 
         return Ok((doc, winner));
     };
     let rev = parse_rev(text)?;
-    if query.flag("latest")? {
+    if query.is_true("latest") {
         let found = open_revs::latest(&target.db, &target.scope, id, &rev)?.into_iter().next();
         return found.map(|(doc, rev)| (Arc::unwrap_or_clone(doc), rev)).ok_or_else(ApiError::missing);
     }
@@ -183,7 +184,7 @@ pub async fn put(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
     let id = request.segments[1].clone();
     target.require_write_doc(&id)?;
     validate_id(&id)?;
-    let (mode, batch) = (mode(&request.query)?, is_batch(&request.query));
+    let (mode, batch) = (mode(&request.query), is_batch(&request.query));
     let given = given_rev(&request)?;
     let by_query = request.query.get("rev").is_some_and(|text| !text.is_empty());
     edit_in::require_creator(&target, &id)?;
@@ -197,13 +198,23 @@ pub async fn put(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Res
         StatusCode::CREATED
     };
     let written = edit_in::write_one(pod, &target, edit, mode).await?;
-    Ok(written_answer(&target, if batch { StatusCode::ACCEPTED } else { status }, &written))
+    Ok(if batch { batched_answer(&written) } else { written_answer(&target, status, &written) })
 }
 
 /// Whether the client doesn't want to wait for the disk: `batch=ok`. It waits all the same, as others' writes go to disk
 /// together with its own, and is answered as CouchDB does.
 fn is_batch(query: &Query) -> bool {
     query.get("batch") == Some("ok")
+}
+
+/// The answer to a write with `batch=ok`, which names no revision: in CouchDB there is none yet
+/// (<https://docs.couchdb.org/en/stable/api/database/common.html#batch-mode-writes>).
+fn batched_answer(written: &Written) -> Response {
+    let mut body = Vec::with_capacity(64);
+    body.extend_from_slice(b"{\"ok\":true,\"id\":");
+    push_string(&mut body, &written.id);
+    body.extend_from_slice(b"}\n");
+    render::json(StatusCode::ACCEPTED, body)
 }
 
 /// `POST /db`: as PUT, with the document's own id or a new one.
@@ -214,7 +225,7 @@ pub async fn post(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     let target = target::resolve(pod, who, request.db_name())?;
     target.require_write()?;
     body_in::require_json(&request.headers)?;
-    let (mode, batch) = (mode(&request.query)?, is_batch(&request.query));
+    let (mode, batch) = (mode(&request.query), is_batch(&request.query));
     let mut incoming = read_document(pod, &target, &request.headers, request.body).await?;
     let id = incoming.doc.id.take().unwrap_or_else(new_id);
     if id.starts_with("_local/") {
@@ -223,7 +234,7 @@ pub async fn post(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     target.require_write_doc(&id)?;
     let edit = edit_in::edit(&target, id, incoming, mode)?;
     let written = edit_in::write_one(pod, &target, edit, mode).await?;
-    Ok(written_answer(&target, if batch { StatusCode::ACCEPTED } else { StatusCode::CREATED }, &written))
+    Ok(if batch { batched_answer(&written) } else { written_answer(&target, StatusCode::CREATED, &written) })
 }
 
 /// `DELETE /db/doc?rev=`.
@@ -339,14 +350,11 @@ pub async fn no_such_resource(pod: &Arc<Pod>, who: &Identity, request: Request) 
 }
 
 /// How revisions are made: `new_edits=false` brings them along.
-///
-/// # Errors
-/// 400 when the parameter is neither `true` nor `false`.
-pub fn mode(query: &Query) -> Result<Mode, ApiError> {
-    Ok(match query.bool("new_edits")? {
-        Some(false) => Mode::Replicated,
+pub fn mode(query: &Query) -> Mode {
+    match query.get("new_edits") {
+        Some("false") => Mode::Replicated,
         _ => Mode::Interactive,
-    })
+    }
 }
 
 /// The text of `?rev=`, or else of `If-Match`.

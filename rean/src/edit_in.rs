@@ -25,7 +25,7 @@ use crate::functions::{check, validate};
 use crate::hosting::rules;
 use crate::multipart::{Multipart, MultipartError, boundary_of};
 use crate::pod::Pod;
-use crate::ring::{brought, config_doc, upgrade};
+use crate::ring::{brought, config_doc, join, upgrade};
 use crate::room;
 use crate::target::{self, System, Target};
 use crate::upload::Upload;
@@ -136,7 +136,7 @@ async fn store_part(
     attachment: &IncomingAttachment,
 ) -> Result<BlobRef, ApiError> {
     let mut upload = Upload::begin(pod, target, attachment.encoding.as_deref(), attachment.length)?;
-    while let Some(chunk) = parts.chunk().await.map_err(multipart_error)? {
+    while let Some(chunk) = upload.hears(parts.chunk()).await?.map_err(multipart_error)? {
         upload.write(&chunk).await?;
     }
     upload.finish().await
@@ -297,7 +297,7 @@ async fn write_designs(
         let checked = match check::is_needed(&edit) {
             false => Ok(()),
             true if !is_taken(target) && !room.take(&edit.id, edit.body.len()) => Err(no_room(&edit.id)),
-            true if mode == Mode::Interactive => check::check(pod, &designs, target.db.instance(), &edit).await,
+            true if mode == Mode::Interactive => check::check(pod, &designs, &target.db, &edit).await,
             true => Ok(()),
         };
         all_checked.push(checked.map(|()| edit));
@@ -337,7 +337,8 @@ async fn write_checked(
         _ if is_taken(target) => Ok(()),
         System::Ring => check_size(pod, edit)
             .and_then(|()| config_doc::check_electable(pod, edit))
-            .and_then(|()| upgrade::check(pod, edit)),
+            .and_then(|()| upgrade::check(pod, edit))
+            .and_then(|()| join::check(pod, edit)),
         _ => check_size(pod, edit).and_then(|()| rules::check(target, edit)),
     };
     if !accounts::has_hook(target) && edits.iter().all(|edit| fits(edit).is_ok()) {

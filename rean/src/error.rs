@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use rean_script::ScriptError;
 use rean_store::document::DocumentError;
 use rean_store::json::push_string;
-use rean_store::{FeedError, StoreError, WriteError};
+use rean_store::{FeedError, PartitionError, PartitionedIdError, StoreError, WriteError};
 
 use crate::pod::stopped;
 use crate::route::Response;
@@ -187,6 +187,21 @@ impl From<StoreError> for ApiError {
             ),
             StoreError::Closing => stopped(),
             other => Self::internal("the store failed; the server's log says more").with_cause(other),
+        }
+    }
+}
+
+impl From<PartitionError> for ApiError {
+    fn from(error: PartitionError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "illegal_partition", error.to_string())
+    }
+}
+
+impl From<PartitionedIdError> for ApiError {
+    fn from(error: PartitionedIdError) -> Self {
+        match error {
+            PartitionedIdError::Id(error) => error.into(),
+            PartitionedIdError::Partition(error) => error.into(),
         }
     }
 }

@@ -18,7 +18,7 @@ use adea_ring::files::{FileStore, FilesConfig};
 use parking_lot::Mutex;
 use rean_store::{FileKey, FilePlace, Outside, Reading, StoredFile};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::edit_in::is_taken;
 use crate::files::error::FileError;
@@ -26,8 +26,10 @@ use crate::files::resumable::spool::Spool;
 use crate::files::storage::{Bucket, Storage};
 use crate::pod::Pod;
 use crate::ring::places::Places;
+use crate::shares::Shares;
 use crate::target::{System, Target};
 
+pub mod claim;
 pub mod credentials;
 pub mod error;
 pub mod fetch;
@@ -50,7 +52,7 @@ pub struct Files {
     /// Files have come whose bytes may be missing here.
     news: Notify,
     /// A unit is a MiB.
-    uploads: Arc<Semaphore>,
+    uploads: Shares,
     /// Uploads by who sends them.
     each: Places<Option<String>>,
     /// Uploads in several requests.
@@ -72,7 +74,7 @@ impl Files {
             root,
             pod: OnceLock::new(),
             news: Notify::new(),
-            uploads: Arc::new(Semaphore::new(UPLOAD_MIB)),
+            uploads: Shares::new(UPLOAD_MIB),
             each: Places::default(),
             bucket: Mutex::default(),
         })

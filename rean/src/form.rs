@@ -92,7 +92,7 @@ async fn read(pod: &Pod, target: &Target, kind: &str, body: Body) -> Result<Form
             Some("_attachments") => {
                 let name = headers.filename().unwrap_or_default();
                 let mut upload = Upload::begin(pod, target, None, None)?;
-                while let Some(chunk) = parts.chunk().await.map_err(multipart_error)? {
+                while let Some(chunk) = upload.hears(parts.chunk()).await?.map_err(multipart_error)? {
                     upload.write(&chunk).await?;
                 }
                 // A file field that nobody has filled in.

@@ -1,12 +1,13 @@
 //! What `_all_docs` and its relatives are asked: parameters, or a JSON object with the same names
 //! (<https://docs.couchdb.org/en/stable/api/database/bulk-api.html#db-all-docs>).
 
-use rean_store::IdRange;
+use rean_store::{IdRange, validate_partition};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::capped::{self, CappedList, CappedMap};
 use crate::error::ApiError;
+use crate::partitions::PARAMETER;
 use crate::query::Query;
 use crate::render::{AttachmentForm, Options};
 
@@ -19,6 +20,8 @@ pub struct ListArgs {
     pub empty: bool,
     /// The rows that lie before the range.
     pub before: Before,
+    /// Only documents of this partition.
+    pub partition: Option<String>,
     /// These keys and no others, in this order; `None` is one that no id can be.
     pub keys: Option<Vec<Option<String>>>,
     /// At most so many rows.
@@ -88,10 +91,13 @@ impl ListArgs {
             _ => Before::None,
         };
         let (range, empty) = range_of(start, end, inclusive_end, descending);
+        let partition = query.get(PARAMETER).map(str::to_owned);
+        partition.as_deref().map_or(Ok(()), validate_partition)?;
         Ok(Self {
             range,
             empty,
             before,
+            partition,
             keys,
             limit: query.u64("limit")?.unwrap_or(u64::MAX),
             skip: query.u64("skip")?.unwrap_or(0),
@@ -120,6 +126,8 @@ impl ListArgs {
     fn from_members(query: &Query, members: CappedMap<Box<RawValue>>) -> Result<Self, ApiError> {
         let mut pairs: Vec<(String, String)> = query.pairs().to_vec();
         pairs.extend(pairs_of(members)?);
+        // The partition of the address is that of all of them.
+        pairs.extend(query.get(PARAMETER).map(|partition| (PARAMETER.to_owned(), partition.to_owned())));
         Self::from_query(&Query::from_pairs(pairs))
     }
 
@@ -139,8 +147,16 @@ impl ListArgs {
         body.queries.0.into_iter().map(|members| Self::from_members(query, members)).collect()
     }
 
-    /// Only ids between these: `_design_docs` is a part of `_all_docs`.
+    /// Only ids between these: `_design_docs` is a part of `_all_docs`. Other keys are left out.
     pub fn clamp(&mut self, low: &str, high: &str) {
+        self.clamp_range(low, high);
+        if let Some(keys) = &mut self.keys {
+            keys.retain(|key| key.as_deref().is_some_and(|key| key >= low && key < high));
+        }
+    }
+
+    /// Only ids between these, as far as a range is asked for.
+    pub fn clamp_range(&mut self, low: &str, high: &str) {
         let range = &mut self.range;
         let (from, to) = if range.descending { (high, low) } else { (low, high) };
         let is_before = |a: &str, b: &str| if range.descending { a > b } else { a < b };
@@ -151,9 +167,6 @@ impl ListArgs {
             range.end = Some(to.to_owned());
         }
         self.empty |= is_empty(range);
-        if let Some(keys) = &mut self.keys {
-            keys.retain(|key| key.as_deref().is_some_and(|key| key >= low && key < high));
-        }
     }
 
     /// Whether documents have to be looked up one by one, for more than members and stubs.
@@ -292,6 +305,17 @@ mod tests {
         assert_eq!(args("key=\"a\"").before, Before::Start);
         assert_eq!(args("startkey={}").before, Before::All);
         assert_eq!(args("startkey={}&descending=true").before, Before::None);
+    }
+
+    #[test]
+    fn the_partition_of_the_address_is_that_of_all_queries() {
+        let query = Query::parse(Some("partition=p")).expect("a query");
+        let several = ListArgs::queries(&query, br#"{"queries":[{"partition":"q"},{}]}"#).expect("good");
+        assert!(several.iter().all(|args| args.partition.as_deref() == Some("p")));
+        let args = ListArgs::from_body(&query, br#"{"partition":"q"}"#).expect("good");
+        assert_eq!(args.partition.as_deref(), Some("p"));
+        let error = ListArgs::from_query(&Query::parse(Some("partition=_p")).expect("a query")).expect_err("none");
+        assert_eq!(error.error, "illegal_partition");
     }
 
     #[test]

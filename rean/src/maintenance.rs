@@ -16,6 +16,7 @@ use crate::error::ApiError;
 use crate::pod::Pod;
 use crate::render;
 use crate::ring::databases as documents;
+use crate::ring::join::must_stay;
 use crate::route::{Request, Response};
 use crate::security;
 use crate::target::{System, Target, require_server_admin, resolve};
@@ -45,7 +46,8 @@ pub async fn security(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
         return Ok(render::json(StatusCode::OK, text));
     }
     target.require_db_admin()?;
-    let text = body_in::read_json(pod, &request.headers, request.body).await?;
+    // As with all PUTs, CouchDB doesn't look at the type: curl sends this one as a form.
+    let text = body_in::read_any(pod, &request.headers, request.body).await?;
     let stored = security::check(&text)?;
     if target.db.kind() == DbKind::App {
         return Err(ApiError::forbidden(
@@ -100,15 +102,6 @@ pub async fn purged_infos_limit(pod: &Arc<Pod>, who: &Identity, request: Request
         .ok_or_else(|| ApiError::bad_request("`purge_infos_limit` must be positive integer"))?;
     documents::set_purged_infos_limit(pod, &target.db, limit).await?;
     Ok(ok(StatusCode::OK))
-}
-
-/// `/db/_partition/..`: no database here is partitioned.
-///
-/// # Errors
-/// Always: 400, or what the database's rights say.
-pub async fn partition(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
-    resolve(pod, who, request.db_name())?.require_read()?;
-    Err(ApiError::bad_request("database is not partitioned"))
 }
 
 /// `POST /_reload_query_servers`. Functions of design documents always run as they are stored, so there is nothing to do.
@@ -169,7 +162,16 @@ pub async fn purge(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<R
     target.require_write()?;
     let text = body_in::read_json(pod, &request.headers, request.body).await?;
     let mut purged = serde_json::Map::new();
-    for (id, revs) in purge_list(&text)? {
+    let list = purge_list(&text)?;
+    for (id, _) in &list {
+        target.require_fit_id(id)?;
+        if target.system == System::Ring && must_stay(id) {
+            return Err(ApiError::forbidden(format!(
+                "{id} can't be purged: a token counts its uses, and an order says which came last"
+            )));
+        }
+    }
+    for (id, revs) in list {
         let gone = purge_one(&target, &id, revs).await?;
         let gone: Vec<Value> = gone.iter().map(|rev| rev.to_string().into()).collect();
         purged.insert(id, gone.into());

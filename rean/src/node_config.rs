@@ -99,9 +99,15 @@ pub fn check(edit: &Edit) -> Result<(), ApiError> {
     let doc: Value = serde_json::from_slice(&edit.body).map_err(|_| ApiError::invalid_json())?;
     let wrong = |reason: String| ApiError::bad_request(format!("{NODE_CONFIG_ID}: {reason}"));
     let config = NodeConfig::parse(&doc).map_err(|error| wrong(error.to_string()))?;
-    match config.admins.values().all(|hash| crate::password::is_acceptable(hash)) {
-        true => Ok(()),
-        false => Err(wrong("`admins` must have argon2id hashes".to_owned())),
+    if !config.admins.values().all(|hash| crate::password::is_acceptable(hash)) {
+        return Err(wrong("`admins` must have argon2id hashes".to_owned()));
+    }
+    let mut values =
+        config.sections.iter().flat_map(|(section, keys)| keys.iter().map(move |(key, value)| (section, key, value)));
+    match values.find(|(section, key, value)| !known::fits(section, key, value)) {
+        // As when it is set by `_config`: what can't be meant would silently not count.
+        Some((section, key, _)) => Err(wrong(format!("{section}/{key} must be {}", known::allowed(section, key)))),
+        None => Ok(()),
     }
 }
 

@@ -40,7 +40,7 @@ pub fn answer(
     request: &Request,
     options: Options,
 ) -> Result<Response, ApiError> {
-    let newest = request.query.flag("latest")?;
+    let newest = request.query.is_true("latest");
     let (found, listed) = if wanted == "all" {
         let doc = target.db.doc(&target.scope, id)?.ok_or_else(ApiError::missing)?;
         (all_leaves(doc), Vec::new())

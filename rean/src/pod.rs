@@ -169,7 +169,7 @@ impl Pod {
             ring,
             room: Room::new(&config.data_dir),
             door: Door::new(secret),
-            upgrades: Upgrades::new(secret),
+            upgrades: Upgrades::default(),
             backups: Backups::default(),
             bodies: BodyBudget::new(config.limits.max_bodies_bytes),
             limits: config.limits.clone(),

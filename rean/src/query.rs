@@ -57,20 +57,26 @@ impl Query {
         &self.pairs
     }
 
-    /// `true` or `false`; absent is `None`.
+    /// `true` or `false`, in capitals or not, as CouchDB reads the parameters of lists and views; absent is `None`.
     ///
     /// # Errors
     /// 400 `query_parse_error` for anything else.
     pub fn bool(&self, name: &str) -> Result<Option<bool>, ApiError> {
         match self.get(name) {
             None => Ok(None),
-            Some("true") => Ok(Some(true)),
-            Some("false") => Ok(Some(false)),
+            Some(text) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
+            Some(text) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
             Some(other) => Err(ApiError::query(format!("Invalid boolean parameter: {:?}", clip(other)))),
         }
     }
 
-    /// Whether the parameter is `true`.
+    /// Whether the parameter is exactly `true`. CouchDB passes over any other value where a document or its changes are
+    /// asked for: clients send `True` or `1`, and never noticed.
+    pub fn is_true(&self, name: &str) -> bool {
+        self.get(name) == Some("true")
+    }
+
+    /// Whether the parameter is `true`, of those that [`Query::bool`] reads.
     ///
     /// # Errors
     /// As [`Query::bool`].
@@ -132,6 +138,14 @@ mod tests {
         assert!(query.u64("b").is_err());
         assert!(query.bool("a").is_err());
         assert_eq!(query.any(&["none", "b"]), Some("x y z"));
+    }
+
+    #[test]
+    fn a_list_reads_capitals_and_a_document_passes_over_what_it_does_not_know() {
+        let query = Query::parse(Some("a=True&b=FALSE&c=1&d=true")).expect("parses");
+        assert!(query.flag("a").expect("a boolean") && !query.flag("b").expect("a boolean"));
+        assert!(query.flag("c").is_err() && !query.flag("none").expect("absent"));
+        assert!(query.is_true("d") && !query.is_true("a") && !query.is_true("c") && !query.is_true("none"));
     }
 
     #[test]

@@ -59,20 +59,20 @@ impl Options {
     /// # Errors
     /// 400 for values that they can't have.
     pub fn from_query(query: &Query) -> Result<Self, ApiError> {
-        let meta = query.flag("meta")?;
+        let meta = query.is_true("meta");
         let atts_since = match query.get("atts_since") {
             None => None,
             Some(_) => Some(parse_revs(&query.json::<Vec<String>>("atts_since")?.unwrap_or_default())?),
         };
-        let inline = query.flag("attachments")? || atts_since.is_some();
+        let inline = query.is_true("attachments") || atts_since.is_some();
         let whole_history = query.get("revs") == Some("all");
         Ok(Self {
-            revs: whole_history || query.flag("revs")?,
+            revs: whole_history || query.is_true("revs"),
             whole_history,
-            revs_info: query.flag("revs_info")? || meta,
-            conflicts: query.flag("conflicts")? || meta,
-            deleted_conflicts: query.flag("deleted_conflicts")? || meta,
-            local_seq: query.flag("local_seq")?,
+            revs_info: query.is_true("revs_info") || meta,
+            conflicts: query.is_true("conflicts") || meta,
+            deleted_conflicts: query.is_true("deleted_conflicts") || meta,
+            local_seq: query.is_true("local_seq"),
             attachments: if inline { AttachmentForm::Inline } else { AttachmentForm::Stub },
             atts_since,
             files: false,

@@ -20,7 +20,7 @@ use crate::ring::{command, feed, join, links, standing};
 use crate::target::require_server_admin;
 use crate::{
     all_docs, attachments, backup, bulk, bulk_get, changes, cluster, databases, db_updates, docs, feeds, form,
-    functions, hosting, local_docs, node_config, replicate, views,
+    functions, hosting, local_docs, node_config, partitions, replicate, views,
 };
 
 /// By this header the proxy names a request, in both logs and in the answer.
@@ -119,8 +119,16 @@ fn decode_segment(segment: &str) -> Result<String, ApiError> {
     Ok(decoded.into_owned())
 }
 
+/// Whether what is asked for lies below a database.
+fn is_database(request: &Request) -> bool {
+    !is_server_resource(request.db_name()) && !is_no_resource(request.db_name())
+}
+
 /// Refuses a method that a resource doesn't have.
-fn only(request: &Request, allowed: &'static str) -> Result<(), ApiError> {
+///
+/// # Errors
+/// 405.
+pub fn only(request: &Request, allowed: &'static str) -> Result<(), ApiError> {
     let method = request.method.as_str();
     if allowed.split(',').any(|name| name == method) { Ok(()) } else { Err(ApiError::method_not_allowed(allowed)) }
 }
@@ -129,7 +137,13 @@ fn only(request: &Request, allowed: &'static str) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// Whatever the resource says; 404 and 405 when there is none.
-pub async fn dispatch(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
+pub async fn dispatch(pod: &Arc<Pod>, who: &Identity, mut request: Request) -> Result<Response, ApiError> {
+    if request.segments.get(1).is_some_and(|name| name == partitions::RESOURCE) && is_database(&request) {
+        request = match partitions::open(pod, who, request)? {
+            partitions::Asked::Info(response) => return Ok(response),
+            partitions::Asked::Database(request) => request,
+        };
+    }
     let segments: Vec<&str> = request.segments.iter().map(String::as_str).collect();
     match segments.as_slice() {
         [] => {
@@ -163,7 +177,7 @@ pub async fn dispatch(pod: &Arc<Pod>, who: &Identity, request: Request) -> Resul
 
 /// `_design/x` and `_local/x` are one name each, whether they came as one segment or as two. Below `_node`, `_local` is a
 /// node.
-fn join_prefixed(segments: &mut Vec<String>) {
+pub fn join_prefixed(segments: &mut Vec<String>) {
     if segments.len() >= 3 && segments[0] != "_node" && matches!(segments[1].as_str(), "_design" | "_local") {
         let name = segments.remove(2);
         segments[1].push('/');
@@ -247,8 +261,11 @@ async fn server_resource(pod: &Arc<Pod>, who: &Identity, request: Request) -> Re
             join::join(pod, request).await
         }
         ("_feeds", 1) => {
-            only(&request, "GET")?;
-            feeds::connect(pod, who, request)
+            only(&request, "GET,POST")?;
+            match request.method {
+                Method::POST => feeds::tell(pod, who, request).await,
+                _ => feeds::connect(pod, who, request),
+            }
         }
         ("_db_updates", 1) => {
             only(&request, "GET,HEAD")?;
@@ -400,7 +417,6 @@ async fn maintenance_resource(pod: &Arc<Pod>, who: &Identity, request: Request) 
             only(&request, "POST")?;
             cluster::sync_shards(pod, who, request).await
         }
-        ("_partition", _) => databases::partition(pod, who, request).await,
         ("_local", 0) => Err(ApiError::bad_request("Invalid _local document id.")),
         ("_find" | "_explain", 0) => {
             only(&request, "POST")?;

@@ -84,12 +84,24 @@ pub enum RunError {
 ///
 /// # Errors
 /// When the store can't be opened or an address can't be listened on.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let server = Server::start(config).await?;
-    let address = server.address;
-    println!("ready rean http://{address}");
-    tracing::info!(%address, ring = ?server.ring_address, "rean is ready");
-    server.serve(shutdown).await
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), RunError> {
+    run_here(config, Box::pin(shutdown)).await
+}
+
+/// The compiler makes a future's code in each crate that polls it: behind a box it is made once, in this one, and a program
+/// that runs the server holds it once.
+#[inline(never)]
+fn run_here<'a>(
+    config: Config,
+    shutdown: Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
+) -> Pin<Box<dyn Future<Output = Result<(), RunError>> + Send + 'a>> {
+    Box::pin(async move {
+        let server = Server::start(config).await?;
+        let address = server.address;
+        println!("ready rean http://{address}");
+        tracing::info!(%address, ring = ?server.ring_address, "rean is ready");
+        server.serve(shutdown).await
+    })
 }
 
 /// A pod that has come up and listens. Connections wait until it serves.

@@ -7,7 +7,7 @@
 use adea_ring::Identity;
 use adea_ring::identity::SYSTEM_NAME;
 use rean_store::access::Signature;
-use rean_store::{Author, Db, DbKind, Scope, Who};
+use rean_store::{Author, Db, DbKind, Scope, Who, validate_partitioned_id};
 
 use crate::error::ApiError;
 use crate::pod::Pod;
@@ -295,7 +295,7 @@ impl Target {
     /// 401 or 403; 404 for another's account, whether or not there is one, to nobody in particular too.
     pub fn require_read_doc(&self, id: &str) -> Result<(), ApiError> {
         if self.rights.read || self.is_own_account(id) {
-            return Ok(());
+            return self.require_fit_id(id);
         }
         if self.system == System::Users {
             return Err(ApiError::missing());
@@ -320,7 +320,8 @@ impl Target {
     /// As [`Target::require_write`], for one document.
     ///
     /// # Errors
-    /// 401 or 403 also for a design document, unless by an administrator of the database.
+    /// 401 or 403 also for a design document, unless by an administrator of the database; 400 for an id that a partitioned
+    /// database can't have.
     pub fn require_write_doc(&self, id: &str) -> Result<(), ApiError> {
         self.require_write()?;
         if id.starts_with("_design/") && !self.rights.db_admin {
@@ -335,6 +336,15 @@ impl Target {
             && !(self.is_open_to_sign_up() && id.starts_with(ACCOUNT_PREFIX))
         {
             return Err(no_reader(self.rights.anonymous));
+        }
+        self.require_fit_id(id)
+    }
+
+    /// # Errors
+    /// 400 for an id without a partition, where the database has partitions. What another pod has taken is taken here too.
+    pub fn require_fit_id(&self, id: &str) -> Result<(), ApiError> {
+        if self.db.is_partitioned() && self.who != Identity::system() {
+            validate_partitioned_id(id)?;
         }
         Ok(())
     }

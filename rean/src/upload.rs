@@ -3,16 +3,23 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
+use adea_ring::Identity;
 use flate2::write::GzDecoder;
+use http::HeaderMap;
 use rean_store::{BlobRef, BlobWriter, Db};
 
 use crate::error::ApiError;
+use crate::files::error::FileError;
 use crate::files::writer::FileWriter;
 use crate::files::{self, Files};
 use crate::pod::Pod;
 use crate::room;
+use crate::shares::Whose;
 use crate::target::Target;
 
+/// Of an attachment that says that it is large so many bytes must have come before it gets a place among the files: what
+/// is only said takes none.
+const SURE_BYTES: u64 = 1 << 20;
 /// Compressed bytes of an attachment that are unpacked at once.
 const INFLATE_STEP_BYTES: usize = 4 << 10;
 
@@ -22,7 +29,7 @@ pub struct Upload {
     sink: Sink,
     decoder: Option<Box<GzDecoder<Vec<u8>>>>,
     left: u64,
-    /// What has come, or will come as its sender says.
+    /// What has come, and will come as its sender says.
     length: u64,
     expected: u64,
     /// Beyond this it is a file.
@@ -30,6 +37,7 @@ pub struct Upload {
     db: Db,
     files: Arc<Files>,
     who: Option<String>,
+    whose: Whose,
 }
 
 /// Where the bytes go.
@@ -67,7 +75,32 @@ impl Upload {
             db: target.db.clone(),
             files: Arc::clone(&pod.files),
             who: target.who.name.clone(),
+            whose: Whose::account(&target.who),
         })
+    }
+
+    /// Says by which request it comes: its place among the files is its sender's and the address's.
+    #[must_use]
+    pub fn by(mut self, who: &Identity, headers: &HeaderMap) -> Self {
+        self.whose = Whose::of(who, headers);
+        self
+    }
+
+    /// What the client says next.
+    ///
+    /// # Errors
+    /// 503 when it was slow, and others need its place.
+    pub fn hears<T>(&self, next: impl Future<Output = T>) -> impl Future<Output = Result<T, ApiError>> {
+        let place = match &self.sink {
+            Sink::File(file) => Some(file.place()),
+            Sink::Store(_) => None,
+        };
+        async move {
+            match place {
+                Some(place) => place.hears(next).await.ok_or_else(|| FileError::Slow.into()),
+                None => Ok(next.await),
+            }
+        }
     }
 
     /// Adds bytes.
@@ -95,9 +128,10 @@ impl Upload {
         self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(ApiError::body_too_large)?;
         self.length += bytes.len() as u64;
         if let Sink::Store(blob) = &mut self.sink
-            && self.length.max(self.expected) > self.above
+            && (self.length > self.above || self.expected > self.above && self.length >= SURE_BYTES)
         {
-            let mut file = FileWriter::begin(&self.files, self.who.clone(), self.length + self.left).await?;
+            let mut file =
+                FileWriter::begin(&self.files, self.who.clone(), &self.whose, self.length + self.left).await?;
             if let Some(blob) = blob.take() {
                 file.write_blob(&blob.finish()?).await?;
             }

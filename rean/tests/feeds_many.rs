@@ -446,5 +446,5 @@ async fn at_shutdown_clients_are_told_to_come_back() {
     drop((idle.socket, busy.socket));
     tokio::time::timeout(DEADLINE, closing).await.expect("closes in time").expect("no panic");
     assert_eq!(world.get(&ann, "/_feeds").await.status, 426);
-    assert_eq!(world.post(&ann, "/_feeds", json!({})).await.status, 405);
+    assert_eq!(world.send(&ann, "PUT", "/_feeds", None).await.status, 405);
 }

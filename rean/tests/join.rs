@@ -6,7 +6,8 @@ mod ring;
 use std::time::{Duration, Instant};
 
 use adea_ring::join::{AdminEntry, Intent, JoinAnswer, JoinRequest, Joiner, Token, TokenDoc, Welcome};
-use adea_ring::report::Role;
+use adea_ring::report::{RingState, Role};
+use adea_ring::upgrade::{OrderKey, OrderTrust};
 use adea_ring::{Identity, RingSecret};
 use ring::{Answer, TestRing, admin, id, until};
 use serde_json::{Value, json};
@@ -33,7 +34,7 @@ async fn keep(ring: &TestRing, token: &Token, doc: &TokenDoc) {
 }
 
 async fn make(ring: &TestRing, uses: u32) -> Token {
-    let token = Token::random();
+    let token = Token::random(None);
     let doc = token.doc(&ring.secret, &administrator(), uses, now_ms(), HOUR_MS).expect("a document");
     keep(ring, &token, &doc).await;
     token
@@ -65,16 +66,21 @@ async fn uses_of(ring: &TestRing, token: &Token) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_lets_in_as_many_pods_as_it_says_through_whichever_pod() {
     let ring = TestRing::with_master(2, 0).await;
+    let order_trust = Some(OrderTrust { key: OrderKey::random().public(), at: Some(id("pod-1")) });
+    let epoch = ring.pod(0).ring.start().expect("it is master").epoch;
+    ring.tell(0, &RingState { order_trust: order_trust.clone(), ..ring.state(0, Role::Master(epoch)) }).await;
     let token = make(&ring, 2).await;
     let looking = joiner(&token, Intent::Look, "pod-new");
     let seen = open_look(&ring, looking).await;
     assert!(seen.ring_secret.is_none() && seen.admin.is_none());
+    assert_eq!(seen.order_trust, order_trust, "it is no secret, and looked at before a use is spent");
     assert_eq!(seen.seeds.len(), 2);
     assert_eq!(seen.seeds[0], ring.at(0).ring_address.to_string());
     assert_eq!(uses_of(&ring, &token).await, [] as [&str; 0]);
 
     let welcome = let_in(&ring, 1, &token, "pod-new").await;
     assert_eq!(welcome.ring_secret, Some(ring.secret.to_hex()));
+    assert_eq!(welcome.order_trust, order_trust);
     assert_eq!(welcome.admin.expect("one").password_hash, "$argon2id$hash");
     assert_eq!(welcome.uuid, ring.pod(0).uuid);
     assert!(welcome.urls.contains(&"http://pod-2.example".to_owned()));
@@ -99,12 +105,12 @@ async fn all_that_is_no_good_token_is_answered_alike_and_takes_alike() {
     let path = format!("/_ring/{}", revoked.id().doc_id());
     let rev = ring.get(0, &admin(), &path).await.expect(200)["_rev"].as_str().expect("a revision").to_owned();
     ring.send(0, &admin(), "DELETE", &format!("{path}?rev={rev}"), None).await.expect(200);
-    let expired = Token::random();
+    let expired = Token::random(None);
     let doc = expired.doc(&ring.secret, &administrator(), 1, now_ms() - HOUR_MS, HOUR_MS - 1).expect("a document");
     keep(&ring, &expired, &doc).await;
     let wrong: Token = format!("{}.{}", good.id(), "00".repeat(16)).parse().expect("a token");
     let mut answers = Vec::new();
-    for token in [&used, &revoked, &expired, &wrong, &Token::random()] {
+    for token in [&used, &revoked, &expired, &wrong, &Token::random(None)] {
         let joiner = joiner(token, Intent::Join, "pod-b");
         let began = Instant::now();
         let answer = post(&ring, 0, joiner.request()).await;
@@ -191,20 +197,50 @@ async fn who_may_read_and_write_ring_documents_can_make_no_token_and_open_none()
     let doc: TokenDoc = serde_json::from_value(shown.clone()).expect("a document");
     assert!(doc.open(&RingSecret::random(), &token.id()).is_err());
     // One made without the ring's secret.
-    let forged = Token::random();
-    let doc = forged.doc(&RingSecret::random(), &administrator(), 1, now_ms(), HOUR_MS).expect("a document");
-    keep(&ring, &forged, &doc).await;
+    let forged = Token::random(None);
+    let made = forged.doc(&RingSecret::random(), &administrator(), 1, now_ms(), HOUR_MS).expect("a document");
+    keep(&ring, &forged, &made).await;
     post(&ring, 0, joiner(&forged, Intent::Join, "pod-a").request()).await.expect(403);
-    // A good one with more uses, a longer life, or copied to a known id.
+    // A good one with more uses, or a longer life; a copy under a new id is another token's.
     for (member, value) in [("uses", json!(50)), ("expires_at_ms", json!(now_ms() + 50 * HOUR_MS))] {
-        let token = make(&ring, 1).await;
-        let path = format!("/_ring/{}", token.id().doc_id());
-        let mut doc = ring.get(0, &admin(), &path).await.expect(200);
+        let mut doc = shown.clone();
         doc[member] = value;
-        ring.put(0, &admin(), &path, doc).await.expect(201);
-        post(&ring, 0, joiner(&token, Intent::Join, "pod-a").request()).await.expect(403);
+        ring.put(0, &admin(), &path, doc).await.expect(403);
     }
+    let copy = Token::random(None);
+    keep(&ring, &copy, &doc).await;
+    post(&ring, 0, joiner(&copy, Intent::Join, "pod-a").request()).await.expect(403);
     let_in(&ring, 0, &token, "pod-a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_used_up_stays_that() {
+    let ring = TestRing::with_master(1, 0).await;
+    let token = make(&ring, 1).await;
+    let (id, path) = (token.id().doc_id(), format!("/_ring/{}", token.id().doc_id()));
+    let mut fresh = ring.get(0, &admin(), &path).await.expect(200);
+    let_in(&ring, 0, &token, "pod-a").await;
+    let used = ring.get(0, &admin(), &path).await.expect(200);
+    let reset = json!({"_rev": used["_rev"], "used": []});
+    let mut changed = fresh.clone();
+    changed.as_object_mut().expect("an object").extend(reset.as_object().expect("one").clone());
+    ring.put(0, &admin(), &path, changed.clone()).await.expect(403);
+    let bulk = |doc: Value, new_edits: bool| json!({"docs": [doc], "new_edits": new_edits});
+    changed["_id"] = id.as_str().into();
+    let answer = ring.post(0, &admin(), "/_ring/_bulk_docs", bulk(changed.clone(), true)).await.expect(201);
+    assert_eq!(answer[0]["error"], "forbidden");
+    // As if another pod had written it, with a revision that wins.
+    changed["_rev"] = format!("9-{}", "f".repeat(32)).into();
+    let answer = ring.post(0, &admin(), "/_ring/_bulk_docs", bulk(changed, false)).await.expect(201);
+    assert_eq!(answer[0]["error"], "forbidden");
+    let purge = json!({ id.as_str(): [used["_rev"]] });
+    ring.post(0, &admin(), "/_ring/_purge", purge).await.expect(403);
+    // Revoked, and made again as it was.
+    let rev = used["_rev"].as_str().expect("a revision");
+    ring.send(0, &admin(), "DELETE", &format!("{path}?rev={rev}"), None).await.expect(200);
+    fresh.as_object_mut().expect("an object").remove("_rev");
+    ring.put(0, &admin(), &path, fresh).await.expect(403);
+    post(&ring, 0, joiner(&token, Intent::Join, "pod-b").request()).await.expect(403);
 }
 
 #[tokio::test(flavor = "multi_thread")]

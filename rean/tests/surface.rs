@@ -116,6 +116,19 @@ async fn administrators_are_made_and_their_passwords_never_shown() {
 }
 
 #[tokio::test]
+async fn the_document_of_the_settings_takes_what_config_takes() {
+    let world = World::new().await;
+    for (section, key, value) in [("uuids", "max_count", "zork"), ("chttpd", "admin_only_all_dbs", "perhaps")] {
+        let sections = json!({section: {key: value}});
+        let refused = world.put(&admin(), "/_ring/node_config", json!({"sections": sections})).await.expect(400);
+        let reason = refused["reason"].as_str().expect("a reason");
+        assert!(reason.starts_with(&format!("node_config: {section}/{key} must be ")), "{reason}");
+    }
+    let good = json!({"sections": {"uuids": {"max_count": "10"}, "of": {"others": "anything"}}});
+    world.put(&admin(), "/_ring/node_config", good).await.expect(201);
+}
+
+#[tokio::test]
 async fn settings_take_effect() {
     let world = World::new().await;
     ask(&world, "PUT", "/couchdb/max_document_size", Some("\"100\"")).await;
@@ -191,8 +204,6 @@ async fn a_database_has_one_shard() {
     );
     assert_eq!(world.get(&ann, "/plain/_shards/a").await.expect(200)["range"], "00000000-ffffffff");
     world.post(&admin(), "/plain/_sync_shards", json!({})).await.expect(202);
-    assert_eq!(world.send(&admin(), "PUT", "/other?partitioned=true", None).await.status, 501);
-    assert_eq!(world.get(&admin(), "/other").await.status, 404);
     assert_eq!(world.get(&ann, "/plain/_partition/x").await.status, 400);
     assert_eq!(world.get(&ann, "/plain/_purged_infos_limit").await.expect(200), 1_000);
     assert_eq!(world.put(&admin(), "/plain/_purged_infos_limit", json!(0)).await.status, 400);

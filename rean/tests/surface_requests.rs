@@ -81,6 +81,9 @@ async fn lists_tell_how_many_rows_lie_before() {
     ] {
         assert_eq!(offset(query).await, wanted, "{query}");
     }
+    let many: Vec<Value> = (0..2_000).map(|n| json!({"_id": format!("m{n:04}")})).collect();
+    world.post(&admin(), "/db/_bulk_docs", json!({"docs": many})).await.expect(201);
+    assert_eq!(offset("startkey=%22m1500%22&limit=1").await, json!(1_504));
     let designs = world.get(&admin(), "/db/_design_docs?startkey=%22zz%22").await.expect(200);
     assert_eq!((&designs["total_rows"], &designs["offset"]), (&json!(0), &json!(0)));
 }
@@ -101,6 +104,67 @@ async fn offsets_count_what_the_reader_may_read_and_no_more() {
     }
     let list = world.get(&bob, "/notes--me/_all_docs?startkey=%22c%22").await.expect(200);
     assert_eq!((&list["offset"], list["rows"].as_array().map(Vec::len)), (&json!(1), Some(1)));
+}
+
+#[tokio::test]
+async fn flags_are_read_as_couchdb_reads_them() {
+    let world = with_docs(&["a"]).await;
+    // Of a document and of changes only exactly `true` counts, and the rest is passed over: Python's clients send `True`.
+    let doc = world.get(&admin(), "/db/a?revs=true&conflicts=1&meta=True").await.expect(200);
+    assert!(doc["_revisions"].is_object() && doc.get("_revs_info").is_none(), "{doc}");
+    let changes = world.get(&admin(), "/db/_changes?include_docs=True&descending=1").await.expect(200);
+    assert!(changes["results"][0].get("doc").is_none(), "{changes}");
+    world.put(&admin(), "/db/b?new_edits=maybe", json!({})).await.expect(201);
+    // Lists read it in capitals too, and refuse what is neither.
+    let list = world.get(&admin(), "/db/_all_docs?include_docs=TRUE").await.expect(200);
+    assert_eq!(list["rows"][0]["doc"]["_id"], "a");
+    world.get(&admin(), "/db/_all_docs?include_docs=1").await.expect(400);
+}
+
+#[tokio::test]
+async fn a_batched_write_names_no_revision() {
+    let world = with_docs(&[]).await;
+    let json = [("content-type", "application/json")];
+    for (method, path) in [("PUT", "/db/a?batch=ok"), ("POST", "/db?batch=ok")] {
+        let id = if method == "PUT" { "a" } else { "b" };
+        let (answer, headers) = ask(&world, method, path, &json, &json!({"_id": id}).to_string()).await;
+        assert_eq!(answer.expect(202), json!({"ok": true, "id": id}), "{method}");
+        assert!(headers.get("etag").is_none(), "{method}");
+        world.get(&admin(), &format!("/db/{id}")).await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn replicated_documents_must_say_their_revision() {
+    let world = with_docs(&[]).await;
+    let hash = "a".repeat(32);
+    let good = json!({"_id": "good", "_revisions": {"start": 1, "ids": [&hash]}});
+    let docs = json!({"new_edits": false, "docs": [good, {"_id": "bad"}]});
+    let reason = "When `new_edits: false`, the document needs `_rev` or `_revisions` specified";
+    refused(world.post(&admin(), "/db/_bulk_docs", docs).await, 400, "bad_request", reason);
+    world.get(&admin(), "/db/good").await.expect(404);
+    let docs = json!({"new_edits": false, "docs": [good]});
+    assert_eq!(world.post(&admin(), "/db/_bulk_docs", docs).await.expect(201), json!([]));
+}
+
+#[tokio::test]
+async fn a_put_may_have_any_content_type() {
+    let world = with_docs(&[]).await;
+    // What curl's -d says.
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    for (path, body) in [
+        ("/db/a", "{}"),
+        ("/db/_security", r#"{"members":{"names":["ann"]}}"#),
+        ("/db/_revs_limit", "10"),
+        ("/db/_purged_infos_limit", "10"),
+    ] {
+        for headers in [&form[..], &[]] {
+            let path = if path == "/db/a" && headers.is_empty() { "/db/b" } else { path };
+            let (answer, _) = ask(&world, "PUT", path, headers, body).await;
+            assert!(answer.status.is_success(), "{path}: {} {}", answer.status, answer.text);
+        }
+    }
+    assert_eq!(world.get(&admin(), "/db/_security").await.expect(200)["members"]["names"], json!(["ann"]));
 }
 
 #[tokio::test]

@@ -74,6 +74,18 @@ async fn rows_ranges_and_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_of_one_document_with_one_key_have_the_order_of_their_values() {
+    let map = "function (doc) {
+        ['z', 'a', 10, [1], 9, {b: 1}, true, null].forEach(function (value) { emit(doc.team, value); });
+        emit('w', doc.n);
+    }";
+    let world = people(json!({"many": {"map": map}})).await;
+    let answer = ask(&world, "many?key=%22z%22").await;
+    let values: Vec<&Value> = answer["rows"].as_array().expect("rows").iter().map(|row| &row["value"]).collect();
+    assert_eq!(json!(values), json!([9, 10, null, true, {"b": 1}, [1], "a", "z"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn reductions_and_groups() {
     let world = people(team()).await;
     for (query, wanted) in [

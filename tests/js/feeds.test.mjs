@@ -144,17 +144,17 @@ test('fetch answers live feeds itself and passes on all else', async () => {
   feeds.close();
 });
 
-test('after a restart of the pod clients come back and nothing is lost', async () => {
-  const db = await app();
-  await pod.ok('PUT', '/plain');
-  await pod.ok('PUT', '/plain/_security', { body: { members: { names: [], roles: [] } } });
-  const feeds = client('ann');
-  const mine = follow(feeds, `${db}--me`), plain = follow(feeds, 'plain');
-  for (let n = 0; n < 20; n++) { await pod.put(db, `m${n}`, { access: read('ann') }); await pod.put('plain', `p${n}`, {}); }
+for (const transport of ['websocket', 'events']) test(`after a restart of the pod clients come back and nothing is lost: ${transport}`, async () => {
+  const db = await app(), open = `plain-${transport}`;
+  await pod.ok('PUT', `/${open}`);
+  await pod.ok('PUT', `/${open}/_security`, { body: { members: { names: [], roles: [] } } });
+  const feeds = client('ann', { transport });
+  const mine = follow(feeds, `${db}--me`), plain = follow(feeds, open);
+  for (let n = 0; n < 20; n++) { await pod.put(db, `m${n}`, { access: read('ann') }); await pod.put(open, `p${n}`, {}); }
   await until(() => mine.rows.length === 20 && plain.rows.length === 20, 'the first rows');
   await pod.restart();
   // Also those of the time before the client is back.
-  for (let n = 20; n < 40; n++) { await pod.put(db, `m${n}`, { access: read('ann') }); await pod.put('plain', `p${n}`, {}); }
+  for (let n = 20; n < 40; n++) { await pod.put(db, `m${n}`, { access: read('ann') }); await pod.put(open, `p${n}`, {}); }
   await until(() => new Set(mine.ids).size === 40 && new Set(plain.ids).size === 40, 'the rest', 60_000);
   assert.deepEqual(mine.ids, Array.from({ length: 40 }, (_, n) => `m${n}`));
   assert.deepEqual(plain.ids, Array.from({ length: 40 }, (_, n) => `p${n}`));
@@ -163,8 +163,8 @@ test('after a restart of the pod clients come back and nothing is lost', async (
     const before = plain.rows.length;
     const killed = pod.kill(program);
     await until(() => ![undefined, killed].includes(pod.pid(program)), `another ${program}`, 30_000);
-    await until(async () => (await pod.send('GET', '/plain', { agent: false })).status === 200, 'the pod to answer', 30_000);
-    await pod.put('plain', `after ${program}`, {});
+    await until(async () => (await pod.send('GET', `/${open}`, { agent: false })).status === 200, 'the pod to answer', 30_000);
+    await pod.put(open, `after ${program}`, {});
     await until(() => plain.rows.length > before, `the row after ${program} was killed`, 60_000);
     assert.equal(plain.ids.at(-1), `after ${program}`);
   }
@@ -172,23 +172,24 @@ test('after a restart of the pod clients come back and nothing is lost', async (
   feeds.close();
 });
 
-test('a slow reader holds up nobody and gets everything', async () => {
-  for (const db of ['slow', 'quick']) {
+for (const transport of ['websocket', 'events']) test(`a slow reader holds up nobody and gets everything: ${transport}`, async () => {
+  const [slowly, quickly] = ['slow', 'quick'].map((name) => `${name}-${transport}`);
+  for (const db of [slowly, quickly]) {
     await pod.ok('PUT', `/${db}`);
     await pod.ok('PUT', `/${db}/_security`, { body: { members: { names: [], roles: [] } } });
   }
   const text = 'x'.repeat(2_000);
   for (let batch = 0; batch < 5; batch++) {
     const docs = Array.from({ length: 400 }, (_, n) => ({ _id: `${batch}-${String(n).padStart(3, '0')}`, text }));
-    await pod.ok('POST', '/slow/_bulk_docs', { body: { docs } });
+    await pod.ok('POST', `/${slowly}/_bulk_docs`, { body: { docs } });
   }
-  const feeds = client('ann');
+  const feeds = client('ann', { transport });
   let go, asked = 0;
   const gate = new Promise((resolve) => { go = resolve; });
-  const slow = follow(feeds, 'slow', { include_docs: true, onChange: () => { asked++; return gate; } });
+  const slow = follow(feeds, slowly, { include_docs: true, onChange: () => { asked++; return gate; } });
   await until(() => asked === 1, 'the first row');
-  const quick = follow(feeds, 'quick');
-  for (let n = 0; n < 10; n++) await pod.put('quick', `q${n}`, {});
+  const quick = follow(feeds, quickly);
+  for (let n = 0; n < 10; n++) await pod.put(quickly, `q${n}`, {});
   await until(() => quick.rows.length === 10, 'the rows of the quick one');
   assert.equal(slow.rows.length, 0);
   assert.equal(asked, 1);
@@ -196,19 +197,19 @@ test('a slow reader holds up nobody and gets everything', async () => {
   await until(() => slow.rows.length === 2_000, 'all rows of the slow one', 60_000);
   assert.deepEqual(slow.ids, [...slow.ids].sort());
   slow.sub.close();
-  await pod.put('slow', 'later', {});
-  await pod.put('quick', 'later', {});
+  await pod.put(slowly, 'later', {});
+  await pod.put(quickly, 'later', {});
   await until(() => quick.rows.length === 11, 'the last row');
   assert.equal(slow.rows.length, 2_000);
   feeds.close();
 });
 
-test('log-out and a new password end the feeds; new roles change what they give', async () => {
+for (const transport of ['websocket', 'events']) test(`log-out and a new password end the feeds; new roles change what they give: ${transport}`, async () => {
   const db = await app(['a', { access: read('cat') }], ['r', { access: { read: ['role:r'], write: ['user:admin'] } }]);
   const log = async () => (await pod.ok('POST', '/_session', { as: null, body: pod.login('cat') })).session;
   const session = await log();
   const errors = [];
-  const feeds = client('cat', { session, onError: (error) => errors.push(error) });
+  const feeds = client('cat', { transport, session, onError: (error) => errors.push(error) });
   const seen = follow(feeds, `${db}--me`);
   await until(() => seen.rows.length === 1 && seen.caughtUp.length, 'the first row');
   await pod.ok('DELETE', '/_session', { as: session });
@@ -218,7 +219,7 @@ test('log-out and a new password end the feeds; new roles change what they give'
   feeds.close();
 
   // With name and password a new session is made; with another role the feed goes on, with what the role may read.
-  const again = client('cat');
+  const again = client('cat', { transport });
   const more = follow(again, `${db}--me`);
   await until(() => more.rows.length === 2, 'both rows');
   await pod.makeUser('cat', ['r']);
@@ -227,10 +228,10 @@ test('log-out and a new password end the feeds; new roles change what they give'
   await until(() => more.rows.at(-1).id === 'r' && more.rows.at(-1).deleted, 'its going', 30_000);
   assert.deepEqual(more.ends, []);
   const account = await pod.ok('GET', '/_users/org.couchdb.user:cat');
-  await pod.ok('PUT', '/_users/org.couchdb.user:cat', { body: { ...account, password: 'another' } });
+  await pod.ok('PUT', '/_users/org.couchdb.user:cat', { body: { ...account, password: transport } });
   await until(() => more.ends.length, 'the end with the password', 30_000);
   assert.equal(more.ends[0].status, 401);
-  pod.users.cat = 'another';
+  pod.users.cat = transport;
   again.close();
 });
 
@@ -260,6 +261,38 @@ test('who asks is shown in a header or by a session, never in the URL', async ()
   assert.equal(users.ends[0].status, 401);
   nobody.close();
   await until(async () => await metric('feeds') === 0, 'all connections to end', 20_000);
+});
+
+test('what is said beside an event stream is bounded, and its user\'s', async () => {
+  const stream = http.request({ host: pod.host, port: pod.port, path: '/_feeds', agent: false, auth: `ann:${pod.login('ann').password}`, headers: { accept: 'text/event-stream' } });
+  const heard = [];
+  stream.on('response', (answer) => {
+    assert.equal(answer.headers['content-type'], 'text/event-stream');
+    let text = '';
+    answer.setEncoding('utf8').on('error', () => {}).on('data', (part) => {
+      const events = (text + part).split('\n\n');
+      text = events.pop();
+      heard.push(...events.filter((event) => event.startsWith('data: ')).map((event) => JSON.parse(event.slice(6))));
+    });
+  });
+  stream.on('error', () => {}).end();
+  await until(() => heard.length, 'the first event');
+  const { connection } = heard[0];
+  const say = async (as, messages) => (await pod.send('POST', '/_feeds', { as, body: { connection, messages } })).status;
+  assert.match(connection, /^[0-9a-f]{64}$/);
+  for (const other of ['bob', 'admin', null]) assert.equal(await say(other, [{ op: 'ping' }]), 404);
+  assert.equal(await say('ann', Array(513).fill({ op: 'ping' })), 400);
+  assert.equal(await say('ann', [{ op: 'ping', x: 'x'.repeat(300_000) }]), 413);
+  assert.equal(heard.length, 1);
+  assert.equal(await say('ann', [{ op: 'ping' }]), 202);
+  await until(() => heard.at(-1).op === 'pong', 'the answer');
+  stream.destroy();
+  await until(async () => await say('ann', []) === 404, 'the connection to be forgotten');
+  // The way by which a header says what is closed is the proxy's own; nor does another way to write it go past it.
+  for (const path of ['/_feeds', '/_feeds/', '/%5Ffeeds']) {
+    const answer = await pod.send('GET', path, { as: null, headers: { 'x-adea-closed': '' } });
+    assert.equal(answer.status, 426);
+  }
 });
 
 test('the client is served, with its documentation', async () => {

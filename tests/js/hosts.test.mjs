@@ -24,6 +24,8 @@ const MAX_IMAGE_BYTES = 64e6;
 /** The third host's disk can be made smaller; until then it has room. */
 const DISK_MIB = 4096;
 const LOW_MIB = 120, FULL_MIB = 60;
+/** What orders of upgrades are signed with, on the first host only. */
+const KEY_FILE = '/var/lib/adea/order.key';
 
 let ring, hosts, pods, began, isGood = false, failures = 0;
 const log = (text) => console.log(`${((Date.now() - began) / 1000).toFixed(1).padStart(6)} s  ${text}`);
@@ -116,6 +118,11 @@ step('the containers have no more than they need', 30_000, async () => {
     const words = JSON.stringify([Config.Env, Config.Cmd, Config.Labels]);
     const { ring_secret } = host.json('/var/lib/adea/ring.json');
     assert.ok(ring_secret.length >= 32 && !words.includes(ring_secret), 'the ring\'s secret');
+    // The ring's secret is all that it gets of the machine's secrets: who takes it over can order no upgrade.
+    const mounts = HostConfig.Mounts.map(({ Source }) => Source);
+    assert.ok(mounts.includes('/var/lib/adea/run/container-ring.json'), `${mounts}`);
+    assert.ok(existsSync(host.outside(KEY_FILE)));
+    assert.deepEqual(mounts.filter((source) => `${KEY_FILE}/`.startsWith(`${source}/`)), []);
     images.add(Config.Image);
   }
   assert.equal(images.size, 1);
@@ -303,6 +310,9 @@ step('an upgrade under load, pod by pod', 300_000, async () => {
   const image = ring.folder('next.tar');
   execFileSync(NEXT, ['image', '--output', image], { stdio: 'ignore' });
   const ann = new Client(pods[1], 'ann', `${APP}--me`).online();
+  const elsewhere = await hosts[1].podctl(['upgrade', '--image', image, '--json'], { timeout: 60_000, ok: false });
+  assert.equal(elsewhere.code, 1, elsewhere.stdout);
+  assert.match(elsewhere.stderr, /order\.key/);
   const writes = traffic();
   const start = Date.now();
   try {
@@ -376,8 +386,12 @@ step('a removed pod is gone, and stays away', 120_000, async () => {
   await hosts[0].podctl(['pods', 'remove', podId(host), '--yes'], { timeout: 60_000 });
   await until(() => !host.adea, 'its agent to end', 60_000);
   assert.equal(host.agent_end, 0, 'it ends well, so systemd leaves it alone');
-  const running = Object.values(await host.containers()).filter((one) => one.state === 'running');
-  assert.deepEqual(running, []);
+  const nothingLeft = async () => {
+    assert.deepEqual(await host.containers(), {}, 'its containers are removed');
+    const networks = (await host.engine('GET', '/networks')).json.map((network) => network.Name);
+    assert.ok(!networks.includes(`adea-${podId(host)}`), 'and so is its network');
+  };
+  await nothingLeft();
   await ring.agreed(others);
   await until(async () => (await pods[0].send('GET', `/_pods/pod:${podId(host)}`, { as: null })).status === 404, 'it to be gone from the list of pods', 30_000);
   await writes.stop();
@@ -385,7 +399,7 @@ step('a removed pod is gone, and stays away', 120_000, async () => {
   host.startAdea();
   await until(() => !host.adea, 'it to learn that it was removed', 60_000);
   assert.equal(host.agent_end, 0);
-  assert.deepEqual(Object.values(await host.containers()).filter((one) => one.state === 'running'), []);
+  await nothingLeft();
 });
 
 step('one pod by Docker Compose, without an agent', 120_000, async (t) => {

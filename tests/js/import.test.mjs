@@ -352,3 +352,20 @@ test('couchbackup backs up from a pod and restores to it', async () => {
   }
   assert.equal((await pod.get('restored-notes--me', 'd5', 'bea')).n, 5);
 });
+
+test('a partitioned database is one wherever it is carried', async () => {
+  await other.ok('PUT', '/parts?partitioned=true');
+  await other.ok('POST', '/parts/_bulk_docs', { body: { docs: ['a:1', 'a:2', 'b:1'].map((_id) => ({ _id })) }, status: 201 });
+  await other.ok('PUT', '/parts/_design/d', { body: { views: {} }, status: 201 });
+  const is = async (which, db) => [(await which.ok('GET', `/${db}`)).props, (await which.ok('GET', `/${db}/_partition/a`)).doc_count];
+  const carried = [{ partitioned: true }, 2];
+  const from = `http://${other.admin.name}@127.0.0.1:${other.port}`;
+  const done = await podctl(['import', from, '--db', 'parts=brought', ...at(pod)], { env: { COUCHDB_PASSWORD: other.admin.password } });
+  assert.equal(done.code, 0, done.err);
+  assert.deepEqual(await is(pod, 'brought'), carried);
+  const file = join(folder, 'parts.backup');
+  assert.equal((await podctl(['backup', '--out', file, ...at(other)])).code, 0);
+  const back = await podctl(['restore', file, '--app', 'parts=back', ...at(pod)]);
+  assert.equal(back.code, 0, back.err);
+  assert.deepEqual(await is(pod, 'back'), carried);
+});

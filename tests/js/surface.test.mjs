@@ -171,12 +171,41 @@ describe('documents', () => {
     await pod.ok('PUT', '/plain');
     const first = await pod.send('PUT', '/plain/a?batch=ok', { body: { n: 1 } });
     assert.equal(first.status, 202);
-    const { rev } = await pod.ok('PUT', '/plain/a', { body: { n: 2, _rev: first.json.rev } });
-    await pod.ok('COPY', '/plain/a', { headers: { destination: 'b', 'if-match': first.json.rev }, status: 201 });
+    assert.deepEqual(first.json, { ok: true, id: 'a' });
+    const { _rev } = await pod.get('plain', 'a');
+    const { rev } = await pod.ok('PUT', '/plain/a', { body: { n: 2, _rev } });
+    await pod.ok('COPY', '/plain/a', { headers: { destination: 'b', 'if-match': _rev }, status: 201 });
     assert.equal((await pod.get('plain', 'b')).n, 1);
     await pod.ok('COPY', `/plain/a?rev=${rev}`, { headers: { destination: `b?rev=${(await pod.get('plain', 'b'))._rev}` }, status: 201 });
     assert.equal((await pod.get('plain', 'b')).n, 2);
     assert.equal((await pod.send('POST', '/plain?batch=ok', { body: {} })).status, 202);
+  });
+});
+
+describe('partitions', () => {
+  test('serve nano: a database, what is in a partition, its views and its indexes', async () => {
+    const nano = Nano({ url: `http://${pod.admin.name}:${pod.admin.password}@${pod.host}:${pod.port}` });
+    await nano.db.create('parts', { partitioned: true });
+    assert.deepEqual((await nano.db.get('parts')).props, { partitioned: true });
+    const db = nano.use('parts');
+    const docs = ['canidae', 'felidae'].flatMap((family) => ['a', 'b', 'c'].map((name, n) => ({ _id: `${family}:${name}`, name, n })));
+    await db.bulk({ docs });
+    await assert.rejects(db.insert({ name: 'none' }, 'none'), { statusCode: 400, error: 'illegal_docid', reason: 'Doc id must be of form partition:id' });
+    const { partition, doc_count: count, doc_del_count: deleted, sizes } = await db.partitionInfo('canidae');
+    assert.deepEqual([partition, count, deleted, sizes.active > 0], ['canidae', 3, 0, true]);
+    const ids = ({ rows }) => rows.map((row) => row.id);
+    assert.deepEqual(ids(await db.partitionedList('canidae', { limit: 2 })), ['canidae:a', 'canidae:b']);
+    await db.insert({ views: { n: { map: 'function (doc) { emit(doc.n, 1); }', reduce: '_sum' } }, options: { partitioned: true } }, '_design/v');
+    assert.deepEqual(ids(await db.partitionedView('felidae', 'v', 'n', { reduce: false, start_key: 1 })), ['felidae:b', 'felidae:c']);
+    assert.deepEqual((await db.partitionedView('felidae', 'v', 'n')).rows, [{ key: null, value: 3 }]);
+    await assert.rejects(db.view('v', 'n'), { statusCode: 400, error: 'query_parse_error' });
+    await db.createIndex({ index: { fields: ['n'] }, ddoc: 'i', name: 'by-n', type: 'json', partitioned: true });
+    const found = await db.partitionedFind('canidae', { selector: { n: { $gte: 1 } }, execution_stats: true });
+    assert.deepEqual([found.docs.map((doc) => doc._id), found.execution_stats.total_keys_examined], [['canidae:b', 'canidae:c'], 2]);
+    const streamed = [];
+    for await (const chunk of db.partitionedListAsStream('felidae')) streamed.push(chunk);
+    assert.deepEqual(ids(JSON.parse(Buffer.concat(streamed))), ['felidae:a', 'felidae:b', 'felidae:c']);
+    await nano.db.destroy('parts');
   });
 });
 

@@ -82,9 +82,9 @@ function writers() {
 }
 
 describe('an upgrade', () => {
-  test('an order counts only with the ring\'s secret', LIMIT, async () => {
-    const order = { format: 1, id: '0123456789abcdef', source: 'ring', archive_sha256: '0'.repeat(64), pods: ['pod-1'], made_at_ms: Date.now(), patience_s: 60, state: 'running' };
-    for (const [body, status] of [[order, 403], [{ ...order, signature: 'f'.repeat(64) }, 403], [{ ...order, pods: [] }, 400], [{ ...order, format: 2 }, 400], [{}, 400]]) {
+  test('an order counts only with the signature of the operator\'s key', LIMIT, async () => {
+    const order = { format: 2, id: '0123456789abcdef', source: 'ring', archive_sha256: '0'.repeat(64), pods: ['pod-1'], made_at_ms: Date.now(), patience_s: 60, state: 'running' };
+    for (const [body, status] of [[order, 403], [{ ...order, signature: 'f'.repeat(128) }, 403], [{ ...order, pods: [] }, 400], [{ ...order, format: 1 }, 400], [{ ...order, format: 3 }, 400], [{}, 400]]) {
       const answer = await pods[1].send('PUT', '/_ring/upgrade', { body });
       assert.equal(answer.status, status, answer.text);
       const bulk = await pods[2].send('POST', '/_ring/_bulk_docs', { body: { docs: [{ ...body, _id: 'upgrade' }] } });
@@ -93,6 +93,11 @@ describe('an upgrade', () => {
       assert.ok(!pushed.json || pushed.json.length === 0 || pushed.json[0].error, pushed.text);
     }
     assert.equal((await pods[0].send('GET', '/_ring/upgrade')).status, 404);
+    // Of the pods' folders the first alone has it: another machine can't order, and says where it is done.
+    assert.deepEqual(pods.map((pod) => existsSync(join(pod.data, 'order.key'))), [true, false, false]);
+    const elsewhere = await upgrade(['--binary', PROGRAM, '--ring-file', join(pods[1].data, 'ring.json')]);
+    assert.equal(elsewhere.code, 1, JSON.stringify(elsewhere));
+    assert.match(elsewhere.error, /order\.key/);
     assert.equal((await pods[0].send('PUT', '/_ring/image:..%2Fx', { body: {} })).status, 400);
   });
 

@@ -7,6 +7,9 @@
 //! change it, an answer is of no use to who repeats a recorded request, and a token that is found later opens no
 //! recorded answer.
 //!
+//! A token also carries the fingerprint of the ring's key for orders ([`crate::upgrade::OrderKey`]), from the machine that
+//! made it: pods answer in containers, and one that was taken over is not to say whose programs the new machine runs.
+//!
 //! ```text
 //! transcript = "adea join 1" and the lengths and texts of token id, intent, pod, nonce and the new pod's key
 //! proof      = HMAC(HMAC(token secret, "adea join 1 proof"), transcript)
@@ -28,6 +31,7 @@ use subtle::ConstantTimeEq;
 
 use crate::member::PodId;
 use crate::secret::{RingSecret, keyed};
+use crate::upgrade::{Fingerprint, OrderTrust};
 
 /// What the ids of the tokens' documents in `_ring` begin with.
 pub const TOKEN_PREFIX: &str = "token:";
@@ -54,11 +58,13 @@ pub struct TokenId([u8; ID_BYTES]);
 
 /// A token, as it goes from an operator's hand to the new machine. `Debug` shows its id only.
 ///
-/// As text: the id, a full stop, and the secret in 32 hexadecimal digits.
+/// As text: the id, a full stop, and in hexadecimal digits the secret (32) and the fingerprint of the ring's key for
+/// orders (32). Tokens of earlier versions, and of rings that have no such key, have no fingerprint.
 #[derive(Clone)]
 pub struct Token {
     id: TokenId,
     secret: [u8; SECRET_BYTES],
+    order_key: Option<Fingerprint>,
 }
 
 /// What goes wrong with a token or an exchange. No message repeats a secret.
@@ -69,7 +75,7 @@ pub enum JoinError {
     TokenId,
     /// No token.
     #[error(
-        "that is no token: it is 12 hexadecimal digits, a full stop and 32 more, as `podctl token create` prints it"
+        "that is no token: it is 12 hexadecimal digits, a full stop and 64 more, as `podctl token create` prints it"
     )]
     Token,
     /// The system gave no randomness, or the other side's key is none.
@@ -186,6 +192,9 @@ pub struct Welcome {
     pub urls: Vec<String>,
     /// The version of the answering pod's programs.
     pub software: String,
+    /// Whose orders of upgrades the answering pod follows. It counts only with the fingerprint that the token carries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order_trust: Option<OrderTrust>,
     /// The ring's secret, in hexadecimal digits; only for who joins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ring_secret: Option<String>,
@@ -237,9 +246,9 @@ impl TokenId {
 }
 
 impl Token {
-    /// A new one, from the operating system's random source.
-    pub fn random() -> Self {
-        Self { id: TokenId(rand::random()), secret: rand::random() }
+    /// A new one, from the operating system's random source, for a ring whose orders are signed with this key.
+    pub fn random(order_key: Option<Fingerprint>) -> Self {
+        Self { id: TokenId(rand::random()), secret: rand::random(), order_key }
     }
 
     /// Which.
@@ -247,9 +256,15 @@ impl Token {
         self.id
     }
 
+    /// What the ring's key for orders must be recognised by; none when the token doesn't say.
+    pub fn order_key(&self) -> Option<Fingerprint> {
+        self.order_key
+    }
+
     /// The whole token, for the new machine's operator and nobody else.
     pub fn to_text(&self) -> String {
-        format!("{}.{}", self.id, hex::encode(self.secret))
+        let order_key = self.order_key.map(|fingerprint| fingerprint.to_string()).unwrap_or_default();
+        format!("{}.{}{order_key}", self.id, hex::encode(self.secret))
     }
 
     /// Its document.
@@ -293,7 +308,12 @@ impl FromStr for Token {
     fn from_str(text: &str) -> Result<Self, JoinError> {
         let (id, secret) = text.trim().split_once('.').ok_or(JoinError::Token)?;
         let id = id.parse().map_err(|_| JoinError::Token)?;
-        Ok(Self { id, secret: bytes(secret).ok_or(JoinError::Token)? })
+        let (secret, order_key) = secret.split_at_checked(2 * SECRET_BYTES).ok_or(JoinError::Token)?;
+        let order_key = match order_key {
+            "" => None,
+            digits => Some(digits.parse().map_err(|_| JoinError::Token)?),
+        };
+        Ok(Self { id, secret: bytes(secret).ok_or(JoinError::Token)?, order_key })
     }
 }
 

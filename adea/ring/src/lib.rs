@@ -32,6 +32,7 @@ pub mod log_level;
 pub mod member;
 pub mod node_config;
 pub mod operator;
+pub mod pace;
 pub mod peering;
 pub mod public_tls;
 pub mod report;

@@ -13,7 +13,7 @@ use crate::config::{PodState, RingConfig};
 use crate::election::Epoch;
 use crate::host::{DiskLevel, HostReport};
 use crate::member::{Member, PodId};
-use crate::upgrade::Progress;
+use crate::upgrade::{OrderTrust, Progress};
 
 /// Digits of the name of a store's history.
 const HISTORY_DIGITS: usize = 8;
@@ -133,6 +133,9 @@ pub struct RingState {
     /// This machine; none before it was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostReport>,
+    /// Whose orders of upgrades this pod follows, as its machine's ring file says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_trust: Option<OrderTrust>,
 }
 
 /// What rean answers.

@@ -1,6 +1,6 @@
 //! Changing the software of a ring, pod by pod.
 //!
-//! What flows through: an operator who can read the ring's secret signs an [`Order`]; it is the document [`UPGRADE_ID`]
+//! What flows through: the operator who has the [`OrderKey`] signs an [`Order`]; it is the document [`UPGRADE_ID`]
 //! of `_ring`, so every pod learns of it. Each pod says how far it is with it ([`Progress`]), and works out from the
 //! order and from what all others say what it does next ([`next`]). Nobody leads.
 //!
@@ -8,6 +8,7 @@
 //! only when all pods of the order are there and have the software, and all before it run it; one pod that goes back,
 //! or an operator who calls it off, makes all go back, one by one.
 
+mod key;
 mod next;
 mod order;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod simulation;
 
 use serde::{Deserialize, Serialize};
 
+pub use key::{Fingerprint, OrderKey, OrderKeyError, OrderPublicKey, OrderTrust};
 pub use next::{ANNOUNCE_MS, Act, HAND_OVER_MS, MAX_CRASHES, Own, Peer, Side, next};
 pub use order::{MAX_PATIENCE_S, MAX_PODS, MIN_PATIENCE_S, Order, OrderError, OrderState, Source};
 

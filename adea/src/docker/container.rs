@@ -15,17 +15,20 @@ use crate::logging::FILTER_ENV;
 use crate::plan::{Launch, Program};
 
 /// The labels by which an agent knows its own.
-const POD_LABEL: &str = "org.adea.pod";
+pub const POD_LABEL: &str = "org.adea.pod";
 const RING_LABEL: &str = "org.adea.ring";
 const PROGRAM_LABEL: &str = "org.adea.program";
-const DATA_LABEL: &str = "org.adea.data";
+pub const DATA_LABEL: &str = "org.adea.data";
 /// The label with the hash of what a container was made by.
 pub const LAUNCH_LABEL: &str = "org.adea.launch";
 /// Another number makes every container be replaced, for when what is below changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Threads of a program: the runtime's 512 for blocking work, a store's, and as many again.
 const MAX_PIDS: i64 = 2_048;
+/// For the allocator. Where Linux gives huge pages to all who don't refuse them, a program that holds a few KiB here and there
+/// takes 2 MiB for each.
+const NO_HUGE_PAGES: &str = "MIMALLOC_ALLOW_THP=0";
 /// Two of these are kept by the engine, for `docker logs`; the agent keeps its own.
 const LOG_SIZE: &str = "8m";
 /// What a stop by somebody else gives the program, in seconds: a little more than the agent itself does.
@@ -114,7 +117,7 @@ impl Recipe {
     }
 
     fn environment(&self, program: Program) -> Vec<String> {
-        let mut env = vec![format!("{FILTER_ENV}={}", self.log)];
+        let mut env = vec![format!("{FILTER_ENV}={}", self.log), NO_HUGE_PAGES.to_owned()];
         if program == Program::Proxy {
             // Hashing a password takes 19 MiB for a moment; rean gives and takes too often for this.
             env.push("MIMALLOC_PURGE_DELAY=0".to_owned());

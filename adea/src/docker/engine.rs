@@ -190,6 +190,11 @@ impl Engine {
         self.found(docker.remove_container(name, Some(options)).await).map(drop)
     }
 
+    pub(super) async fn remove_network(&self, name: &str) -> Result<(), EngineError> {
+        let docker = self.docker().await?;
+        self.found(docker.remove_network(name).await).map(drop)
+    }
+
     /// Resolves when a container runs no longer, or nobody can tell.
     pub(super) async fn wait(&self, id: &str) {
         let Ok(docker) = self.docker().await else { return };

@@ -1,7 +1,7 @@
 //! An engine for tests: a server on a Unix socket that answers as Docker does, about containers that exist only in a
 //! list.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,10 @@ pub struct World {
     pub networks: BTreeMap<String, HashMap<String, String>>,
     /// Names, ids too, and the image's id.
     pub images: BTreeMap<String, String>,
+    /// Ids of images that have our label.
+    pub ours: BTreeSet<String>,
+    /// Ids of images that have names of somebody else, too.
+    pub shared: BTreeSet<String>,
     /// What could be pulled.
     pub registry: Vec<String>,
     /// Every order that changes something.
@@ -173,6 +177,44 @@ impl World {
                 self.orders.push(format!("network {name}"));
                 self.networks.insert(name, serde_json::from_value(body["Labels"].clone()).unwrap());
                 json_answer(&json!({"Id": "n", "Warning": ""}))
+            }
+            ("DELETE", ["networks", name]) => {
+                let name = (*name).to_owned();
+                if self.containers.values().any(|one| one.body["HostConfig"]["NetworkMode"] == name.as_str()) {
+                    return refuse(StatusCode::FORBIDDEN, "has active endpoints");
+                }
+                self.networks.remove(&name);
+                self.orders.push(format!("remove network {name}"));
+                done()
+            }
+            ("GET", ["containers", "json"]) => {
+                let all = self.containers.values().filter(|one| query.contains_key("all") || one.pid != 0);
+                json_answer(
+                    &all.map(|one| json!({"Id": one.id, "ImageID": one.image, "Labels": one.body["Labels"]})).collect(),
+                )
+            }
+            ("GET", ["images", "json"]) => {
+                // All of them: whoever deletes is not to rely on the filter alone.
+                let label = |id| if self.ours.contains(id) { json!({"org.adea.image": "podctl"}) } else { Value::Null };
+                let summary = |(name, id)| {
+                    json!({
+                        "Id": id, "RepoTags": [name], "Labels": label(id), "ParentId": "", "RepoDigests": [],
+                        "Created": 0, "Size": 1, "SharedSize": -1, "Containers": -1,
+                    })
+                };
+                json_answer(&self.images.iter().map(summary).collect())
+            }
+            ("DELETE", ["images", id]) => {
+                let Some((name, _)) = self.images.iter().find(|(_, one)| one == id) else {
+                    return refuse(StatusCode::NOT_FOUND, "no such image");
+                };
+                if self.shared.contains(*id) || self.containers.values().any(|one| one.image == *id) {
+                    return refuse(StatusCode::CONFLICT, "it is in use");
+                }
+                let name = name.clone();
+                self.images.remove(&name);
+                self.orders.push(format!("remove image {name}"));
+                json_answer(&json!([{"Deleted": id}]))
             }
             ("POST", ["images", "load"]) => self.load(body),
             ("POST", ["images", "create"]) => {

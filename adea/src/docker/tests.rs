@@ -1,6 +1,6 @@
 //! The runtime against an engine that is not there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -101,6 +101,7 @@ async fn a_container_has_next_to_no_rights() {
     assert_eq!(host["PortBindings"], json!({"5985/tcp": [{"HostIp": "10.0.0.1", "HostPort": "5985"}]}));
     let user = rustix::process::geteuid().as_raw();
     assert_eq!(rean.body["User"], format!("{user}:{user}"));
+    assert!(rean.body["Env"].as_array().unwrap().contains(&json!("MIMALLOC_ALLOW_THP=0")), "{}", rean.body["Env"]);
     let writable: Vec<_> = host["Mounts"]
         .as_array()
         .unwrap()
@@ -285,6 +286,62 @@ async fn logs_are_followed_without_gaps_or_doubles() {
     until("three lines", || has("one\ntwo\nthree\n")).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
     assert!(!pod.dir.path().join("data/run/logs/rean.log").exists());
+}
+
+#[tokio::test]
+async fn images_that_nothing_needs_go_and_those_of_others_stay() {
+    let mut pod = pod(ready());
+    pod.start(Program::Rean).await.unwrap();
+    let engine = Engine::new(&pod.engine.socket);
+    let kept = BTreeSet::from(["adea:before".to_owned(), "adea:gone".to_owned()]);
+    let tidied = async || engine.remove_old_images(&kept).await.unwrap();
+    {
+        let mut world = pod.engine.world();
+        for name in ["adea:before", "adea:oldest", "adea:named", "postgres:17"] {
+            world.images.insert(name.into(), format!("sha256:{name}"));
+        }
+        // One that runs, one to go back to, one that nothing needs, and one that somebody gave another name, too.
+        world.ours = ["1", "adea:before", "adea:oldest", "adea:named"].map(|id| format!("sha256:{id}")).into();
+        world.shared.insert("sha256:adea:named".into());
+        world.orders.clear();
+    }
+    // What another pod on the machine may go back to, only its agent knows.
+    let other =
+        Container { body: json!({"Labels": {"org.adea.pod": "pod-2", "org.adea.data": "/d"}}), ..Container::default() };
+    pod.engine.world().containers.insert("adea-pod-2-rean".into(), other);
+    assert_eq!(tidied().await, [""; 0]);
+    pod.engine.world().containers.remove("adea-pod-2-rean");
+    assert_eq!(tidied().await, ["adea:oldest"]);
+    assert_eq!(pod.engine.orders(), ["remove image adea:oldest"]);
+    let left: Vec<_> = pod.engine.world().images.keys().cloned().collect();
+    assert_eq!(left, ["adea:1", "adea:before", "adea:named", "postgres:17"]);
+    // A container that doesn't run needs its image, too.
+    pod.engine.world().end(REAN, 0);
+    assert_eq!(tidied().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_removed_pod_leaves_nothing_of_its_own_and_all_of_others() {
+    let mut pod = pod(ready());
+    pod.start(Program::Rean).await.unwrap();
+    pod.start(Program::Proxy).await.unwrap();
+    pod.engine.world().end(PROXY, 0);
+    pod.engine.orders();
+    let left_over = pod.runtime.left_over();
+    let all = [REAN, PROXY, "adea-pod-1"];
+    assert_eq!(left_over.remove().await.unwrap(), all);
+    let orders =
+        ["stop adea-pod-1-rean", "remove adea-pod-1-rean", "remove adea-pod-1-proxy", "remove network adea-pod-1"];
+    assert_eq!(pod.engine.orders(), orders);
+    assert_eq!(left_over.remove().await.unwrap(), [""; 0], "there is nothing left to do");
+
+    let foreign = Container { id: "foreign".into(), body: json!({"Labels": {}}), pid: 5, ..Container::default() };
+    pod.engine.world().containers.insert(REAN.into(), foreign);
+    pod.engine.world().networks.insert("adea-pod-1".into(), HashMap::new());
+    assert_eq!(left_over.remove().await.unwrap(), [""; 0]);
+    assert_eq!(pod.engine.orders(), [""; 0]);
+    pod.engine.set_up(false);
+    assert!(matches!(left_over.remove().await, Err(EngineError::Away { .. })));
 }
 
 #[tokio::test]

@@ -76,6 +76,7 @@ fn an_archive_is_what_engines_read() {
     assert_eq!(config["rootfs"]["diff_ids"][0], id.layer);
     assert_eq!(config["config"]["User"], "65532:65532");
     assert_eq!(config["config"]["Labels"]["org.opencontainers.image.version"], "1.2.3");
+    assert_eq!(config["config"]["Labels"]["org.adea.image"], "podctl", "by it old ones are found");
     let layer = super::tests::files(&files[docker["Layers"][0].as_str().unwrap()].1);
     assert_eq!(layer.len(), 4);
     assert_eq!(layer["podctl"].1, text);

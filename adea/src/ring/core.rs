@@ -470,6 +470,7 @@ impl Core {
             clocks_off: view.clocks_off().into_iter().cloned().collect(),
             dropped,
             host: self.aside.host.clone(),
+            order_trust: self.aside.order_trust.clone(),
         }
     }
 

@@ -5,7 +5,7 @@ use adea_ring::config::{PodState, RingConfig};
 use adea_ring::election::{Cause, Decision, Hold, Waiting};
 use adea_ring::host::HostReport;
 use adea_ring::report::{Dropped, Facts, Known, RingState};
-use adea_ring::upgrade::Progress;
+use adea_ring::upgrade::{OrderTrust, Progress};
 
 use crate::ring::kept::Kept;
 
@@ -63,6 +63,8 @@ pub struct Aside {
     pub upgrade: Option<Progress>,
     /// The machine.
     pub host: Option<HostReport>,
+    /// Whose orders of upgrades it follows.
+    pub order_trust: Option<OrderTrust>,
 }
 
 /// What the ring's loop tells the agent's other parts after each turn in which it has changed.

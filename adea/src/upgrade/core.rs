@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use adea_ring::PodId;
-use adea_ring::upgrade::{Act, Order, Own, Peer, Progress, Side, Step, next};
+use adea_ring::upgrade::{Act, Order, OrderPublicKey, OrderState, Own, Peer, Progress, Side, Step, next};
 
 use crate::software::Software;
 use crate::upgrade::depot::FetchError;
@@ -19,8 +19,10 @@ pub struct Inputs {
     pub now_ms: u64,
     /// Since this process started, in milliseconds that nobody sets.
     pub elapsed_ms: u64,
-    /// The order in the ring, signed as it should be.
+    /// The order in the ring, signed as it should be, and [not too old](Core::is_too_old).
     pub order: Option<Order>,
+    /// By which key orders count on this machine.
+    pub key: Option<OrderPublicKey>,
     /// All pods.
     pub peers: Vec<Peer>,
     /// Whether this one takes the writes.
@@ -99,6 +101,13 @@ impl Core {
         Some(Progress { order: order.id.clone(), step, reason: self.journal.why.clone() })
     }
 
+    /// Whether an order is older than one that this pod has seen, or than this time, in milliseconds since 1970: then
+    /// somebody has put it back. The one that it goes by already is never that.
+    pub fn is_too_old(&self, order: &Order, since_ms: u64) -> bool {
+        let is_known = self.journal.order.as_ref().is_some_and(|known| known.id == order.id);
+        !is_known && order.made_at_ms < self.journal.seen_ms.max(since_ms)
+    }
+
     /// The journal could not be written.
     pub fn unsaved(&mut self) {
         self.is_unsaved = true;
@@ -110,6 +119,7 @@ impl Core {
         if let Some(order) = &inputs.order {
             self.take_order(order, &inputs);
         }
+        self.heed_key(inputs.key.as_ref());
         if let Some(Ok(outfit)) = &inputs.fetched
             && self.journal.step == Some(Step::Fetching)
         {
@@ -136,6 +146,7 @@ impl Core {
     /// Goes by the newest order; what is under way is brought to an end first.
     fn take_order(&mut self, order: &Order, inputs: &Inputs) {
         let journal = &mut self.journal;
+        journal.seen_ms = journal.seen_ms.max(order.made_at_ms);
         if let Some(known) = &mut journal.order {
             if known.id == order.id {
                 if order.is_newer_than(known) {
@@ -157,9 +168,20 @@ impl Core {
         if journal.installed.is_none() {
             journal.installed.clone_from(&inputs.installed);
         }
-        journal.order = Some(order.clone());
+        (journal.order, journal.key) = (Some(order.clone()), inputs.key);
         (journal.step, journal.why, journal.trial_since_ms, journal.new) = (None, None, None, None);
         self.step_since_ms = Some(inputs.elapsed_ms);
+    }
+
+    /// An order that is under way and that a key has signed which was replaced since, perhaps as somebody had stolen it,
+    /// is called off: this pod goes back, and so the others do.
+    fn heed_key(&mut self, key: Option<&OrderPublicKey>) {
+        let journal = &mut self.journal;
+        let is_over = matches!(journal.step, Some(Step::Done | Step::RolledBack));
+        let was_replaced = key.is_some() && journal.key.is_some() && journal.key.as_ref() != key;
+        if let Some(order) = journal.order.as_mut().filter(|_| was_replaced && !is_over) {
+            order.state = OrderState::Stopped;
+        }
     }
 
     fn own(&self, inputs: &Inputs, step_ms: u64) -> Own {
@@ -293,7 +315,7 @@ fn log_line(order: &Order, step: Step, why: Option<&str>) -> String {
 }
 
 /// Gossip carries this: it is for people, and has to fit.
-fn short(mut text: String) -> String {
+pub fn short(mut text: String) -> String {
     /// A sentence with a cause.
     const MAX_BYTES: usize = 300;
     if text.len() > MAX_BYTES {

@@ -105,6 +105,16 @@ impl Depot {
         }
     }
 
+    /// Removes images of upgrades that are not among these. What stays because of an error goes with the next upgrade.
+    pub async fn tidy_images(&self, kept: &BTreeSet<String>) {
+        let Some(engine) = &self.engine else { return };
+        match engine.remove_old_images(kept).await {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!("removed images that nothing runs any more: {}", removed.join(", ")),
+            Err(err) => tracing::warn!("old images stay in Docker until the next upgrade: {err}"),
+        }
+    }
+
     /// Removes what an agent that was killed had begun to fetch. There is one fetch at a time.
     fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.run) else { return };

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use adea_ring::upgrade::{Order, Step};
+use adea_ring::upgrade::{Order, OrderPublicKey, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::folder::Folder;
@@ -34,6 +34,11 @@ pub struct Journal {
     pub installed: Option<Installed>,
     /// The order that the pod goes by: the newest that it has ever heard of.
     pub order: Option<Order>,
+    /// By which key it was signed; none: an earlier version has taken it up.
+    pub key: Option<OrderPublicKey>,
+    /// When the newest order was made that it has seen, also of those that were not for it; in milliseconds since 1970.
+    /// No older one is taken up, so that nobody can bring the pod to earlier software by putting an old order back.
+    pub seen_ms: u64,
     /// Where it stands in it.
     pub step: Option<Step>,
     /// Why it goes back.
@@ -108,6 +113,8 @@ impl Default for Journal {
             agent_tries: 0,
             installed: None,
             order: None,
+            key: None,
+            seen_ms: 0,
             step: None,
             why: None,
             trial_since_ms: None,

@@ -153,7 +153,12 @@ impl Restore<'_> {
         if let Some(settings) = &database.settings {
             self.ring_settings(&format!("app:{to}"), settings.clone()).await?;
         }
-        self.pod.expect(&target, Method::PUT, if database.app { "?access=true" } else { "" }, None).await?;
+        let kind = match (database.app, database.partitioned) {
+            (true, _) => "?access=true",
+            (false, true) => "?partitioned=true",
+            (false, false) => "",
+        };
+        self.pod.expect(&target, Method::PUT, kind, None).await?;
         self.pod.expect(&target, Method::PUT, "/_revs_limit", Some(&database.revs_limit.into())).await?;
         let tally = Arc::new(Tally::default());
         tally.expect(database.doc_count + database.doc_del_count);

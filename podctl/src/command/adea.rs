@@ -35,7 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Ok(::adea::run(config, stop).await?)
     })?;
     match end {
-        End::Stop => Ok(()),
+        End::Stop | End::Removed => Ok(()),
         End::LetGo => Err(::adea::upgrade::successor::begin_anew(&folder)).context("can't begin anew"),
     }
 }

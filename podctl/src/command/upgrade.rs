@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 
+use adea_ring::PodId;
+use adea_ring::upgrade::OrderPublicKey;
+
 use crate::moment::parse_span;
-use crate::ring::target::TargetArgs;
+use crate::ring::target::{CONFIG, TargetArgs};
 use crate::upgrade;
 
 /// Change the software of all pods, one after the other: each hands over, is replaced, catches up; all go back when one
-/// is not well. Needs the ring's secret, so run it on a pod's machine. Exits with 0 when all pods have the new software
+/// is not well. The order is signed, so run it on the machine that has the ring's order.key: the one of `podctl init`. Exits with 0 when all pods have the new software
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -24,7 +27,51 @@ pub enum Command {
     /// How far the upgrade is, pod by pod. Exits with 5 when it failed or was called off
     Status(Common),
     /// Call the upgrade off: pods that have the new software go back, one after the other
-    Cancel(Common),
+    Cancel(CancelArgs),
+    /// Show the key that orders must be signed with, and where it lies; or replace it where it is lost, leaked or missing
+    Key(KeyArgs),
+}
+
+#[derive(clap::Args)]
+pub struct CancelArgs {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub signing: Signing,
+}
+
+#[derive(clap::Args)]
+pub struct Signing {
+    /// The private key that signs orders [default: order.key beside the ring file]
+    #[arg(long, value_name = "FILE")]
+    pub order_key: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub struct KeyArgs {
+    /// Make a new key, which lies on this machine from now on; then do what this prints on all other machines of the ring.
+    /// What the old one has signed counts no more
+    #[arg(long)]
+    pub replace: bool,
+    /// On this machine count only orders that are signed with this key, as `podctl upgrade key` prints it on the machine
+    /// that has it
+    #[arg(long, value_name = "KEY", conflicts_with = "replace")]
+    pub trust: Option<OrderPublicKey>,
+    /// The pod on whose machine that key lies, to be told to people
+    #[arg(long, value_name = "POD", requires = "trust")]
+    pub at: Option<PodId>,
+    /// The file with the ring's secret, which is changed [default: that of this machine's pod]
+    #[arg(long)]
+    pub ring_file: Option<PathBuf>,
+    /// The data folder of a `podctl dev` [default: ./adea-data]
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// The configuration of the pod on this machine
+    #[arg(long, default_value = CONFIG, env = "ADEA_CONFIG")]
+    pub config: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(clap::Args)]
@@ -44,6 +91,8 @@ pub struct OrderArgs {
     /// Only order it, and don't wait for the end
     #[arg(long)]
     pub no_wait: bool,
+    #[command(flatten)]
+    pub signing: Signing,
 }
 
 #[derive(clap::Args)]
@@ -74,7 +123,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         match &args.command {
             None => upgrade::start(&args.order, &args.common).await,
             Some(Command::Status(common)) => upgrade::status(common).await,
-            Some(Command::Cancel(common)) => upgrade::cancel(common).await,
+            Some(Command::Cancel(args)) => upgrade::cancel(args).await,
+            Some(Command::Key(args)) => upgrade::key(args),
         }
     })
 }

@@ -1,5 +1,7 @@
 //! The checks: functions of what was gathered.
 
+mod order_key;
+
 use std::net::IpAddr;
 
 use adea_ring::host::DiskLevel;
@@ -246,6 +248,7 @@ fn of_machine(machine: &MachineFacts) -> Vec<Finding> {
         None => {}
     }
     findings.extend(files(machine));
+    findings.extend(machine.order_key.iter().flat_map(order_key::order_key));
     findings.extend(resources(machine));
     findings.extend(agent(machine));
     findings.extend(machine.docker.iter().flat_map(docker));

@@ -66,6 +66,8 @@ pub struct MachineFacts {
     pub config: Option<(String, Result<(), String>)>,
     /// The ring file: its path, and its rights if it is there.
     pub ring_file: Option<(String, Option<Rights>)>,
+    /// What is known here of the key for orders of upgrades; none where the ring file can't be read.
+    pub order_key: Option<OrderKeyFacts>,
     /// The data folder, in the same way.
     pub data: Option<(String, Option<Rights>)>,
     /// Room on the data folder's disk: level, available bytes.
@@ -82,6 +84,16 @@ pub struct MachineFacts {
     pub ports: Vec<PortFacts>,
     /// Docker, where it runs the programs.
     pub docker: Option<DockerFacts>,
+}
+
+/// The key for orders of upgrades.
+pub struct OrderKeyFacts {
+    /// The fingerprint of the key whose orders the pod follows; none: it follows none.
+    pub trusted: Option<String>,
+    /// The file of the private half.
+    pub path: String,
+    /// Its rights, and its fingerprint or why it can't be used; none if there is none here.
+    pub private: Option<(Rights, Result<String, String>)>,
 }
 
 /// Who may do what with a file.

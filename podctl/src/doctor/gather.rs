@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use adea::Config as AgentConfig;
 use adea::folder::Folder;
+use adea::order_key;
+use adea::ring_file::RingFile;
 use adea::state::State;
 use adea_ring::certificate::validity_s;
 use adea_ring::config::DiskConfig;
@@ -19,7 +21,9 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::engine;
-use super::facts::{CertificateFacts, DockerFacts, Facts, MachineFacts, PodFacts, PortFacts, Rights, RingFacts};
+use super::facts::{
+    CertificateFacts, DockerFacts, Facts, MachineFacts, OrderKeyFacts, PodFacts, PortFacts, Rights, RingFacts,
+};
 use crate::command::doctor::Args;
 use crate::http::Peer;
 use crate::look::ring_config::{RingSettings, check};
@@ -211,6 +215,7 @@ fn of_folder(data: &Path, ring_file: &Path, disk: &DiskConfig) -> MachineFacts {
     let is_running = pid.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists());
     MachineFacts {
         ring_file: Some((ring_file.display().to_string(), rights(ring_file))),
+        order_key: order_key_facts(ring_file),
         data: Some((data.display().to_string(), rights(data))),
         disk: room(data, disk),
         memory: memory(),
@@ -219,6 +224,17 @@ fn of_folder(data: &Path, ring_file: &Path, disk: &DiskConfig) -> MachineFacts {
         open_files: open_files(pid.filter(|_| is_running)),
         ..MachineFacts::default()
     }
+}
+
+fn order_key_facts(ring_file: &Path) -> Option<OrderKeyFacts> {
+    let trust = RingFile::load(ring_file).ok()??.order_trust();
+    let path = order_key::beside(ring_file);
+    let private = rights(&path).and_then(|rights| {
+        let key = order_key::load(&path).map_err(|err| err.to_string()).transpose()?;
+        Some((rights, key.map(|key| key.public().fingerprint().to_string())))
+    });
+    let trusted = trust.map(|trust| trust.key.fingerprint().to_string());
+    Some(OrderKeyFacts { trusted, path: path.display().to_string(), private })
 }
 
 fn rights(path: &Path) -> Option<Rights> {

@@ -81,6 +81,8 @@ pub struct Counts {
     pub deleted: Option<u64>,
     /// The database's own name for its life, where it tells one.
     pub instance: String,
+    /// Whether the ids of its documents name partitions.
+    pub partitioned: bool,
 }
 
 /// Copies one database.
@@ -97,7 +99,7 @@ pub async fn copy(ends: &Ends<'_>, choice: &Choice) -> anyhow::Result<Outcome> {
     let target = Arc::new(ends.target.database(&choice.to));
     let counts = count(&source).await?.with_context(|| format!("there is no {}", source.shown()))?;
     let place_name = place::name(ends.source.shown(), &ends.source_is.uuid, &choice.from, &counts.instance);
-    let opened = open(ends, &target, &choice.to).await?;
+    let opened = open(ends, &target, choice, counts.partitioned).await?;
     if opened != Opened::Made && !ends.options.go_on {
         bail!(
             "{} is there already: to go on with a copy that was broken off, or to add to what is there, give --continue",
@@ -167,7 +169,8 @@ pub async fn count(peer: &Peer) -> anyhow::Result<Option<Counts>> {
     let info: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let number = |name: &str| info.get(name).and_then(Value::as_u64);
     let instance = info.get("instance_start_time").map(Value::to_string).unwrap_or_default();
-    Ok(Some(Counts { live: number("doc_count").unwrap_or(0), deleted: number("doc_del_count"), instance }))
+    let partitioned = info.pointer("/props/partitioned") == Some(&Value::Bool(true));
+    Ok(Some(Counts { live: number("doc_count").unwrap_or(0), deleted: number("doc_del_count"), instance, partitioned }))
 }
 
 /// How a target was found.
@@ -200,18 +203,23 @@ async fn begin(
     Ok(place)
 }
 
-/// Makes the target, unless it is there.
-async fn open(ends: &Ends<'_>, target: &Peer, name: &str) -> anyhow::Result<Opened> {
+/// Makes the target, unless it is there: with partitions where the source has them.
+async fn open(ends: &Ends<'_>, target: &Peer, choice: &Choice, partitioned: bool) -> anyhow::Result<Opened> {
     if let Some(counts) = count(target).await? {
         return Ok(if counts.live == 0 && counts.deleted == Some(0) { Opened::Empty } else { Opened::There });
     }
     let is_app = ends.options.as_apps && ends.options.way == Way::In;
-    let answer = ask(target, &Method::PUT, if is_app { "?access=true" } else { "" }, None).await?;
+    let kind = match (is_app, partitioned) {
+        (true, _) => "?access=true",
+        (false, true) => "?partitioned=true",
+        (false, false) => "",
+    };
+    let answer = ask(target, &Method::PUT, kind, None).await?;
     if answer.status == StatusCode::PRECONDITION_FAILED {
         return Ok(Opened::There);
     }
     if !answer.status.is_success() {
-        return Err(target.fault(&format!("making the database {name}"), &answer).into());
+        return Err(target.fault(&format!("making the database {}", choice.to), &answer).into());
     }
     Ok(Opened::Made)
 }

@@ -1,4 +1,5 @@
 use adea::ring_file::{Admin, RingFile};
+use adea_ring::upgrade::OrderKey;
 use serde_json::{Value, json};
 
 use super::{Machine, MachineArgs, RuntimeName, Tls, parse_tls, pod_of_host};
@@ -54,7 +55,7 @@ fn what_is_there_is_never_overwritten() {
     let args = args(dir.path());
     let machine = Machine::check(&args).unwrap();
     assert!(!args.data.exists(), "a look writes nothing");
-    let written = machine.write(&ring(), &["127.0.0.1:1".into()], None).unwrap();
+    let written = machine.write(&ring(), Some(&OrderKey::random()), &["127.0.0.1:1".into()], None).unwrap();
     assert_eq!((written.url.as_str(), written.ring_address.as_str()), ("http://127.0.0.1:40443", "127.0.0.1:40985"));
     let config: Value = serde_json::from_slice(&std::fs::read(&args.config).unwrap()).unwrap();
     assert_eq!(config["ring"]["seeds"], json!(["127.0.0.1:1"]));
@@ -63,12 +64,16 @@ fn what_is_there_is_never_overwritten() {
     let secret = std::fs::read(&written.ring_file).unwrap();
     let err = Machine::check(&args).err().unwrap().to_string();
     assert!(err.contains("not overwritten"), "{err}");
+    let key = std::fs::read(written.order_key.as_ref().unwrap()).unwrap();
     // Nor by one who has looked before.
-    assert!(machine.write(&ring(), &[], None).is_err());
+    assert!(machine.write(&ring(), None, &[], None).is_err());
     std::fs::remove_file(&args.config).unwrap();
-    assert!(machine.write(&ring(), &[], None).is_err());
+    assert!(machine.write(&ring(), None, &[], None).is_err());
     assert!(Machine::check(&args).is_err());
     assert_eq!(std::fs::read(&written.ring_file).unwrap(), secret);
+    assert_eq!(std::fs::read(args.data.join("order.key")).unwrap(), key);
+    std::fs::remove_file(&written.ring_file).unwrap();
+    assert!(Machine::check(&args).err().unwrap().to_string().contains("order.key"), "a key that is left alone");
     assert_eq!(std::fs::read_dir(args.config.parent().unwrap()).unwrap().count(), 0, "no leftovers");
 }
 
@@ -76,7 +81,7 @@ fn what_is_there_is_never_overwritten() {
 fn a_configuration_that_the_agent_would_refuse_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let args = MachineArgs { ring_address: Some("no port".into()), ..args(dir.path()) };
-    let err = format!("{:#}", Machine::check(&args).unwrap().write(&ring(), &[], None).err().unwrap());
+    let err = format!("{:#}", Machine::check(&args).unwrap().write(&ring(), None, &[], None).err().unwrap());
     assert!(err.contains("ring.advertise"), "{err}");
     assert!(!args.config.exists() && !args.data.join("ring.json").exists());
 }

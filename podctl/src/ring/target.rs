@@ -106,15 +106,9 @@ impl TargetArgs {
         Ok((conn, file, secret))
     }
 
-    /// Where the ring file is: as given, else that of `podctl dev`, else that of this machine's pod.
-    fn ring_file(&self, given: Option<&Path>) -> anyhow::Result<PathBuf> {
-        if let Some(path) = given {
-            return Ok(path.to_owned());
-        }
-        if self.data.is_none() && self.config.exists() {
-            return Ok(adea::Config::load(&self.config)?.ring_file);
-        }
-        Ok(self.data().join("ring.json"))
+    /// Where the ring file is.
+    pub fn ring_file(&self, given: Option<&Path>) -> anyhow::Result<PathBuf> {
+        ring_file_of(given, self.data.as_deref(), &self.config)
     }
 
     fn candidates(&self) -> anyhow::Result<Candidates> {
@@ -213,6 +207,17 @@ fn of_dev(data: &Path) -> anyhow::Result<Candidates> {
         running.pods.iter().map(|pod| Peer::parse(&pod.url)?.with_login(&running.name, &running.password)).collect();
     let advice = format!("no pod of {} answers: start `podctl dev` there, or give --url", data.display());
     Ok(Candidates { peers: peers?, advice, kept: None })
+}
+
+/// Where a ring file is: as given, else that of `podctl dev`, else that of this machine's pod.
+pub fn ring_file_of(given: Option<&Path>, data: Option<&Path>, config: &Path) -> anyhow::Result<PathBuf> {
+    if let Some(path) = given {
+        return Ok(path.to_owned());
+    }
+    if data.is_none() && config.exists() {
+        return Ok(adea::Config::load(config)?.ring_file);
+    }
+    Ok(data.unwrap_or(Path::new(DEV_DATA)).join("ring.json"))
 }
 
 /// The pod of this machine, by a pass that its ring's secret makes.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use adea_ring::upgrade::{Order, OrderState, Progress, Step, UPGRADE_ID};
-use adea_ring::{PodId, RingSecret};
+use adea_ring::PodId;
+use adea_ring::upgrade::{Order, OrderPublicKey, OrderState, Progress, Step, UPGRADE_ID};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -27,6 +27,8 @@ const SILENT: &str = "waiting";
 pub struct Scene {
     /// The order in the ring.
     pub order: Option<Order>,
+    /// Why what is there in its place is none that counts.
+    pub not_followed: Option<String>,
     /// What each pod says of itself; none where it is no longer of the ring.
     said: BTreeMap<PodId, Option<Said>>,
 }
@@ -52,12 +54,16 @@ pub enum Outcome {
 }
 
 impl Scene {
-    /// Reads the order, and what the pods say.
-    pub async fn read(conn: &mut Conn, secret: &RingSecret) -> anyhow::Result<Self> {
+    /// Reads the order, which counts by this key, and what the pods say.
+    pub async fn read(conn: &mut Conn, key: Option<&OrderPublicKey>) -> anyhow::Result<Self> {
         let doc = documents::get(conn, &format!("/_ring/{UPGRADE_ID}")).await?;
-        let order = doc.as_ref().map(|doc| Order::verify(doc, secret)).transpose()?;
         let (docs, _) = documents::starting_with(conn, "_ring", "pod:").await?;
-        Ok(Self::new(order, &docs))
+        // One of an earlier version, or under a key that was replaced since, is in nobody's way.
+        Ok(match doc.as_ref().map(|doc| Order::verify(doc, key)) {
+            None => Self::new(None, &docs),
+            Some(Ok(order)) => Self::new(Some(order), &docs),
+            Some(Err(why)) => Self { not_followed: Some(why.to_string()), ..Self::new(None, &docs) },
+        })
     }
 
     fn new(order: Option<Order>, docs: &[Value]) -> Self {
@@ -69,7 +75,7 @@ impl Scene {
             };
             Some((id, (doc["state"] != "removed").then_some(said)))
         });
-        Self { order, said: said.collect() }
+        Self { order, not_followed: None, said: said.collect() }
     }
 
     /// Whether no pod has anything left to do.
@@ -112,7 +118,14 @@ impl Scene {
 
     /// For people.
     pub fn text(&self) -> String {
-        let Some(order) = &self.order else { return "no upgrade was ever ordered\n".to_owned() };
+        let Some(order) = &self.order else {
+            return match &self.not_followed {
+                None => "no upgrade was ever ordered\n".to_owned(),
+                Some(why) => {
+                    format!("there is an order that the pod of this machine does not follow\n{}\n", harmless(why))
+                }
+            };
+        };
         let mut table = Table::new(&["pod", "runs", "step", "why"]);
         for pod in &order.pods {
             let (step, why) = self.step_of(pod);
@@ -133,7 +146,7 @@ impl Scene {
 
     /// For scripts.
     pub fn json(&self) -> Value {
-        let Some(order) = &self.order else { return json!({"order": null}) };
+        let Some(order) = &self.order else { return json!({"order": null, "reason": self.not_followed}) };
         let pods: Vec<Value> = order.pods.iter().map(|pod| self.pod_json(pod)).collect();
         let (result, why) = match self.outcome() {
             None => ("running", self.failure()),
@@ -174,7 +187,7 @@ fn what(order: &Order) -> String {
 pub async fn follow(
     common: &Common,
     conn: Conn,
-    secret: &RingSecret,
+    key: OrderPublicKey,
     order: &Order,
     known: Option<Scene>,
 ) -> anyhow::Result<Outcome> {
@@ -187,7 +200,7 @@ pub async fn follow(
     }
     let (mut conn, mut heard) = (Some(conn), Instant::now());
     loop {
-        match look(common, &mut conn, secret).await {
+        match look(common, &mut conn, &key).await {
             Ok(scene) => {
                 heard = Instant::now();
                 if let Some(outcome) = tell(common, order, &scene, &mut told) {
@@ -212,12 +225,12 @@ pub async fn follow(
     }
 }
 
-async fn look(common: &Common, conn: &mut Option<Conn>, secret: &RingSecret) -> anyhow::Result<Scene> {
+async fn look(common: &Common, conn: &mut Option<Conn>, key: &OrderPublicKey) -> anyhow::Result<Scene> {
     let mut fresh = match conn.take() {
         Some(conn) => conn,
         None => common.target.connect().await?,
     };
-    let scene = Scene::read(&mut fresh, secret).await?;
+    let scene = Scene::read(&mut fresh, Some(key)).await?;
     *conn = Some(fresh);
     Ok(scene)
 }

@@ -33,11 +33,21 @@ pub struct Dev {
 impl Dev {
     /// Starts it and waits until it is ready.
     pub fn start(data: &Path, port: u16, more: &[&str]) -> Self {
+        Self::start_with(data, port, more, Stdio::inherit())
+    }
+
+    /// The same; what it complains of can be waited for.
+    pub fn start_heard(data: &Path, port: u16, more: &[&str]) -> Self {
+        Self::start_with(data, port, more, Stdio::piped())
+    }
+
+    fn start_with(data: &Path, port: u16, more: &[&str], complaints: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_podctl"))
             .args(["dev", "--json", "--port", &port.to_string(), "--data"])
             .arg(data)
             .args(more)
             .stdout(Stdio::piped())
+            .stderr(complaints)
             .spawn()
             .unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
@@ -49,6 +59,27 @@ impl Dev {
             panic!("not ready: {line:?}")
         });
         Self { child, _out: out, ready, folder: Folder::new(data).unwrap() }
+    }
+
+    /// Waits for the next line of complaint with a text in it. What was read once is gone.
+    pub fn until_says(&mut self, text: &str) -> String {
+        let (tell, told) = std::sync::mpsc::channel();
+        let complaints = BufReader::new(self.child.stderr.take().unwrap());
+        // To its end, as nobody may write to a pipe that nobody reads.
+        std::thread::spawn(move || {
+            for line in complaints.lines().map_while(Result::ok) {
+                // The test may have heard enough.
+                let _ = tell.send(line);
+            }
+        });
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = told.recv_timeout(left).unwrap_or_else(|err| panic!("never said of {text}: {err}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
     }
 
     pub fn state(&self) -> State {

@@ -134,6 +134,11 @@ async fn answer(State(rean): State<Arc<FakeRean>>, request: Request) -> Response
             }
             "_up" => axum_json(StatusCode::OK, &json!({"status": "ok"})),
             "sink" => sink(&rean, body).await,
+            // Reads nothing for longer than a test's time limits.
+            "late-sink" => {
+                tokio::time::sleep(Duration::from_millis(1_000)).await;
+                sink(&rean, body).await
+            }
             // A token that counts, or one that doesn't.
             "_join" => match body.collect().await.expect("a body").to_bytes().as_ref() {
                 b"good" => echo(&parts, &identity),
@@ -144,6 +149,17 @@ async fn answer(State(rean): State<Arc<FakeRean>>, request: Request) -> Response
             "image" => ([(header::CONTENT_TYPE, "image/png")], vec![7; 100_000]).into_response(),
             "drip" => drip(),
             "_feeds" if parts.headers.contains_key(header::UPGRADE) => many_feeds(&rean, &parts, &identity),
+            "_feeds" if get("accept") == Some("text/event-stream") => {
+                let mut response = feed(&rean, "_feeds", "");
+                // What it was told goes back, for the test to see.
+                response.headers_mut().extend(
+                    parts
+                        .headers
+                        .get("x-adea-closed")
+                        .map(|told| (http::HeaderName::from_static("x-told-closed"), told.clone())),
+                );
+                response
+            }
             "refuse" => axum_json(StatusCode::FORBIDDEN, &json!({"error": "forbidden"})),
             _ => echo(&parts, &identity),
         },

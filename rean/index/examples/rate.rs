@@ -58,6 +58,7 @@ fn measure(db: &Db, indexes: &Indexes, documents: usize) {
         views: vec![ViewSpec { names: vec!["by_day".to_owned()], reduce: Reduce::Sum }],
         include_design: false,
         local_seq: false,
+        partitioned: false,
         mapper: Arc::new(ByNumber),
     };
     let group = indexes.group(db, Arc::new(spec)).expect("an index");
@@ -83,7 +84,7 @@ fn measure(db: &Db, indexes: &Indexes, documents: usize) {
     };
     for (name, scope) in scopes {
         let view = group.view(&scope, 0).expect("a view");
-        println!("  {name}: {} rows", view.total_rows());
+        println!("  {name}: {} rows", view.total_rows().expect("counts"));
         let bound = |key: Value| Some(Bound { key: sort_key(&key), doc_id: None });
         let day = Range { start: bound(json!([17])), end: bound(json!([17, {}])), ..Range::default() };
         each("20 rows from the middle", || drop(view.rows(day.clone()).next_page(20)));

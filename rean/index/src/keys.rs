@@ -118,6 +118,26 @@ pub(crate) fn push_id(place: &mut Vec<u8>, id: &str) {
     place.extend_from_slice(&[0, 0]);
 }
 
+/// What the places of a partition's rows begin with, and those of no other partition.
+pub(crate) fn partition_prefix(partition: &str) -> Vec<u8> {
+    let mut prefix = Vec::with_capacity(partition.len() + 2);
+    push_id(&mut prefix, partition);
+    prefix
+}
+
+/// The length of the partition with which a sort key begins.
+pub(crate) fn partition_len(sort_key: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(byte) = sort_key.get(at) {
+        match (byte, sort_key.get(at + 1)) {
+            (0, Some(0)) => return at + 2,
+            (0, _) => at += 2,
+            _ => at += 1,
+        }
+    }
+    sort_key.len()
+}
+
 /// The id in a place, which begins after the sort key.
 pub(crate) fn id_of(tail: &[u8]) -> Option<String> {
     let mut id = Vec::with_capacity(tail.len());
@@ -154,7 +174,9 @@ mod tests {
             let key = b"\x05x\x00";
             let (left, right) = (place(key, &a.0, a.1), place(key, &b.0, b.1));
             prop_assert_eq!(left.cmp(&right), (a.0.as_bytes(), a.1).cmp(&(b.0.as_bytes(), b.1)));
-            prop_assert_eq!(id_of(&left[key.len()..]), Some(a.0));
+            prop_assert_eq!(id_of(&left[key.len()..]), Some(a.0.clone()));
+            let whole = [&partition_prefix(&a.0)[..], &b"\x00\x00"[..]].concat();
+            prop_assert_eq!(partition_len(&whole), partition_prefix(&a.0).len());
             if left < right {
                 let between = separator(&left, &right);
                 prop_assert!(left < between && between <= right);

@@ -11,8 +11,10 @@
 //!   sequence are one batch. It is never flushed: what is lost is made again.
 //! - A reader's view is made of the rows of the partial databases that they may read, and of nothing else: no row is
 //!   filtered out afterwards, so counts, offsets and reductions tell nothing of what is hidden.
+//! - The rows of a partition of a partitioned database lie together, where its design document wants that: what is asked of
+//!   one partition reads no other.
 //! - Rows have the order of [`rean_store::collate`], rows with equal keys that of their documents' ids, and those of one
-//!   document the order in which they were emitted.
+//!   document that of their values, as CouchDB has it (`same_key`).
 //! - An index that can't be of the database as it is (another instance, a lost or future sequence, forgotten purges,
 //!   another order of strings, damage) is made anew under another number.
 //!
@@ -27,7 +29,7 @@
 //! | Meta | `group/` instance `/` signature | an index, and how far it has come |
 //! | Meta | `rows/` tree | the number of its rows |
 //! | Meta | `dead/` group | a dropped index that is still to be cleared |
-//! | Docs | group id | the rows of a document: sort keys and hashes |
+//! | Docs | group id | the rows of a document: sort keys (with its partition, where that counts) and hashes |
 //! | Seqs | tree separator | the head of a page: rows, bytes, reduction |
 //! | Bodies | tree separator | a page: rows in their order, 4 KiB of them or so |
 //!
@@ -49,6 +51,7 @@ mod records;
 mod reduce;
 mod reduced;
 mod rows;
+mod same_key;
 mod shared;
 mod spec;
 mod toll;
@@ -65,5 +68,6 @@ pub use reduced::{Reduced, ReducedRow};
 pub use rows::{Row, Rows};
 pub use spec::{
     Emit, Emitted, GroupSpec, IndexDoc, MAX_RANKED, MapError, Mapper, Reduce, ReduceError, Reducer, Unmapped, ViewSpec,
+    is_partitioned,
 };
 pub use view::View;

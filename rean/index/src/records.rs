@@ -4,7 +4,7 @@ use crate::keys::GroupNo;
 use serde::{Deserialize, Serialize};
 
 /// The layout of keys and records. Indexes of another one are made anew: there is nothing to migrate.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// How the indexes in an engine were made.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

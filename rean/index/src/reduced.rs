@@ -54,7 +54,8 @@ struct Found {
 impl Reduced {
     pub(crate) fn new(view: View, range: &Range, grouping: Grouping) -> Reduced {
         let grouping = if grouping == Grouping::Level(0) { Grouping::None } else { grouping };
-        Reduced { view, span: Some(range.span()), descending: range.descending, grouping }
+        let span = Some(view.span(range));
+        Reduced { view, span, descending: range.descending, grouping }
     }
 
     /// The next reductions, at most `limit` (at least 1); empty: there are no more. A range without rows has none,
@@ -133,12 +134,13 @@ impl Reduced {
     /// The group that a row is in.
     fn group_of(&self, row: &PageRow) -> Result<(Vec<u8>, Bytes), IndexError> {
         if let Grouping::Level(level) = self.grouping
-            && let Some(prefix) = collate::array_prefix(row.sort_key(), level as usize)
+            && let (partition, key) = row.sort_key().split_at(self.view.partition_len(row.sort_key()))
+            && let Some(prefix) = collate::array_prefix(key, level as usize)
         {
             let damaged = |_| IndexError::Damaged("a row's key");
             let elements: Vec<&RawValue> = serde_json::from_slice(&row.cell.key).map_err(damaged)?;
             let first: Vec<&str> = elements.iter().take(level as usize).map(|element| element.get()).collect();
-            return Ok((prefix.to_vec(), Bytes::from(format!("[{}]", first.join(",")))));
+            return Ok(([partition, prefix].concat(), Bytes::from(format!("[{}]", first.join(",")))));
         }
         Ok((row.sort_key().to_vec(), row.cell.key.clone()))
     }

@@ -40,7 +40,8 @@ pub struct Rows {
 
 impl Rows {
     pub(crate) fn new(view: View, range: &Range) -> Rows {
-        Rows { view, span: range.span(), descending: range.descending, open: None }
+        let span = view.span(range);
+        Rows { view, span, descending: range.descending, open: None }
     }
 
     /// Leaves out the next `n` rows; gives how many there were, if fewer.

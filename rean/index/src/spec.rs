@@ -1,6 +1,7 @@
 //! What an index is made of: its views, the functions that make its rows, and those that reduce them.
 
-use rean_store::collate;
+use crate::keys::partition_prefix;
+use rean_store::{collate, partition_of};
 use serde_json::Value;
 use std::fmt;
 use std::sync::Arc;
@@ -17,8 +18,31 @@ pub struct GroupSpec {
     pub include_design: bool,
     /// Whether documents are handed over with `_local_seq` (`options.local_seq`).
     pub local_seq: bool,
+    /// Whether the rows of each partition lie together (see [`is_partitioned`]), for [`crate::View::within`]. Documents
+    /// without a partition have no rows then.
+    pub partitioned: bool,
     /// Makes the rows.
     pub mapper: Arc<dyn Mapper>,
+}
+
+/// Whether the views of a design document are asked one partition at a time: in a partitioned database, unless its options
+/// say otherwise (<https://docs.couchdb.org/en/stable/partitioned-dbs/index.html>).
+pub fn is_partitioned(design: &Value, in_partitioned: bool) -> bool {
+    let option = design.get("options").and_then(|options| options.get("partitioned"));
+    in_partitioned && option != Some(&Value::Bool(false))
+}
+
+impl GroupSpec {
+    /// What decides about the place of a row: its partition, if that counts, then its key. `None`: no rows for it.
+    pub(crate) fn sort_key(&self, view: usize, id: &str, key: &Value) -> Option<Vec<u8>> {
+        let sort_key = self.mapper.sort_key(view, key);
+        if !self.partitioned {
+            return Some(sort_key);
+        }
+        let mut whole = partition_prefix(partition_of(id)?);
+        whole.extend_from_slice(&sort_key);
+        Some(whole)
+    }
 }
 
 /// One view of a group.

@@ -10,12 +10,13 @@ use crate::group::Group;
 use crate::keys::{MAX_PLACE_BYTES, place};
 use crate::pending::{NewRow, Pending};
 use crate::records::GroupRecord;
+use crate::same_key;
 use crate::shared::Shared;
 use crate::spec::{Emitted, IndexDoc, MapError, Unmapped};
 use crate::tree;
 use bytes::Bytes;
 use rean_store::engine::{Batch, Space};
-use rean_store::{IndexRow, Newest, Seq};
+use rean_store::{IndexRow, Newest, Seq, partition_of};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -198,7 +199,8 @@ impl<'a> Run<'a> {
         let mut seqs = Vec::new();
         for row in rows {
             let is_design = row.id.starts_with("_design/");
-            match row.live.as_ref().filter(|_| spec.include_design || !is_design) {
+            let has_place = !spec.partitioned || partition_of(&row.id).is_some();
+            match row.live.as_ref().filter(|_| has_place && (spec.include_design || !is_design)) {
                 Some(live) => {
                     seqs.push(row.seq);
                     parts.push(live.place.map_or(0, |part| part + 1));
@@ -299,13 +301,14 @@ impl<'a> Run<'a> {
                 self.tell(id, view, "a key is no JSON value that can be sorted");
                 continue;
             };
-            let sort_key = self.group.spec.mapper.sort_key(view, &key);
+            let Some(sort_key) = self.group.spec.sort_key(view, id, &key) else { continue };
             if place(&sort_key, id, u32::MAX).len() > MAX_PLACE_BYTES {
                 self.tell(id, view, "a key is too long to be sorted");
                 continue;
             }
             rows.push(NewRow { sort_key, key: Bytes::from(emit.key), value: Bytes::from(emit.value) });
         }
+        same_key::sort(&mut rows);
         rows
     }
 

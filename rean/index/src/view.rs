@@ -2,7 +2,7 @@
 
 use crate::error::IndexError;
 use crate::group::Group;
-use crate::keys::{ALL, TOP, TreeId, push_id};
+use crate::keys::{ALL, TOP, TreeId, after, partition_len, partition_prefix, push_id};
 use crate::range::{Bound, Grouping, Range};
 use crate::records::GroupRecord;
 use crate::reduced::Reduced;
@@ -24,6 +24,8 @@ const MAX_OPEN: usize = 1_024;
 #[derive(Clone)]
 pub struct View {
     inner: Arc<Inner>,
+    /// What the places of its rows begin with; empty: all.
+    prefix: Vec<u8>,
 }
 
 struct Inner {
@@ -64,7 +66,14 @@ impl View {
         }
         let (spec, shared) = (Arc::clone(&group.spec), Arc::clone(&group.shared));
         let inner = Inner { snapshot, spec, shared, view, seq, trees, total_rows, _permit: permit };
-        Ok(View { inner: Arc::new(inner) })
+        Ok(View { inner: Arc::new(inner), prefix: Vec::new() })
+    }
+
+    /// The rows of one partition, as if there were no others. Only for a group whose rows lie so
+    /// ([`GroupSpec::partitioned`]): of another there are none.
+    #[must_use]
+    pub fn within(&self, partition: &str) -> View {
+        View { inner: Arc::clone(&self.inner), prefix: partition_prefix(partition) }
     }
 
     /// The sequence of the index at that moment.
@@ -72,9 +81,12 @@ impl View {
         self.inner.seq
     }
 
-    /// All rows.
-    pub fn total_rows(&self) -> u64 {
-        self.inner.total_rows
+    /// All rows. Those of a partition are counted by the heads of its pages.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn total_rows(&self) -> Result<u64, IndexError> {
+        if self.prefix.is_empty() { Ok(self.inner.total_rows) } else { self.count(&Range::default()) }
     }
 
     /// Rows before the first row of the range, in the direction of the range.
@@ -82,10 +94,10 @@ impl View {
     /// # Errors
     /// The engine failed.
     pub fn offset(&self, range: &Range) -> Result<u64, IndexError> {
-        let span = range.span();
+        let (span, all) = (self.span(range), self.span(&Range::default()));
         match (range.descending, span.hi) {
-            (false, _) => self.count_span(&Span { lo: Vec::new(), hi: Some(span.lo) }),
-            (true, Some(hi)) => self.count_span(&Span { lo: hi, hi: None }),
+            (false, _) => self.count_span(&Span { lo: all.lo, hi: Some(span.lo) }),
+            (true, Some(hi)) => self.count_span(&Span { lo: hi, hi: all.hi }),
             (true, None) => Ok(0),
         }
     }
@@ -95,7 +107,7 @@ impl View {
     /// # Errors
     /// The engine failed.
     pub fn count(&self, range: &Range) -> Result<u64, IndexError> {
-        self.count_span(&range.span())
+        self.count_span(&self.span(range))
     }
 
     /// The rows of the range, to be taken page by page.
@@ -106,6 +118,21 @@ impl View {
     /// The reductions of the range, to be taken page by page. A view without a reduce function is counted.
     pub fn reduce(&self, range: Range, grouping: Grouping) -> Reduced {
         Reduced::new(self.clone(), &range, grouping)
+    }
+
+    /// The places of a range's rows.
+    pub(crate) fn span(&self, range: &Range) -> Span {
+        let span = range.span();
+        if self.prefix.is_empty() {
+            return span;
+        }
+        let within = |place: Vec<u8>| [&self.prefix[..], &place].concat();
+        Span { lo: within(span.lo), hi: Some(span.hi.map_or_else(|| after(&self.prefix), within)) }
+    }
+
+    /// The length of the partition that a row's sort key begins with; 0 where keys have none.
+    pub(crate) fn partition_len(&self, sort_key: &[u8]) -> usize {
+        if self.inner.spec.partitioned { partition_len(sort_key) } else { 0 }
     }
 
     pub(crate) fn count_span(&self, span: &Span) -> Result<u64, IndexError> {

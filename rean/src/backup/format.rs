@@ -97,6 +97,9 @@ pub struct Database {
     pub name: String,
     /// Whether it is an app.
     pub app: bool,
+    /// Whether the ids of its documents name partitions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partitioned: bool,
     /// Its newest change.
     pub seq: u64,
     /// Which of all databases of that name it was.

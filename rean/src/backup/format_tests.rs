@@ -23,6 +23,7 @@ fn database() -> Database {
     Database {
         name: "a".to_owned(),
         app: false,
+        partitioned: false,
         seq: 7,
         instance: "00000000".to_owned(),
         doc_count: 1,

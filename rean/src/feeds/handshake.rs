@@ -47,7 +47,7 @@ pub fn upgrade_required() -> ApiError {
     ApiError::new(
         StatusCode::UPGRADE_REQUIRED,
         "upgrade_required",
-        "This is a WebSocket of many feeds: ask for an upgrade, over HTTP/1.1.",
+        "These are many feeds on one connection: ask for a WebSocket, over HTTP/1.1, or for text/event-stream.",
     )
     .with_header(UPGRADE, HeaderValue::from_static("websocket"))
 }

@@ -195,10 +195,19 @@ pub fn longest(user: Option<&str>) -> usize {
     if user.is_some() { MAX_MESSAGE_BYTES } else { MAX_MESSAGE_BYTES_ANONYMOUS }
 }
 
-/// The first message: what this server is, who the client is to it, and what it takes.
-pub fn hello(user: Option<&str>, subscriptions: usize) -> String {
+/// The first message: what this server is, who the client is to it, what it takes, and the connection's id if it has one.
+pub fn hello(user: Option<&str>, subscriptions: usize, connection: Option<&str>) -> String {
     let limits = json!({"subscriptions": subscriptions, "message_bytes": longest(user)});
-    json!({"op": "hello", "protocol": 1, "user": user, "limits": limits}).to_string()
+    let mut message = json!({"op": "hello", "protocol": 1, "user": user, "limits": limits});
+    if let Some(connection) = connection {
+        message["connection"] = connection.into();
+    }
+    message.to_string()
+}
+
+/// The last message, where the connection itself has no way to say why it ends.
+pub fn close(code: u16, reason: &str) -> String {
+    json!({"op": "close", "code": code, "reason": reason}).to_string()
 }
 
 /// The answer to a ping.

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::error::ApiError;
+use crate::feeds::mail::Mail;
 
 /// Such connections of one pod. At some 30 KiB each without their feeds they stay under 400 MiB.
 const MAX_SOCKETS: usize = 10_000;
@@ -19,6 +20,8 @@ const MAX_SOCKETS_ANONYMOUS: usize = MAX_SOCKETS / 4;
 /// All of a pod.
 #[derive(Debug)]
 pub struct Sockets {
+    /// What the clients of event streams say.
+    pub(super) mail: Arc<Mail>,
     open: Mutex<HashMap<Option<Box<str>>, usize>>,
     /// How many there are.
     count: watch::Sender<usize>,
@@ -36,7 +39,12 @@ pub struct Seat {
 
 impl Default for Sockets {
     fn default() -> Self {
-        Self { open: Mutex::default(), count: watch::Sender::new(0), ending: watch::Sender::new(false) }
+        Self {
+            mail: Arc::default(),
+            open: Mutex::default(),
+            count: watch::Sender::new(0),
+            ending: watch::Sender::new(false),
+        }
     }
 }
 

@@ -26,6 +26,15 @@ pub enum FileError {
     /// There are too many uploads.
     #[error("too many uploads of large files")]
     Busy,
+    /// It came slowly, and its place went to another upload.
+    #[error("the upload was slow, and there are others")]
+    Slow,
+    /// Another ring uses the bucket too.
+    #[error(
+        "another ring with this ring's secret keeps files in the same place of the bucket, so nothing is removed there: give \
+         one of them another `files.store.s3.prefix` in _ring/config, and then remove the object {0}"
+    )]
+    Disputed(String),
     /// The storage doesn't answer, or not as it should.
     #[error("{step}: {why}")]
     Storage {
@@ -70,6 +79,11 @@ impl From<FileError> for ApiError {
     fn from(error: FileError) -> Self {
         let (reason, after_s) = match &error {
             FileError::Busy => ("Too many large files are being uploaded; try again", 2),
+            FileError::Slow => {
+                let reason = "The file came slowly, and its place is needed for others: try again later, or send it in pieces \
+                              (see _uploads), of which each stays";
+                (reason, 60)
+            }
             FileError::Missing | FileError::Pods(_) => ("The file is not on this pod yet; try again", 5),
             _ => ("The storage of large files can't be used at the moment; try again", 5),
         };

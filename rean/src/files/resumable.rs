@@ -44,6 +44,8 @@ const VERSION: HeaderValue = HeaderValue::from_static("1.0.0");
 const PIECE_TYPE: &str = "application/offset+octet-stream";
 /// Bytes that are read at once of what has come.
 const READ_BYTES: usize = 256 << 10;
+/// Room that is made at once for bytes that come: to look at all uploads for each piece would take longer than the disk.
+const HOLD_BYTES: u64 = 1 << 20;
 /// Between two looks for uploads that have expired.
 const EXPIRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -245,6 +247,7 @@ async fn add(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Respon
         return Err(error.with_header(UPLOAD_OFFSET, HeaderValue::from(at)));
     }
     let came = receive(pod, &entry, at, about.length, request).await;
+    entry.settle();
     entry.heard(now_s())?;
     let at = came?;
     let mut response = answer(StatusCode::NO_CONTENT);
@@ -270,6 +273,8 @@ async fn receive(pod: &Pod, entry: &Entry, at: u64, length: u64, request: Reques
     let mut at = at;
     let mut data = None;
     let mut ended = Ok(());
+    // What is held of the upload has come.
+    let mut held = at;
     while let Some(piece) = body.next().await {
         let piece = match piece {
             Ok(piece) => piece,
@@ -281,6 +286,15 @@ async fn receive(pod: &Pod, entry: &Entry, at: u64, length: u64, request: Reques
         if piece.len() as u64 > length - at {
             ended = Err(ApiError::body_too_large());
             break;
+        }
+        let size = piece.len() as u64;
+        if at + size > held {
+            let more = size.max(HOLD_BYTES).min(length - held);
+            if let Err(full) = pod.files.spool.hold(entry, more, pod.settings.get().max_attachment_bytes) {
+                ended = Err(full);
+                break;
+            }
+            held += more;
         }
         // Each time: the disk may get full while a gigabyte comes.
         if let Err(full) = room::check(pod) {

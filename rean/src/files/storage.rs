@@ -141,6 +141,22 @@ impl Bucket {
         Object { store: Arc::clone(&self.store), path, part_mib: S3_PART_MIB }
     }
 
+    /// The storage.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The object that says whose the files are; its name is none that a file can have.
+    pub fn mark(&self) -> Path {
+        Path::from(format!("{}/mark.json", self.prefix))
+    }
+
+    /// The bucket and the prefix.
+    pub fn place(&self) -> String {
+        let endpoint = self.config.endpoint.as_deref().unwrap_or_default();
+        format!("{endpoint} {} {}", self.config.bucket, self.prefix)
+    }
+
     /// All files of this ring in it.
     pub fn list(&self) -> BoxStream<'static, Result<(FileKey, u64), FileError>> {
         list(&self.store, Some(&Path::from(self.prefix.as_str())))

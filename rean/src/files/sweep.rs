@@ -4,7 +4,7 @@
 //! A file goes when this pod has had no document with it for `files.keep_hours`, it was written longer ago than that, and
 //! every other pod of the ring says that it has none either. A pod that is away says nothing, so nothing goes until it is
 //! back or no longer of the ring: it may have a revision that nobody else has. In a bucket only the write master sweeps; in
-//! its folder each pod does.
+//! its folder each pod does. And in a bucket only a ring that is alone there ([`claim`]).
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::databases::blocking;
 use crate::files::error::FileError;
-use crate::files::{Files, peers};
+use crate::files::{Files, claim, peers};
 use crate::pod::Pod;
 use crate::ring::{ring_doc, status};
 use crate::workers::{Stop, now_s};
@@ -82,6 +82,9 @@ pub async fn sweep(pod: &Arc<Pod>, now_s: u64) -> Result<Swept, FileError> {
         places.push(FilePlace::S3);
     }
     for place in places {
+        if place == FilePlace::S3 && !claim::renew(pod, &pod.files.bucket()?).await? {
+            continue;
+        }
         let done = sweep_place(pod, place, now_s).await?;
         swept = Swept { idle: swept.idle + done.idle, removed: swept.removed + done.removed };
     }

@@ -7,13 +7,13 @@ use md5::{Digest, Md5};
 use object_store::{ObjectStoreExt, WriteMultipart};
 use rean_store::{AttachmentEditSource, BlobRef, Db, Edit, FileKey, FilePlace, StoredFile};
 use sha2::Sha256;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::ApiError;
 use crate::files::error::FileError;
 use crate::files::{Files, above_bytes};
 use crate::pod::Pod;
 use crate::ring::places::Taken;
+use crate::shares::{Share, Whose};
 use crate::target::Target;
 
 /// Parts in memory at once: one that fills, and one on its way.
@@ -34,7 +34,7 @@ pub struct FileWriter {
     length: u64,
     md5: Md5,
     sha256: Sha256,
-    _turn: OwnedSemaphorePermit,
+    turn: Share,
     _share: Taken<Option<String>>,
 }
 
@@ -43,15 +43,19 @@ impl FileWriter {
     ///
     /// # Errors
     /// When there are too many uploads, or the storage fails.
-    pub async fn begin(files: &Arc<Files>, who: Option<String>, most_bytes: u64) -> Result<Self, FileError> {
+    pub async fn begin(
+        files: &Arc<Files>,
+        who: Option<String>,
+        whose: &Whose,
+        most_bytes: u64,
+    ) -> Result<Self, FileError> {
         let (key, place) = (FileKey::random(), files.place());
         let object = files.object(place, key)?;
         let part_mib = object.part_mib_for(most_bytes);
         let share = files.each.take(who, MAX_EACH).ok_or(FileError::Busy)?;
         // A part that is larger than all that there is waits for all.
-        let units = u32::try_from((part_mib * PARTS).min(super::UPLOAD_MIB)).map_err(|_| FileError::Busy)?;
-        let turn = tokio::time::timeout(TURN, Arc::clone(&files.uploads).acquire_many_owned(units)).await;
-        let turn = turn.map_err(|_| FileError::Busy)?.map_err(|_| FileError::Busy)?;
+        let units = (part_mib * PARTS).min(super::UPLOAD_MIB);
+        let turn = files.uploads.take(whose, units, TURN).await.ok_or(FileError::Busy)?;
         let upload = object.store.put_multipart(&object.path).await;
         let upload = upload.map_err(|error| FileError::storage("beginning a file", error))?;
         Ok(Self {
@@ -62,9 +66,14 @@ impl FileWriter {
             length: 0,
             md5: Md5::new(),
             sha256: Sha256::new(),
-            _turn: turn,
+            turn,
             _share: share,
         })
+    }
+
+    /// Its place among the uploads.
+    pub fn place(&self) -> &Share {
+        &self.turn
     }
 
     /// Takes the next bytes; waits while the storage is slower than they come.
@@ -76,6 +85,7 @@ impl FileWriter {
         self.md5.update(bytes);
         self.sha256.update(bytes);
         self.length += bytes.len() as u64;
+        self.turn.came(bytes.len());
         // In steps, so that a piece of any size fills one part at a time.
         for step in bytes.chunks(COPY_BYTES) {
             let ready = parts.wait_for_capacity(PARTS - 1).await;
@@ -132,7 +142,8 @@ pub async fn move_out(pod: &Pod, target: &Target, mut edits: Vec<Edit>) -> Resul
         if blob.is_file() || blob.length() <= above {
             continue;
         }
-        let mut file = FileWriter::begin(&pod.files, target.who.name.clone(), blob.length()).await?;
+        let mut file =
+            FileWriter::begin(&pod.files, target.who.name.clone(), &Whose::account(&target.who), blob.length()).await?;
         file.write_blob(blob).await?;
         attachment.source = AttachmentEditSource::Blob(file.finish(&target.db).await?);
     }

@@ -2,6 +2,7 @@
 
 use rean_index::mango::{MangoError, Sort, UseIndex, clip, shown};
 use rean_store::selector::{FieldPath, Selector};
+use rean_store::validate_partition;
 use serde_json::{Map, Value};
 
 use super::bookmark::Bookmark;
@@ -48,6 +49,8 @@ pub struct FindArgs {
     pub sort: Sort,
     /// The wanted fields; none: all.
     pub fields: Vec<Field>,
+    /// Only documents of this partition.
+    pub partition: Option<String>,
     /// On how many pods to read: all have the same here, so it only shows in the statistics.
     pub r: u64,
     /// Documents tell their conflicts.
@@ -74,19 +77,19 @@ pub struct Field {
 }
 
 impl FindArgs {
-    /// Reads the body of a request.
+    /// Reads the body of a request, whose address may name a partition.
     ///
     /// # Errors
     /// 400, in CouchDB's words.
-    pub fn parse(text: &[u8]) -> Result<Self, ApiError> {
+    pub fn parse(text: &[u8], partition: Option<&str>) -> Result<Self, ApiError> {
         let body: Value = serde_json::from_slice(text).map_err(|_| ApiError::invalid_json())?;
         let Value::Object(members) = body else {
             return Err(ApiError::bad_request("Request body must be a JSON object"));
         };
-        Ok(Self::of(&members)?)
+        Ok(Self::of(&members, partition)?)
     }
 
-    fn of(members: &Map<String, Value>) -> Result<Self, MangoError> {
+    fn of(members: &Map<String, Value>, in_address: Option<&str>) -> Result<Self, MangoError> {
         let selector = members.get("selector").ok_or(MangoError::MissingKey("selector"))?;
         let selector = Selector::parse(selector)?;
         let use_index_value = members.get("use_index").unwrap_or(&Value::Null);
@@ -102,6 +105,7 @@ impl FindArgs {
             skip: natural(members, "skip")?.unwrap_or(0),
             sort: members.get("sort").map(Sort::parse).transpose()?.unwrap_or_default(),
             fields: fields(members.get("fields"))?,
+            partition: partition(members.get("partition"), in_address)?,
             r: positive(members.get("r"))?.unwrap_or(1),
             conflicts: flag(members, "conflicts", false)?,
             stale: stale(members.get("stale"))?,
@@ -110,11 +114,6 @@ impl FindArgs {
             stats: flag(members, "execution_stats", false)?,
             allow_fallback: flag(members, "allow_fallback", true)?,
         };
-        match members.get("partition") {
-            None => {}
-            Some(Value::String(name)) if name.is_empty() => {}
-            Some(other) => return Err(MangoError::Value { name: "partition", value: shown(other) }),
-        }
         match members.keys().find(|key| !KEYS.contains(&key.as_str())) {
             Some(key) => Err(MangoError::InvalidKey(clip(key))),
             None => Ok(args),
@@ -138,6 +137,22 @@ fn bookmark_text(value: Option<&Value>) -> Result<Option<String>, MangoError> {
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err(MangoError::Bookmark(shown(other))),
     }
+}
+
+fn partition(value: Option<&Value>, in_address: Option<&str>) -> Result<Option<String>, MangoError> {
+    let in_body = match value {
+        None => None,
+        Some(Value::String(name)) => Some(name.as_str()).filter(|name| !name.is_empty()),
+        Some(other) => return Err(MangoError::Value { name: "partition", value: shown(other) }),
+    };
+    if let (Some(body), Some(address)) = (in_body, in_address)
+        && body != address
+    {
+        return Err(MangoError::Partition("`partition` in the body is another one than in the address".to_owned()));
+    }
+    let Some(name) = in_body.or(in_address) else { return Ok(None) };
+    validate_partition(name).map_err(|error| MangoError::Partition(error.to_string()))?;
+    Ok(Some(name.to_owned()))
 }
 
 fn natural(members: &Map<String, Value>, name: &str) -> Result<Option<u64>, MangoError> {
@@ -185,13 +200,18 @@ mod tests {
     use serde_json::{Value, json};
 
     fn parse(body: &Value) -> Result<FindArgs, (u16, String)> {
-        FindArgs::parse(body.to_string().as_bytes()).map_err(|error| (error.status.as_u16(), error.error.into_owned()))
+        FindArgs::parse(body.to_string().as_bytes(), Some("p"))
+            .map_err(|error| (error.status.as_u16(), error.error.into_owned()))
     }
 
     #[test]
     fn what_is_not_said_is_as_in_couchdb() {
         let args = parse(&json!({"selector": {}})).expect("a query");
         assert_eq!((args.limit, args.skip, args.r), (25, 0, 1));
+        assert_eq!(args.partition.as_deref(), Some("p"));
+        let named = FindArgs::parse(br#"{"selector":{},"partition":"q"}"#, None).expect("a query");
+        assert_eq!(named.partition.as_deref(), Some("q"));
+        assert!(FindArgs::parse(br#"{"selector":{},"partition":"_q"}"#, None).is_err());
         assert!(args.update && args.allow_fallback && !args.takes_stale() && args.bookmark.is_none());
         let args =
             parse(&json!({"selector": {}, "stale": "ok", "bookmark": "nil", "use_index": null})).expect("a query");
@@ -218,11 +238,12 @@ mod tests {
             (json!({"selector": {}, "use_index": 1}), "invalid_index_name"),
             (json!({"selector": {}, "bookmark": 1}), "invalid_bookmark"),
             (json!({"selector": {}, "bookmark": "zork"}), "invalid_bookmark"),
-            (json!({"selector": {}, "partition": "p"}), "invalid_value"),
+            (json!({"selector": {}, "partition": 1}), "invalid_value"),
+            (json!({"selector": {}, "partition": "q"}), "invalid_partition"),
             (json!({"selector": {}, "zork": 1}), "invalid_key"),
         ] {
             assert_eq!(parse(&body).err(), Some((400, error.to_owned())), "{body}");
         }
-        assert!(FindArgs::parse(b"{").is_err());
+        assert!(FindArgs::parse(b"{", None).is_err());
     }
 }

@@ -18,6 +18,7 @@ pub fn explanation(target: &Target, args: &FindArgs, planned: &Planned) -> Value
         Choice::AllDocs(_) => None,
     };
     let mut told = of_query(target, args, &planned.indexes, &planned.plan.candidates);
+    told["partitioned"] = taken.is_some_and(|at| planned.indexes[at].partitioned).into();
     told["index"] = index(&planned.indexes, taken);
     told["mrargs"] = arguments(args, planned);
     told["covering"] = planned.plan.covering.into();
@@ -66,7 +67,7 @@ fn options(args: &FindArgs, fields: &[&str]) -> Value {
         "skip": args.skip,
         "sort": args.sort.to_object(),
         "fields": fields,
-        "partition": "",
+        "partition": args.partition.as_deref().unwrap_or_default(),
         "r": args.r,
         "conflicts": args.conflicts,
         "stale": args.stale,
@@ -88,7 +89,7 @@ fn arguments(args: &FindArgs, planned: &Planned) -> Value {
         "include_docs": !planned.plan.covering,
         "view_type": "map",
         "reduce": false,
-        "partition": null,
+        "partition": args.partition,
         "start_key": start,
         "end_key": end,
         "direction": direction,

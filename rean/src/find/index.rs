@@ -87,6 +87,9 @@ async fn read_value(pod: &Pod, request: Request) -> Result<Value, ApiError> {
 
 async fn create(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Response, ApiError> {
     let wanted = NewIndex::parse(&read_value(pod, request).await?)?;
+    if wanted.partitioned == Some(true) && !target.db.is_partitioned() {
+        return Err(MangoError::Partitioned.into());
+    }
     let told =
         |result: &str| json_line(StatusCode::OK, &json!({"result": result, "id": wanted.ddoc, "name": wanted.name}));
     for attempt in 1.. {
@@ -112,7 +115,7 @@ async fn create(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Res
 async fn delete(pod: &Arc<Pod>, target: &Target, id: &str, name: Option<&str>) -> Result<bool, ApiError> {
     for attempt in 1.. {
         let Some(old) = pod.designs.of(&target.db)?.get(id).filter(|old| old.id == id) else { return Ok(false) };
-        let there = IndexDef::of_design(&old.id, &old.value);
+        let there = IndexDef::of_design(&old.id, &old.value, target.db.is_partitioned());
         let named: Vec<&IndexDef> = there.iter().filter(|index| name.is_none_or(|name| name == index.name)).collect();
         // As in CouchDB, a design document is not deleted as a whole while it has several.
         let [index] = named.as_slice() else { return Ok(false) };

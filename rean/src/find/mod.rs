@@ -24,6 +24,7 @@ use crate::body_in::read_json;
 use crate::databases::json_line;
 use crate::error::ApiError;
 use crate::page_body::paged;
+use crate::partitions::{PARAMETER, unsupported};
 use crate::pod::Pod;
 use crate::render;
 use crate::route::{Request, Response};
@@ -48,11 +49,15 @@ pub async fn find(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     let target = target::resolve(pod, who, request.db_name())?;
     target.require_read()?;
     let is_explain = request.segments.get(1).is_some_and(|name| name == "_explain");
+    let partition = request.query.get(PARAMETER).map(str::to_owned);
     let text = read_json(pod, &request.headers, request.body).await?;
     if text.len() > MAX_QUERY_BYTES {
         return Err(ApiError::body_too_large());
     }
-    let args = FindArgs::parse(&text)?;
+    let args = FindArgs::parse(&text, partition.as_deref())?;
+    if args.partition.is_some() && !target.db.is_partitioned() {
+        return Err(unsupported());
+    }
     let planned = match Planned::of(pod, &target, &args) {
         // As CouchDB: an explanation also says why there is none.
         Err(error) if is_explain && error.error == NO_INDEX => {

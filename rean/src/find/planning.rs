@@ -12,7 +12,8 @@ use crate::views::index_error;
 
 /// A query with its plan.
 pub struct Planned {
-    /// All indexes of the database, in the order of their design documents.
+    /// The indexes of the database that are of the query's kind, in the order of their design documents: those of
+    /// partitions for a query of one, else the others.
     pub indexes: Vec<IndexDef>,
     /// What will be done.
     pub plan: Plan,
@@ -24,11 +25,11 @@ impl Planned {
     /// # Errors
     /// 400 when nothing can serve, or when the bookmark's index can't any more.
     pub fn of(pod: &Pod, target: &Target, args: &FindArgs) -> Result<Self, ApiError> {
-        let indexes = indexes_of(pod, target)?;
+        let indexes = of_kind(pod, target, args)?;
         let fields = wanted_fields(args);
         let query = query_of(args, &fields);
         let Some(bookmark) = &args.bookmark else {
-            let plan = Plan::of(query, &indexes)?;
+            let plan = Plan::of(query, &indexes).map_err(|error| named(error, target, args))?;
             return Ok(Self { indexes, plan });
         };
         let plan = match &bookmark.row {
@@ -54,7 +55,7 @@ impl Planned {
     /// # Errors
     /// The store failed.
     pub fn why_none(pod: &Pod, target: &Target, args: &FindArgs) -> Result<(Vec<IndexDef>, Vec<Candidate>), ApiError> {
-        let indexes = indexes_of(pod, target)?;
+        let indexes = of_kind(pod, target, args)?;
         let fields = wanted_fields(args);
         let losers = Plan::why_none(query_of(args, &fields), &indexes);
         Ok((indexes, losers))
@@ -66,6 +67,23 @@ impl Planned {
             Choice::Index(at, _) => Some(&self.indexes[at]),
             Choice::AllDocs(_) => None,
         }
+    }
+}
+
+/// The indexes that can serve a query of one partition, or those that can serve others.
+fn of_kind(pod: &Pod, target: &Target, args: &FindArgs) -> Result<Vec<IndexDef>, ApiError> {
+    let mut indexes = indexes_of(pod, target)?;
+    indexes.retain(|index| index.partitioned == args.partition.is_some());
+    Ok(indexes)
+}
+
+/// The error, with the kind of index that is missing where there are two.
+fn named(error: MangoError, target: &Target, args: &FindArgs) -> MangoError {
+    match error {
+        MangoError::NoSortIndex if target.db.is_partitioned() => {
+            MangoError::NoSortIndexOf(if args.partition.is_some() { "partitioned" } else { "global" })
+        }
+        other => other,
     }
 }
 
@@ -89,7 +107,11 @@ fn query_of<'a>(args: &'a FindArgs, fields: &'a [FieldPath]) -> Query<'a> {
 /// The store failed.
 pub fn indexes_of(pod: &Pod, target: &Target) -> Result<Vec<IndexDef>, ApiError> {
     let designs = pod.designs.of(&target.db)?;
-    Ok(designs.all().iter().flat_map(|design| IndexDef::of_design(&design.id, &design.value)).collect())
+    Ok(designs
+        .all()
+        .iter()
+        .flat_map(|design| IndexDef::of_design(&design.id, &design.value, target.db.is_partitioned()))
+        .collect())
 }
 
 /// The index that holds the rows of `wanted`, and its place there; `None`: its design document has changed since.
@@ -99,11 +121,11 @@ pub fn indexes_of(pod: &Pod, target: &Target) -> Result<Vec<IndexDef>, ApiError>
 pub fn group_of(pod: &Pod, target: &Target, wanted: &IndexDef) -> Result<Option<(Group, usize)>, ApiError> {
     let designs = pod.designs.of(&target.db)?;
     let Some(design) = designs.get(&wanted.ddoc) else { return Ok(None) };
-    let indexes = IndexDef::of_design(&design.id, &design.value);
-    let Some(at) = indexes.iter().position(|index| index.name == wanted.name && index.columns() == wanted.columns())
-    else {
-        return Ok(None);
+    let indexes = IndexDef::of_design(&design.id, &design.value, target.db.is_partitioned());
+    let is_it = |index: &IndexDef| {
+        index.name == wanted.name && index.columns() == wanted.columns() && index.partitioned == wanted.partitioned
     };
+    let Some(at) = indexes.iter().position(is_it) else { return Ok(None) };
     let Some(spec) = mango::group_of(indexes) else { return Ok(None) };
     let group = pod.indexes.group(&target.db, spec).map_err(|error| index_error(error, &target.db))?;
     Ok(Some((group, at)))

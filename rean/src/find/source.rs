@@ -8,9 +8,9 @@ use std::vec::IntoIter;
 use http::StatusCode;
 use rean_index::mango::plan::IdBounds;
 use rean_index::mango::{Choice, IndexDef, KeyRange};
-use rean_index::{Bound, Group, IndexError, Range, Row, Rows};
+use rean_index::{Bound, Group, IndexError, Range, Row, Rows, View};
 use rean_store::collate::{array_prefix, sort_key};
-use rean_store::{DocRow, IdRange};
+use rean_store::{DocRow, IdRange, partition_bounds, partition_of};
 use serde_json::Value;
 
 use super::args::FindArgs;
@@ -45,6 +45,7 @@ pub enum Source {
 pub struct IndexRows {
     group: Group,
     view: usize,
+    partition: Option<String>,
     range: Range,
     /// The range, opened. A client takes its time, and an open view holds back the removal of old data: between two
     /// pages it is let go of. So a document that changes meanwhile may come again at its new place, as it may with
@@ -88,24 +89,39 @@ pub async fn open(pod: &Arc<Pod>, target: &Target, args: &FindArgs, planned: &Pl
         return Ok(Source::Nothing);
     }
     match &planned.plan.choice {
-        Choice::AllDocs(bounds) => Ok(of_ids(bounds, args)),
+        Choice::AllDocs(bounds) => Ok(match &args.partition {
+            None => of_ids(bounds.clone(), args),
+            Some(partition) => of_ids(within(bounds.clone(), partition), args),
+        }),
         Choice::Index(at, range) => of_index(pod, target, args, &planned.indexes[*at], range).await,
     }
 }
 
-fn of_ids(bounds: &IdBounds, args: &FindArgs) -> Source {
+/// Only ids of a partition.
+fn within(mut bounds: IdBounds, partition: &str) -> IdBounds {
+    let (low, behind) = partition_bounds(partition);
+    bounds.low = Some(bounds.low.map_or(low.clone(), |other| other.max(low)));
+    // No id of a partitioned database is `behind` itself: it has no colon.
+    bounds.high = Some(bounds.high.map_or(behind.clone(), |other| other.min(behind)));
+    if let Some(ids) = &mut bounds.ids {
+        ids.retain(|id| partition_of(id) == Some(partition));
+    }
+    bounds
+}
+
+fn of_ids(bounds: IdBounds, args: &FindArgs) -> Source {
     let descending = args.sort.descending;
     let after = args.bookmark.as_ref().map(|bookmark| bookmark.id.as_str());
-    if let Some(ids) = &bounds.ids {
+    if let Some(ids) = bounds.ids {
         let is_left =
             |id: &&String| after.is_none_or(|after| if descending { id.as_str() < after } else { id.as_str() > after });
-        let mut ids: Vec<String> = ids.iter().filter(is_left).cloned().collect();
+        let mut ids: Vec<String> = ids.into_iter().filter(|id| is_left(&id)).collect();
         if descending {
             ids.reverse();
         }
         return Source::Ids(ids.into_iter());
     }
-    let (mut low, mut high) = (bounds.low.clone(), bounds.high.clone());
+    let (mut low, mut high) = (bounds.low, bounds.high);
     // A bookmark from before the range leaves the range as it is.
     let start = if descending { &mut high } else { &mut low };
     let narrows =
@@ -135,7 +151,8 @@ async fn of_index(
     for _ in 0..ATTEMPTS {
         let Some((group, view)) = group_of(pod, target, index)? else { return Err(changed()) };
         let updated = if is_stale_fine { Ok(()) } else { fresh(pod, &group, &index.ddoc, Wanted::Now).await };
-        match updated.and_then(|()| group.view(&target.scope, view)) {
+        let partition = args.partition.clone();
+        match updated.and_then(|()| open_view(&group, target, view, partition.as_deref())) {
             Ok(open) => {
                 let mut range = bounds_of(range, args.sort.descending);
                 let place = args.bookmark.as_ref().and_then(|bookmark| Some((bookmark.row.as_ref()?, &bookmark.id)));
@@ -144,6 +161,7 @@ async fn of_index(
                 return Ok(Source::Index(Box::new(IndexRows {
                     group,
                     view,
+                    partition,
                     range,
                     rows,
                     read: VecDeque::new(),
@@ -156,6 +174,15 @@ async fn of_index(
         }
     }
     Err(changed())
+}
+
+/// The rows of an index, or those of one partition.
+fn open_view(group: &Group, target: &Target, view: usize, partition: Option<&str>) -> Result<View, IndexError> {
+    let view = group.view(&target.scope, view)?;
+    Ok(match partition {
+        Some(partition) => view.within(partition),
+        None => view,
+    })
 }
 
 fn changed() -> ApiError {
@@ -237,7 +264,8 @@ impl IndexRows {
                 let rows = match &mut self.rows {
                     Some(rows) => rows,
                     closed => {
-                        let view = self.group.view(&target.scope, self.view).map_err(failed)?;
+                        let view = open_view(&self.group, target, self.view, self.partition.as_deref());
+                        let view = view.map_err(failed)?;
                         closed.insert(view.rows(self.range.clone()))
                     }
                 };

@@ -5,7 +5,7 @@
 
 use http::StatusCode;
 use rean_script::{Design, FunctionName, ScriptError};
-use rean_store::Edit;
+use rean_store::{Db, Edit};
 use serde_json::{Map, Value};
 
 use crate::designs::{Designs, PREFIX};
@@ -30,13 +30,17 @@ pub fn is_needed(edit: &Edit) -> bool {
 ///
 /// # Errors
 /// 400 `invalid_design_doc` naming the member that is wrong; 400 `compilation_error` for what is no function.
-pub async fn check(pod: &Pod, designs: &Designs, owner: &str, edit: &Edit) -> Result<(), ApiError> {
+pub async fn check(pod: &Pod, designs: &Designs, db: &Db, edit: &Edit) -> Result<(), ApiError> {
     let text = edit.body.clone();
-    let owner = owner.to_owned();
+    let (owner, in_partitioned) = (db.instance().to_owned(), db.is_partitioned());
     call(pod, designs, move |scripts| {
         let body: Map<String, Value> =
             serde_json::from_slice(&text).map_err(|_| invalid("The design document is nested too deeply"))?;
         check_types(&body)?;
+        let wants_partitions = body.get("options").and_then(|options| options.get("partitioned"));
+        if wants_partitions == Some(&Value::Bool(true)) && !in_partitioned {
+            return Err(invalid("partitioned option cannot be true in a non-partitioned database."));
+        }
         if is_javascript(&body) {
             let functions = functions(&body)?;
             if !functions.is_empty() {

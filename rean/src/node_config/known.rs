@@ -55,9 +55,11 @@ const fn known(section: &'static str, key: &'static str, kind: Kind, default: De
     Known { section, key, kind, default }
 }
 
-const KNOWN: [Known; 28] = [
+const KNOWN: [Known; 29] = [
     known("chttpd", "admin_only_all_dbs", Kind::Bool, Default::Text("true")),
     known("chttpd", "authentication_handlers", Kind::Text, Default::Elsewhere),
+    // CouchDB has no such setting: here a body must come at least so fast.
+    known("chttpd", "body_bytes_per_second", Kind::Number(0, 1 << 30), Default::Elsewhere),
     known("chttpd", "enable_cors", Kind::Bool, Default::Elsewhere),
     known("chttpd", "max_db_number_for_dbs_info_req", Kind::Number(1, MAX_LISTED), Default::Text("100")),
     known("chttpd", "max_http_request_size", Kind::Size, Default::Elsewhere),

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use adea_ring::calendar;
+
 const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -17,7 +19,7 @@ impl Moment {
 
     /// So many seconds after the beginning of 1970.
     pub fn of_unix_s(seconds: u64) -> Self {
-        // Counting its years must end: no machine's clock is right that is later than the year 9999.
+        // Years have four digits in both forms; no machine's clock is right that is later than the year 9999.
         Self(seconds.min(253_402_300_799))
     }
 
@@ -47,25 +49,8 @@ impl Moment {
         (second / 3_600, second / 60 % 60, second % 60)
     }
 
-    /// Year, month and day by counting: dates are written rarely, and this needs no thought.
     fn date(self) -> (u64, u64, u64) {
-        let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-        let mut days = self.0 / 86_400;
-        let mut year = 1970;
-        while days >= 365 + u64::from(leap(year)) {
-            days -= 365 + u64::from(leap(year));
-            year += 1;
-        }
-        let february = 28 + u64::from(leap(year));
-        let mut month = 1;
-        for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-            if days < length {
-                break;
-            }
-            days -= length;
-            month += 1;
-        }
-        (year, month, days + 1)
+        calendar::date_of(self.0 / 86_400)
     }
 }
 

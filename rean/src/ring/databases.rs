@@ -1,7 +1,7 @@
 //! Databases as documents: `_ring/db:NAME` says on all pods that there is a database, and how it is set up.
 //!
 //! ```json
-//! {"app": true, "instance": "0a1b2c3d", "gone": ["9f8e7d6c"], "security": {}, "revs_limit": 1000}
+//! {"app": true, "partitioned": false, "instance": "0a1b2c3d", "gone": ["9f8e7d6c"], "security": {}, "revs_limit": 1000}
 //! ```
 //! The write master writes the document when a database is made, deleted or set up anew; every pod, the master among
 //! them, makes its store agree with the documents ([`settle`]). `instance` tells a database from an earlier one of its
@@ -32,7 +32,7 @@ use crate::security;
 use crate::workers::Stop;
 
 use self::db_doc::{
-    DEFAULT_REVS_LIMIT, DbDoc, SECURITY_NEVER_SET, all_gone, gone_of, instance_of, live_instances, new_instance,
+    DEFAULT_REVS_LIMIT, DbDoc, Kind, SECURITY_NEVER_SET, all_gone, gone_of, instance_of, live_instances, new_instance,
     shorten,
 };
 
@@ -67,7 +67,7 @@ pub fn doc_id(name: &str) -> String {
 ///
 /// # Errors
 /// 412 when there is one.
-pub async fn make(pod: &Arc<Pod>, name: &str, kind: DbKind) -> Result<(), ApiError> {
+pub async fn make(pod: &Arc<Pod>, name: &str, kind: Kind) -> Result<(), ApiError> {
     if pod.store.db(name).is_some() {
         return Err(StoreError::Exists.into());
     }
@@ -78,7 +78,8 @@ pub async fn make(pod: &Arc<Pod>, name: &str, kind: DbKind) -> Result<(), ApiErr
         return Err(StoreError::Exists.into());
     }
     let doc = DbDoc {
-        app: kind == DbKind::App,
+        app: kind == Kind::App,
+        partitioned: kind == Kind::Partitioned,
         instance: new_instance(),
         security: None,
         revs_limit: DEFAULT_REVS_LIMIT,
@@ -127,7 +128,7 @@ pub async fn remove(pod: &Arc<Pod>, name: &str) -> Result<bool, ApiError> {
 
 fn tombstone(leaf: &Leaf, gone: &[String]) -> Map<String, Value> {
     let mut body = leaf.body.clone();
-    body.retain(|member, _| matches!(member.as_str(), "app" | "instance"));
+    body.retain(|member, _| matches!(member.as_str(), "app" | "partitioned" | "instance"));
     body.insert("gone".to_owned(), gone.into());
     body
 }
@@ -278,7 +279,7 @@ pub async fn ensure_from(pod: &Arc<Pod>, name: &str, theirs: Option<&str>) -> Re
         }
         let is_known = theirs.is_none_or(|theirs| live_instances(&leaves).any(|one| one == theirs));
         let kind = DbDoc::read(winner).map(|doc| doc.kind());
-        let is_here = pod.store.db(&name).is_some_and(|db| Some(db.kind()) == kind);
+        let is_here = pod.store.db(&name).is_some_and(|db| Some(Kind::of(&db)) == kind);
         Ok(if is_known && is_here { Ensured::Here } else { Ensured::NotYet })
     })
     .await?
@@ -322,7 +323,7 @@ pub fn settle(pod: &Pod, name: &str) -> Result<(), StoreError> {
         settle_live(pod, name, &doc, &leaves)?;
     }
     match pod.store.db(name) {
-        Some(db) if is_system || db.kind() == doc.kind() => {
+        Some(db) if is_system || Kind::of(&db) == doc.kind() => {
             pod.ring.records.mixed.lock().remove(name);
             settle_settings(pod, &db, &doc)
         }
@@ -347,7 +348,7 @@ fn settle_live(pod: &Pod, name: &str, doc: &DbDoc, leaves: &[Leaf]) -> Result<()
     let Some(db) = pod.store.db(name) else {
         return make_here(pod, name, doc);
     };
-    let is_same_kind = db.kind() == doc.kind();
+    let is_same_kind = Kind::of(&db) == doc.kind();
     let is_empty = db.info().doc_count == 0 && db.info().del_count == 0;
     match noted(pod, name)? {
         Some(noted) if doc.gone.contains(&noted) || !live_instances(leaves).any(|one| one == noted) => {
@@ -360,14 +361,15 @@ fn settle_live(pod: &Pod, name: &str, doc: &DbDoc, leaves: &[Leaf]) -> Result<()
             make_here(pod, name, doc)
         }
         _ if !is_same_kind => {
-            // Documents of an app must not get into a database whose members read everything, nor is what is here to
-            // be lost.
+            // Documents of an app must not get into a database whose members read everything, those without a partition
+            // not into one where each has one, nor is what is here to be lost.
             if pod.ring.records.mixed.lock().insert(name.to_owned()) {
                 tracing::error!(
                     database = name,
                     is_app = doc.app,
-                    "pods have made an app and a plain database of one name; this pod keeps its own and takes nothing \
-                     of the others': copy what is needed and delete the database"
+                    is_partitioned = doc.partitioned,
+                    "pods have made databases of one name and different kinds; this pod keeps its own and takes nothing of \
+                     the others': copy what is needed and delete the database"
                 );
             }
             Ok(())
@@ -379,7 +381,12 @@ fn settle_live(pod: &Pod, name: &str, doc: &DbDoc, leaves: &[Leaf]) -> Result<()
 fn make_here(pod: &Pod, name: &str, doc: &DbDoc) -> Result<(), StoreError> {
     // Committed with the database or before it.
     set_note(pod, name, Some(&doc.instance))?;
-    let db = match pod.store.create_db(name, doc.kind()) {
+    let made = match doc.kind() {
+        Kind::Plain => pod.store.create_db(name, DbKind::Plain),
+        Kind::Partitioned => pod.store.create_partitioned_db(name),
+        Kind::App => pod.store.create_db(name, DbKind::App),
+    };
+    let db = match made {
         Ok(db) => db,
         Err(StoreError::Exists) => return Ok(()),
         Err(error) => return Err(error),

@@ -14,7 +14,6 @@ use http::header::{CONNECTION, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPG
 use http::{HeaderMap, HeaderName, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::body_in::BodyShare;
 use crate::error::ApiError;
@@ -24,6 +23,7 @@ use crate::ring::removal;
 use crate::ring::wire::WireError;
 use crate::ring::writes::{APPLIED_HEADER, NOT_MASTER_HEADER, unknown_outcome};
 use crate::route::{Request, Response};
+use crate::shares::{Share, Shares, Whose};
 
 /// Bodies up to this size, in bytes, are read before they are sent: nearly all but attachments.
 const SMALL_BODY_BYTES: u64 = 256 << 10;
@@ -67,27 +67,27 @@ pub struct Parcel {
 
 /// Uploads that are streamed to the write master, each as slowly as its client wants.
 pub struct Uploads {
-    all: Arc<Semaphore>,
+    all: Shares,
     each: Places<Option<String>>,
 }
 
 /// One of them.
 struct Upload {
-    _place: OwnedSemaphorePermit,
+    _place: Share,
     _share: Taken<Option<String>>,
 }
 
 impl Default for Uploads {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(MAX_UPLOADS)), each: Places::default() }
+        Self { all: Shares::new(MAX_UPLOADS), each: Places::default() }
     }
 }
 
 impl Uploads {
-    fn begin(&self, who: &Identity) -> Result<Upload, ApiError> {
+    fn begin(&self, who: &Identity, whose: &Whose) -> Result<Upload, ApiError> {
         let most = if who.is_admin() { MAX_UPLOADS } else { MAX_UPLOADS_EACH };
         let share = self.each.take(who.name.clone(), most);
-        let place = Arc::clone(&self.all).try_acquire_owned().ok();
+        let place = self.all.try_take(whose, 1);
         match (share, place) {
             (Some(_share), Some(_place)) => Ok(Upload { _place, _share }),
             _ => Err(too_many_uploads()),
@@ -111,17 +111,18 @@ impl Parcel {
     /// 400 when the body breaks off, 503 when there is no memory for it, or there are too many large ones.
     pub async fn new(pod: &Pod, who: &Identity, mut request: Request) -> Result<Self, ApiError> {
         let body = std::mem::replace(&mut request.body, Body::empty());
+        let whose = Whose::of(who, &request.headers);
         let contents = match body.size_hint().upper().filter(|most| *most <= SMALL_BODY_BYTES) {
             // A body never has more than it has said: hyper cuts it off.
             Some(most) => {
-                let _share = pod.bodies.share(most as usize).await?;
-                let bytes = body.collect().await.map_err(|_| broken_off())?.to_bytes();
-                Contents::Small { bytes, _share }
+                let share = pod.bodies.share(&whose, most as usize).await?;
+                let bytes = share.hears(body.collect()).await?.map_err(|_| broken_off())?.to_bytes();
+                Contents::Small { bytes, _share: share }
             }
             None => Contents::Stream(body),
         };
         let is_upload = matches!(contents, Contents::Stream(_));
-        let _upload = if is_upload { Some(pod.ring.uploads.begin(who)?) } else { None };
+        let _upload = if is_upload { Some(pod.ring.uploads.begin(who, &whose)?) } else { None };
         Ok(Self { request, contents, _upload })
     }
 
@@ -272,7 +273,7 @@ fn unavailable() -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_UPLOADS, MAX_UPLOADS_EACH, Uploads, parse_applied, strip};
+    use super::{MAX_UPLOADS, MAX_UPLOADS_EACH, Uploads, Whose, parse_applied, strip};
     use adea_ring::Identity;
     use http::{HeaderMap, HeaderValue};
 
@@ -309,15 +310,16 @@ mod tests {
     fn one_user_takes_no_more_than_their_share_of_the_uploads() {
         let uploads = Uploads::default();
         let who = |name: &str| Identity { name: Some(name.to_owned()), roles: Vec::new() };
-        let ann: Vec<_> = (0..MAX_UPLOADS_EACH).map(|_| uploads.begin(&who("ann")).ok()).collect();
+        let begin = |who: Identity| uploads.begin(&who, &Whose::account(&who));
+        let ann: Vec<_> = (0..MAX_UPLOADS_EACH).map(|_| begin(who("ann")).ok()).collect();
         assert!(ann.iter().all(Option::is_some));
-        assert_eq!(uploads.begin(&who("ann")).err().map(|error| error.status.as_u16()), Some(503));
-        assert!(uploads.begin(&who("bob")).is_ok());
+        assert_eq!(begin(who("ann")).err().map(|error| error.status.as_u16()), Some(503));
+        assert!(begin(who("bob")).is_ok());
         drop(ann);
-        assert!(uploads.begin(&who("ann")).is_ok());
+        assert!(begin(who("ann")).is_ok());
         let root = Identity { name: Some("root".to_owned()), roles: vec!["_admin".to_owned()] };
-        let all: Vec<_> = (0..MAX_UPLOADS).map(|_| uploads.begin(&root).ok()).collect();
+        let all: Vec<_> = (0..MAX_UPLOADS).map(|_| begin(root.clone()).ok()).collect();
         assert!(all.iter().all(Option::is_some));
-        assert!(uploads.begin(&who("ann")).is_err());
+        assert!(begin(who("ann")).is_err());
     }
 }

@@ -51,7 +51,7 @@ pub async fn run(pod: Arc<Pod>, mut stop: Stop) -> Result<(), String> {
 /// The ids of the software that can go: neither of the newest order nor of the one before it, not put here lately, and
 /// all pods are through. Blocking.
 fn unneeded(pod: &Pod, now_ms: u64) -> Result<Vec<String>, StoreError> {
-    let Some(order) = pod.upgrades.order() else { return Ok(Vec::new()) };
+    let Some(order) = pod.upgrades.order(pod) else { return Ok(Vec::new()) };
     if !pod.ring.is_master() || !upgrade::is_settled(pod, &order) {
         return Ok(Vec::new());
     }

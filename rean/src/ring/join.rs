@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adea_ring::config::PodState;
-use adea_ring::join::{FORMAT, Grant, Intent, JoinRequest, TokenDoc, TokenId, Use, Welcome};
+use adea_ring::join::{FORMAT, Grant, Intent, JoinRequest, TOKEN_PREFIX, TokenDoc, TokenId, Use, Welcome};
+use adea_ring::upgrade::UPGRADE_ID;
 use adea_ring::{PodId, RingSecret};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use rean_store::StoreError;
+use rean_store::{Edit, Scope, StoreError};
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
@@ -104,6 +105,25 @@ pub async fn join(pod: &Arc<Pod>, request: Request) -> Result<Response, ApiError
     }
 }
 
+/// Checks an edit of a token's document by a client: it is made once, and can be deleted. What counts its uses this pod
+/// writes itself, and not by this way; so a used-up token stays that, whatever an administrator has kept of it.
+///
+/// # Errors
+/// 403 for a change, also for one that would bring a deleted token back.
+pub fn check(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
+    if edit.deleted || !edit.id.starts_with(TOKEN_PREFIX) || ring_db(pod)?.doc(&Scope::All, &edit.id)?.is_none() {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(
+        "A token is not changed, as it counts whom it has let in: revoke it (`podctl token revoke`), and make another one.",
+    ))
+}
+
+/// Whether a document of `_ring` may not be purged: its past counts.
+pub fn must_stay(id: &str) -> bool {
+    id == UPGRADE_ID || id.starts_with(TOKEN_PREFIX)
+}
+
 async fn read(body: Body) -> Result<Bytes, ApiError> {
     let body = Limited::new(body, MAX_BODY_BYTES).collect().await;
     Ok(body.map_err(|_| ApiError::bad_request("The request to join is too large or broke off"))?.to_bytes())
@@ -183,7 +203,7 @@ fn check_name(pod: &Pod, wanted: &JoinRequest) -> Result<(), ApiError> {
     }
     let since_ms = now_ms().saturating_sub(RESERVED_MS);
     let mut reserved = false;
-    ring_doc::each(&ring, adea_ring::join::TOKEN_PREFIX, |_, leaf| {
+    ring_doc::each(&ring, TOKEN_PREFIX, |_, leaf| {
         let doc: Option<TokenDoc> = serde_json::from_value(Value::Object(leaf.body)).ok();
         let used = doc.map(|doc| doc.used).unwrap_or_default();
         reserved |= used.iter().any(|used| used.pod == *name && used.key != wanted.key && used.at_ms > since_ms);
@@ -205,6 +225,7 @@ fn welcome(pod: &Pod) -> Welcome {
         seeds: live.iter().map(|known| known.member.address.clone()).collect(),
         urls: live.iter().filter_map(|known| known.said.url.clone()).collect(),
         software: adea_ring::software::version().to_owned(),
+        order_trust: state.as_ref().and_then(|state| state.order_trust.clone()),
         ..Welcome::default()
     }
 }

@@ -1,8 +1,7 @@
 //! The order of an upgrade: the document `upgrade` of `_ring`, checked where it is written and handed to adea.
 //!
-//! adea checks it again: it is what puts programs on the machine.
+//! adea checks it again, by what its own ring file says: it is what puts programs on the machine.
 
-use adea_ring::RingSecret;
 use adea_ring::config::PodState;
 use adea_ring::upgrade::{IMAGE_PREFIX, Order, OrderError, UPGRADE_ID};
 use parking_lot::RwLock;
@@ -17,25 +16,20 @@ use crate::ring::ring_doc::{self, ring_db};
 const DIGEST_DIGITS: usize = 64;
 
 /// What the pod knows of upgrades.
+#[derive(Default)]
 pub struct Upgrades {
-    secret: RingSecret,
     doc: RwLock<Option<Value>>,
 }
 
 impl Upgrades {
-    /// Nothing known yet.
-    pub fn new(secret: &RingSecret) -> Self {
-        Self { secret: secret.clone(), doc: RwLock::default() }
-    }
-
     /// The document that orders an upgrade, where there is one.
     pub fn doc(&self) -> Option<Value> {
         self.doc.read().clone()
     }
 
-    /// The order in it, if it is one of this ring's.
-    pub fn order(&self) -> Option<Order> {
-        self.doc.read().as_ref().and_then(|doc| Order::verify(doc, &self.secret).ok())
+    /// The order in it, if it is one that this pod follows.
+    pub fn order(&self, pod: &Pod) -> Option<Order> {
+        self.doc.read().as_ref().and_then(|doc| verify(pod, doc).ok())
     }
 }
 
@@ -49,11 +43,18 @@ pub fn load(pod: &Pod) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// By the key that adea has told, which reads it from a file that containers can't change.
+fn verify(pod: &Pod, doc: &Value) -> Result<Order, OrderError> {
+    let state = pod.ring.state();
+    let trust = state.as_ref().and_then(|state| state.order_trust.as_ref());
+    Order::verify(doc, trust.map(|trust| &trust.key))
+}
+
 /// Checks an edit of `_ring` before it is stored.
 ///
 /// # Errors
-/// 400 for what is no order, and on a pod without a ring; 403 for one that isn't signed with the ring's secret, is older
-/// than the one there, or comes while that is being carried out.
+/// 400 for what is no order, and on a pod without a ring; 403 for one that isn't signed with the key that the pod knows,
+/// is older than the one there, or comes while that is being carried out.
 pub fn check(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
     if let Some(digest) = edit.id.strip_prefix(IMAGE_PREFIX) {
         let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
@@ -72,13 +73,13 @@ pub fn check(pod: &Pod, edit: &Edit) -> Result<(), ApiError> {
         return Err(ApiError::forbidden("An upgrade is called off with `podctl upgrade cancel`; its order stays."));
     }
     let doc: Value = serde_json::from_slice(&edit.body).map_err(|_| ApiError::invalid_json())?;
-    let order = Order::verify(&doc, &pod.upgrades.secret).map_err(|error| match error {
-        OrderError::Signature => ApiError::forbidden(error.to_string()),
-        OrderError::Form(_) | OrderError::Format(_) => ApiError::bad_request(error.to_string()),
+    let order = verify(pod, &doc).map_err(|error| match error {
+        OrderError::Signature | OrderError::NoKey => ApiError::forbidden(error.to_string()),
+        OrderError::Form(_) | OrderError::Format(_) | OrderError::Old => ApiError::bad_request(error.to_string()),
     })?;
-    // As stored now: what the worker has read may be older.
+    // As stored now: what the worker has read may be older. One that is signed with another key stands in nobody's way.
     let known = ring_doc::live(&ring_db(pod)?, UPGRADE_ID)?.map(|leaf| Value::from(leaf.body));
-    let known = known.and_then(|doc| Order::verify(&doc, &pod.upgrades.secret).ok());
+    let known = known.and_then(|doc| verify(pod, &doc).ok());
     match known {
         Some(known) => check_follows(&known, &order, || is_settled(pod, &known)),
         None => Ok(()),

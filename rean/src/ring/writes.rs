@@ -25,7 +25,7 @@ pub const NOT_MASTER_HEADER: &str = "x-adea-not-master";
 const W_HEADER: HeaderName = HeaderName::from_static("x-adea-w");
 
 /// What may be posted to and only reads, or is each pod's own matter.
-const LOCAL_RESOURCES: [&str; 13] = [
+const LOCAL_RESOURCES: [&str; 14] = [
     "_all_docs",
     "_bulk_get",
     "_changes",
@@ -37,6 +37,7 @@ const LOCAL_RESOURCES: [&str; 13] = [
     "_local",
     "_local_docs",
     "_missing_revs",
+    "_partition",
     "_revs_diff",
     "_view_cleanup",
 ];
@@ -244,6 +245,8 @@ mod tests {
             ("POST", "/notes/_changes"),
             ("POST", "/notes/_find"),
             ("POST", "/notes/_explain"),
+            ("POST", "/notes/_partition/p/_find"),
+            ("POST", "/notes/_partition/p/_design/d/_view/v"),
             ("POST", "/notes/_design/d/_view/v"),
             ("POST", "/notes/_design%2Fd/_view/v/queries"),
             ("POST", "/notes/_ensure_full_commit"),

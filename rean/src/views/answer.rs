@@ -107,7 +107,7 @@ impl Listing for Answer {
         let text = &mut out.text;
         text.push(b'{');
         if query.group.is_none() && query.args.sorted {
-            let total = query.view.total_rows();
+            let total = query.view.total_rows().map_err(|error| index_error(error, &target.db))?;
             let before = match ranges.peek() {
                 Some(range) => query.view.offset(range).map_err(|error| index_error(error, &target.db))?,
                 None => 0,

@@ -3,7 +3,7 @@
 //!
 //! Words and order of the refusals are CouchDB's: clients' tests lean on them.
 
-use rean_store::collate;
+use rean_store::{collate, validate_partition};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -53,6 +53,8 @@ pub struct ViewArgs {
     pub inclusive_end: bool,
     /// From the end to the beginning.
     pub descending: bool,
+    /// The partition whose rows are asked for.
+    pub partition: Option<String>,
     /// The rows of these keys, in this order.
     pub keys: Option<Vec<Key>>,
     /// At most so many rows.
@@ -116,6 +118,7 @@ impl Default for ViewArgs {
             end_doc_id: None,
             inclusive_end: true,
             descending: false,
+            partition: None,
             keys: None,
             limit: u64::MAX,
             skip: 0,
@@ -178,7 +181,9 @@ impl ViewArgs {
             "update_seq" => self.update_seq = value.bool()?,
             "sorted" => self.sorted = value.bool()?,
             "partition" => {
-                return Err(ApiError::query("`partition` parameter is not supported in this database."));
+                let partition = value.text("partition")?;
+                validate_partition(&partition)?;
+                self.partition = Some(partition);
             }
             // There is one copy of an index on a pod: it is always the same that answers.
             "stable" => match value.bare() {
@@ -244,6 +249,8 @@ impl ViewArgs {
         let one = |members: CappedMap<Box<RawValue>>| {
             let mut args = shared.clone();
             args.take_members(&members.0)?;
+            // The partition of the address is that of all of them.
+            args.partition = shared.partition.clone().or(args.partition);
             Ok(args)
         };
         queries.into_iter().map(one).collect()
@@ -284,6 +291,18 @@ impl ViewArgs {
         }
         self.check_range()?;
         Ok(reducing.then_some(group))
+    }
+
+    /// Checks the partition, for views whose rows lie by partitions or don't.
+    ///
+    /// # Errors
+    /// 400 `query_parse_error`.
+    pub fn check_partition(&self, is_partitioned: bool) -> Result<(), ApiError> {
+        match (is_partitioned, &self.partition) {
+            (true, None) => Err(ApiError::query("`partition` parameter is mandatory for queries to this view.")),
+            (false, Some(_)) => Err(ApiError::query("`partition` parameter is not supported in this design doc")),
+            _ => Ok(()),
+        }
     }
 
     fn group_wanted(&self) -> Result<Group, ApiError> {
@@ -470,7 +489,6 @@ mod tests {
         refused("stale=no", false, "Invalid value for `stale`.");
         refused("update=no", false, "Invalid value for `update`.");
         refused("stable=no", false, "Invalid value for `stable`.");
-        refused("partition=x", false, "`partition`");
         refused("startkey=2&endkey=1", false, "set descending=true");
         refused("startkey=1&endkey=2&descending=true", false, "set descending=false");
         assert!(args("startkey=1&endkey=1.0").check(false).is_ok());
@@ -503,6 +521,22 @@ mod tests {
             assert_eq!((error.status.as_u16(), &*error.error), (400, "bad_request"), "{bad}");
         }
         assert!(ViewArgs::queries(&query, b"{}").is_err());
+    }
+
+    #[test]
+    fn a_partition_is_asked_where_rows_lie_by_partitions_and_nowhere_else() {
+        let (with, without) = (args("partition=p"), args(""));
+        assert!(with.check_partition(true).is_ok() && without.check_partition(false).is_ok());
+        for (refused, words) in
+            [(with.check_partition(false), "not supported"), (without.check_partition(true), "mandatory")]
+        {
+            let error = refused.expect_err(words);
+            assert!(error.error == "query_parse_error" && error.reason.contains(words), "{}", error.reason);
+        }
+        let query = Query::parse(Some("partition=p")).expect("a query");
+        let several = ViewArgs::queries(&query, br#"{"queries":[{"partition":"q"},{}]}"#).expect("good");
+        assert!(several.iter().all(|args| args.partition.as_deref() == Some("p")));
+        assert!(ViewArgs::from_query(&Query::parse(Some("partition=")).expect("a query")).is_err());
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub async fn view(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
     let (asked, several) = read(pod, request, queries).await?;
     let views = pod.views.of(&target.db, &design, &pod.scripts)?;
     let place = views.view(name)?;
-    let plans = plans(asked, place)?;
+    let plans = plans(asked, place, views.group.partitioned)?;
     // Before the index: what the answer shows is at least as new.
     let state = State::of(pod, &target);
     let view =
@@ -169,16 +169,18 @@ impl Plan {
             let seq = if target.whole() { view.seq() } else { state.seq };
             target.db.seq_token(&target.scope, seq)
         });
-        Query { args: self.args, group: self.group, view: view.clone(), update_seq }
+        let view = self.args.partition.as_ref().map_or_else(|| view.clone(), |partition| view.within(partition));
+        Query { args: self.args, group: self.group, view, update_seq }
     }
 }
 
-fn plans(asked: Vec<ViewArgs>, place: &ViewPlace) -> Result<Vec<Plan>, ApiError> {
+fn plans(asked: Vec<ViewArgs>, place: &ViewPlace, is_partitioned: bool) -> Result<Vec<Plan>, ApiError> {
     let plan = |mut args: ViewArgs| {
         if place.is_raw {
             args.collate_raw();
         }
         let group = args.check(place.has_reduce)?;
+        args.check_partition(is_partitioned)?;
         if group.is_some() {
             place.require_reduce()?;
         }

@@ -36,7 +36,7 @@ use crate::views::builds::Builds;
 pub use crate::views::builds::{Wanted, fresh, fresh_later, lane};
 pub use crate::views::indexer::Dirty;
 use crate::views::readers::Readers;
-use crate::views::spec::{DesignViews, SpecError};
+use crate::views::spec::{DesignViews, Home, SpecError};
 
 /// Design documents whose views are remembered. Each takes some kilobytes; more are read anew at each request.
 const MAX_REMEMBERED: usize = 2_000;
@@ -87,7 +87,8 @@ impl Views {
         {
             return views.clone();
         }
-        let views = DesignViews::of(&design.value, &design.script, scripts, db.kind() == DbKind::App).map(Arc::new);
+        let home = Home { is_app: db.kind() == DbKind::App, is_partitioned: db.is_partitioned() };
+        let views = DesignViews::of(&design.value, &design.script, scripts, home).map(Arc::new);
         self.remembered.lock().keep(key, (design.script.clone(), views.clone()));
         views
     }
@@ -97,7 +98,7 @@ impl Views {
         match self.of(db, design, scripts) {
             Ok(views) => Some(Arc::clone(&views.group)),
             Err(SpecError::Language(language)) if language == spec::QUERY => {
-                mango::group_spec(&design.id, &design.value)
+                mango::group_spec(&design.id, &design.value, db.is_partitioned())
             }
             Err(_) => None,
         }

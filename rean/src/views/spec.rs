@@ -12,6 +12,7 @@ use http::StatusCode;
 use md5::{Digest, Md5};
 use rean_index::{
     Emit, Emitted, GroupSpec, IndexDoc, MapError, Mapper, Reduce, ReduceError, Reducer, Unmapped, ViewSpec,
+    is_partitioned,
 };
 use rean_script::{Design, MappedDoc, ScriptError, Scripts};
 use rean_store::collate;
@@ -68,6 +69,15 @@ pub enum SpecError {
     TooMany,
 }
 
+/// What the database of a design document is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Home {
+    /// Whether it is an app.
+    pub is_app: bool,
+    /// Whether it has partitions.
+    pub is_partitioned: bool,
+}
+
 /// One view as the design document has it.
 struct Source<'a> {
     name: &'a str,
@@ -82,7 +92,7 @@ impl DesignViews {
     ///
     /// # Errors
     /// See [`SpecError`].
-    pub fn of(doc: &Value, design: &Design, scripts: &Scripts, for_app: bool) -> Result<Self, SpecError> {
+    pub fn of(doc: &Value, design: &Design, scripts: &Scripts, home: Home) -> Result<Self, SpecError> {
         let language = doc.get("language").and_then(Value::as_str).unwrap_or(JAVASCRIPT);
         if language != JAVASCRIPT {
             return Err(SpecError::Language(language.to_owned()));
@@ -98,7 +108,8 @@ impl DesignViews {
         }
         let options = doc.get("options").cloned().unwrap_or_default();
         let flag = |name: &str| options.get(name).and_then(Value::as_bool).unwrap_or(false);
-        let signature = signature(&sources, &options, views.get("lib"));
+        let partitioned = is_partitioned(doc, home.is_partitioned);
+        let signature = signature(&sources, &options, views.get("lib"), partitioned);
         let layout = Layout::of(&sources);
         let specs = layout.views.iter().map(|view| view.spec(design, scripts)).collect();
         let mapper = JsMapper {
@@ -112,7 +123,8 @@ impl DesignViews {
             signature,
             views: specs,
             include_design: flag("include_design"),
-            local_seq: flag("local_seq") && !for_app,
+            local_seq: flag("local_seq") && !home.is_app,
+            partitioned,
             mapper: Arc::new(mapper),
         };
         Ok(Self { group: Arc::new(group), names: layout.names })
@@ -273,11 +285,15 @@ impl LaidView<'_> {
 }
 
 /// 32 hexadecimal digits of all that decides about the rows.
-fn signature(sources: &[Source<'_>], options: &Value, lib: Option<&Value>) -> String {
+fn signature(sources: &[Source<'_>], options: &Value, lib: Option<&Value>, partitioned: bool) -> String {
     let views: Vec<Value> =
         sources.iter().map(|source| json!([source.name, source.map, source.reduce, source.is_raw])).collect();
     let mut text = String::new();
     push_canonical(&mut text, &json!({"lib": lib, "options": options, "views": views}));
+    // Whatever the options say, in a database without partitions it is not.
+    if partitioned {
+        text.push_str("partitioned");
+    }
     hex::encode(Md5::digest(text.as_bytes()))
 }
 
@@ -434,14 +450,14 @@ fn reduce_error(error: ScriptError) -> ReduceError {
 
 #[cfg(test)]
 mod tests {
-    use super::{DesignViews, MAX_VIEWS, SpecError, built_in};
+    use super::{DesignViews, Home, MAX_VIEWS, SpecError, built_in};
     use rean_index::Reduce;
     use rean_script::{Design, ScriptLimits, Scripts};
     use serde_json::{Value, json};
 
     fn views(doc: &Value) -> Result<DesignViews, SpecError> {
         let design = Design::new(&doc.to_string()).expect("a design document");
-        DesignViews::of(doc, &design, &Scripts::new(ScriptLimits::default()), false)
+        DesignViews::of(doc, &design, &Scripts::new(ScriptLimits::default()), Home::default())
     }
 
     fn signature(doc: &Value) -> String {
@@ -502,6 +518,28 @@ mod tests {
     }
 
     #[test]
+    fn views_of_a_partitioned_database_are_partitioned_unless_they_say_otherwise() {
+        let spec = |options: Value, is_partitioned: bool| {
+            let doc = json!({"options": options, "views": {"a": {"map": "M"}}});
+            let design = Design::new(&doc.to_string()).expect("a design document");
+            let home = Home { is_app: false, is_partitioned };
+            let views = DesignViews::of(&doc, &design, &Scripts::new(ScriptLimits::default()), home);
+            let group = views.map_err(|error| format!("{error:?}")).expect("views").group;
+            (group.partitioned, group.signature.clone())
+        };
+        for (options, expected) in [
+            (json!(null), true),
+            (json!({}), true),
+            (json!({"partitioned": true}), true),
+            (json!({"partitioned": false}), false),
+        ] {
+            assert_eq!(spec(options.clone(), true).0, expected, "{options}");
+            assert!(!spec(options.clone(), false).0);
+            assert_eq!(spec(options.clone(), true).1 == spec(options, false).1, !expected);
+        }
+    }
+
+    #[test]
     fn the_number_of_views_is_bounded() {
         let with = |count: usize| {
             let all: serde_json::Map<_, _> =
@@ -525,7 +563,7 @@ mod tests {
         assert!(made.group.local_seq && !made.group.include_design);
         let design = Design::new(&options.to_string()).expect("a design document");
         let scripts = Scripts::new(ScriptLimits::default());
-        let for_app = DesignViews::of(&options, &design, &scripts, true);
+        let for_app = DesignViews::of(&options, &design, &scripts, Home { is_app: true, ..Home::default() });
         assert!(for_app.is_ok_and(|views| !views.group.local_seq));
     }
 }

@@ -134,10 +134,12 @@ impl Tx<'_> {
         if db.kind() == DbKind::App {
             db.inner().chain.close_overtaken(&edit.id, &mut record.tree);
         }
-        self.stem(db, &mut record)?;
+        self.stem(db, &edit.id, &mut record)?;
         if with_body {
             let attachments = self.take_up(db, &edit, attachments)?;
-            self.state(db).bytes += edit.body.len() as u64;
+            let bytes = edit.body.len() as u64;
+            self.state(db).bytes += bytes;
+            self.count_partition(db, &edit.id, |partition| partition.bytes += bytes)?;
             let value = encode_body(&attachments, &edit.body);
             self.put(Space::Bodies, key::seq(db.inner().id, record.seq), value);
         }
@@ -229,23 +231,25 @@ impl Tx<'_> {
         Ok(Some(Draft { record, rev, with_body }))
     }
 
-    fn stem(&mut self, db: &Db, record: &mut DocRecord) -> Result<(), StoreError> {
+    fn stem(&mut self, db: &Db, id: &str, record: &mut DocRecord) -> Result<(), StoreError> {
         let limit = usize::try_from(db.revs_limit()).unwrap_or(usize::MAX);
         let mut dropped = record.tree.stem(limit.max(LEAST_NAMES));
         dropped.extend(record.tree.forget_bodies_behind(limit));
         for body in unnamed(dropped, &record.tree) {
-            self.drop_body(db, body)?;
+            self.drop_body(db, id, body)?;
         }
         Ok(())
     }
 
-    /// Forgets a stored body.
-    pub(crate) fn drop_body(&mut self, db: &Db, body: Seq) -> Result<(), StoreError> {
+    /// Forgets a stored body of a document.
+    pub(crate) fn drop_body(&mut self, db: &Db, id: &str, body: Seq) -> Result<(), StoreError> {
         let body_key = key::seq(db.inner().id, body);
         if let Some(value) = self.get(Space::Bodies, &body_key)? {
             let (_, json) = decode_body(&value)?;
+            let bytes = json.len() as u64;
             let state = self.state(db);
-            state.bytes = state.bytes.saturating_sub(json.len() as u64);
+            state.bytes = state.bytes.saturating_sub(bytes);
+            self.count_partition(db, id, |partition| partition.bytes = partition.bytes.saturating_sub(bytes))?;
         }
         self.delete(Space::Bodies, body_key);
         Ok(())
@@ -273,26 +277,28 @@ impl Tx<'_> {
         let leaves = leaves_of(&record);
         let deleted = leaves.first().is_none_or(|leaf| leaf.deleted);
         let was_deleted = old.map(|old| old.tree.winner().is_none_or(|w| old.tree.nodes()[w].deleted));
-        let prev = {
-            let state = self.state(db);
-            match was_deleted {
-                Some(true) => state.deleted = state.deleted.saturating_sub(1),
-                Some(false) => state.docs = state.docs.saturating_sub(1),
-                None => {}
-            }
-            if deleted {
-                state.deleted += 1
-            } else {
-                state.docs += 1
-            }
-            std::mem::replace(&mut state.seq, seq)
-        };
+        let state = self.state(db);
+        recount(&mut state.docs, &mut state.deleted, was_deleted, deleted);
+        let prev = std::mem::replace(&mut state.seq, seq);
+        self.count_partition(db, id, |partition| {
+            recount(&mut partition.docs, &mut partition.deleted, was_deleted, deleted);
+        })?;
         let row = SeqRow { id: id.to_owned(), leaves };
         self.put(Space::Seqs, key::seq(db_id, seq), encode(&row));
         self.put(Space::Docs, key::doc(db_id, id), encode(&record));
         self.changed(db, Change::new(seq, prev, row, record.place, part_rows));
         Ok(())
     }
+}
+
+/// Counts a document that was there, deleted or not, or was not, as what it is now.
+fn recount(docs: &mut u64, deleted: &mut u64, was_deleted: Option<bool>, is_deleted: bool) {
+    match was_deleted {
+        Some(true) => *deleted = deleted.saturating_sub(1),
+        Some(false) => *docs = docs.saturating_sub(1),
+        None => {}
+    }
+    *(if is_deleted { deleted } else { docs }) += 1;
 }
 
 /// Whether a revision is a successor or a closing.

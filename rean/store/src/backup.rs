@@ -7,7 +7,7 @@ use crate::db::DbKind;
 use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
 use crate::outside::{StoredFile, is_file, read_record};
-use crate::record::{BlobId, DbId, DbRecord, DbState, DocRecord, Seq, SeqRow, decode, decode_body, key};
+use crate::record::{BlobId, DbId, DbRecord, DbState, DocRecord, KindRecord, Seq, SeqRow, decode, decode_body, key};
 use crate::rev::Rev;
 use crate::store::Store;
 use crate::view::Body;
@@ -30,6 +30,8 @@ pub struct FrozenDb {
     pub name: String,
     /// What it is.
     pub kind: DbKind,
+    /// Whether the ids of its documents name partitions.
+    pub partitioned: bool,
     /// New at each creation of a database of that name.
     pub instance: String,
     /// Its newest change.
@@ -98,7 +100,8 @@ impl Frozen {
             out.push(FrozenDb {
                 id: record.id,
                 name,
-                kind: if record.app { DbKind::App } else { DbKind::Plain },
+                kind: record.kind.into(),
+                partitioned: record.kind == KindRecord::Partitioned,
                 instance: hex::encode(record.instance),
                 seq: state.seq,
                 docs: state.docs,

@@ -6,7 +6,7 @@ use crate::bookmark::Seal;
 use crate::chain::Chain;
 use crate::engine::Space;
 use crate::error::StoreError;
-use crate::record::{BlobId, DbId, DbRecord, DbState, PartNo, Seq, encode, key};
+use crate::record::{BlobId, DbId, DbRecord, DbState, KindRecord, PartNo, Seq, encode, key};
 use crate::store::StoreInner;
 use crate::view::Scope;
 use bytes::Bytes;
@@ -22,6 +22,15 @@ pub enum DbKind {
     Plain,
     /// An app's aggregate, with partial databases and personal ones.
     App,
+}
+
+impl From<KindRecord> for DbKind {
+    fn from(kind: KindRecord) -> Self {
+        match kind {
+            KindRecord::App => DbKind::App,
+            KindRecord::Plain | KindRecord::Partitioned => DbKind::Plain,
+        }
+    }
 }
 
 /// Sizes in bytes, as CouchDB's `sizes`.
@@ -63,6 +72,7 @@ pub(crate) struct DbInner {
     pub id: DbId,
     pub name: String,
     pub kind: DbKind,
+    pub partitioned: bool,
     pub store: Arc<StoreInner>,
     pub chain: Chain,
     pub app: RwLock<AppState>,
@@ -88,7 +98,8 @@ impl DbInner {
     ) -> DbInner {
         DbInner {
             id: record.id,
-            kind: if record.app { DbKind::App } else { DbKind::Plain },
+            kind: record.kind.into(),
+            partitioned: record.kind == KindRecord::Partitioned,
             chain: Chain::new(store.keys.chain, &name),
             store: Arc::clone(store),
             app: RwLock::new(app),
@@ -138,6 +149,11 @@ impl Db {
     /// What it is.
     pub fn kind(&self) -> DbKind {
         self.inner.kind
+    }
+
+    /// Whether the ids of its documents name partitions. Apps have partial databases instead.
+    pub fn is_partitioned(&self) -> bool {
+        self.inner.partitioned
     }
 
     /// Eight hexadecimal digits, new at each creation of a database of this name.

@@ -34,6 +34,7 @@
 //! | Meta | `state/` db | its counts |
 //! | Meta | `part/` db part | the readers of a partial database |
 //! | Meta | `count/` db part | its counts and newest row |
+//! | Meta | `partition/` db name | counts of a partition of a partitioned database |
 //! | Meta | `acl/` db number | an access pair: partial database and writers |
 //! | Meta | `doomed/` db | a deleted database whose data is still to be cleared |
 //! | Meta | `purged/` db purge | the id of a document of which something was purged |
@@ -79,6 +80,7 @@ mod notes;
 mod opening;
 mod outside;
 mod partition;
+mod partitioned;
 mod progress;
 mod record;
 pub mod rev;
@@ -108,6 +110,10 @@ pub use local::{LocalDoc, LocalDone};
 pub use moves::{Instructor, Move};
 pub use notes::{MAX_NOTE_BYTES, MAX_NOTE_NAME_BYTES};
 pub use outside::{FileKey, FileKeyError, FilePlace, Outside, Reading, StoredFile};
+pub use partitioned::{
+    PartitionError, PartitionInfo, PartitionedIdError, partition_bounds, partition_of, validate_partition,
+    validate_partitioned_id,
+};
 pub use record::{Attachment, BlobId, PartNo, Seq};
 pub use rev::Rev;
 pub use rows::{StorePage, StoreRow};

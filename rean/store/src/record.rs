@@ -34,11 +34,20 @@ pub(crate) struct Clock {
     pub next_db: DbId,
 }
 
+/// What a database is. The first two are stored as the `false` and `true` of "it is an app" were before there was more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum KindRecord {
+    Plain,
+    App,
+    /// A plain one whose documents' ids name their partitions.
+    Partitioned,
+}
+
 /// A database's settings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct DbRecord {
     pub id: DbId,
-    pub app: bool,
+    pub kind: KindRecord,
     /// New at each creation, so that a bookmark of a deleted namesake is recognised.
     pub instance: [u8; 4],
     /// `_security` as text; empty: never set.
@@ -225,6 +234,7 @@ pub(crate) mod key {
     pub const NOTE: &[u8] = b"note/";
     pub const PURGED: &[u8] = b"purged/";
     pub const FIRST: &[u8] = b"first/";
+    pub const PARTITION: &[u8] = b"partition/";
 
     pub fn meta(prefix: &[u8], parts: &[&[u8]]) -> Vec<u8> {
         let mut key = prefix.to_vec();
@@ -256,6 +266,10 @@ pub(crate) mod key {
 
     pub fn purged(db: DbId, purge: u64) -> Vec<u8> {
         meta(PURGED, &[&db.to_be_bytes(), &purge.to_be_bytes()])
+    }
+
+    pub fn partition(db: DbId, partition: &str) -> Vec<u8> {
+        meta(PARTITION, &[&db.to_be_bytes(), partition.as_bytes()])
     }
 
     pub fn doc(db: DbId, id: &str) -> Vec<u8> {
@@ -316,4 +330,19 @@ pub(crate) mod key {
         Space::Blobs,
         Space::BlobIndex,
     ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KindRecord, decode, encode};
+
+    #[test]
+    fn kinds_are_stored_as_it_was_stored_whether_they_are_apps() {
+        for (kind, app) in [(KindRecord::Plain, false), (KindRecord::App, true)] {
+            assert_eq!(encode(&kind), encode(&app));
+            assert_eq!(decode::<KindRecord>(&encode(&app), "a kind").ok(), Some(kind));
+        }
+        // A version that knows only those does not take it for either.
+        assert!(decode::<bool>(&encode(&KindRecord::Partitioned), "a kind").is_err());
+    }
 }

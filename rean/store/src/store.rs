@@ -10,7 +10,7 @@ use crate::notes::Notes;
 use crate::opening::{check_format_file, load_databases, note_format_file, read_format, read_history};
 use crate::outside::Outside;
 use crate::progress::Progress;
-use crate::record::{BlobId, Clock, DbRecord, DbState, Seq, decode, encode, key};
+use crate::record::{BlobId, Clock, DbRecord, DbState, KindRecord, Seq, decode, encode, key};
 use crate::witness::Witness;
 use crate::writer::{self, Job, Tx};
 use parking_lot::{Mutex, RwLock};
@@ -215,6 +215,19 @@ impl Store {
     /// # Errors
     /// [`StoreError::Exists`], or the engine failed.
     pub fn create_db(&self, name: &str, kind: DbKind) -> Result<Db, StoreError> {
+        self.make_db(name, if kind == DbKind::App { KindRecord::App } else { KindRecord::Plain })
+    }
+
+    /// Makes a plain database whose documents' ids name partitions (see [`crate::validate_partitioned_id`]): whoever
+    /// writes sees to that. Blocks until that is durable.
+    ///
+    /// # Errors
+    /// As [`Store::create_db`].
+    pub fn create_partitioned_db(&self, name: &str) -> Result<Db, StoreError> {
+        self.make_db(name, KindRecord::Partitioned)
+    }
+
+    fn make_db(&self, name: &str, kind: KindRecord) -> Result<Db, StoreError> {
         let owned = name.to_owned();
         let weak = Arc::downgrade(&self.inner);
         self.inner.call(move |tx| {
@@ -226,7 +239,7 @@ impl Store {
             tx.clock.next_db += 1;
             let record = DbRecord {
                 id,
-                app: kind == DbKind::App,
+                kind,
                 instance: rand::random(),
                 security: String::new(),
                 revs_limit: REVS_LIMIT,
@@ -398,7 +411,7 @@ fn clear_doomed(store: &Weak<StoreInner>) -> Result<(), StoreError> {
             }
         }
         if batch.is_empty() {
-            for meta in [key::PART, key::PART_COUNT, key::ACL, key::PURGED] {
+            for meta in [key::PART, key::PART_COUNT, key::ACL, key::PURGED, key::PARTITION] {
                 let lo = key::meta(meta, &[&prefix]);
                 for item in snapshot.range(Space::Meta, &lo, &key::after(&lo), Direction::Forward) {
                     batch.delete(Space::Meta, item?.0.to_vec());

@@ -2,15 +2,16 @@
 
 use crate::apply::{leaves_of, unnamed};
 use crate::db::{Db, DbKind};
-use crate::engine::{Direction, Space};
+use crate::engine::{Direction, Snapshot, Space};
 use crate::error::{StoreError, WriteError};
 use crate::indexable::PURGED_INFOS;
 use crate::outside::is_file;
+use crate::partitioned::{PartitionInfo, partition_of};
 use crate::record::{
-    BlobEntry, BlobId, DbState, DocRecord, PartDoc, PartNo, PartRow, SeqRow, decode, decode_body, encode, key,
+    BlobEntry, BlobId, DbState, DocRecord, PartDoc, PartNo, PartRow, Seq, SeqRow, decode, decode_body, encode, key,
 };
 use crate::rev::Rev;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
 /// Documents that are compacted in one job.
@@ -67,7 +68,7 @@ impl Db {
                         continue;
                     }
                     for body in unnamed(dropped, &record.tree) {
-                        tx.drop_body(&db, body).map_err(|e| tx.fail(e))?;
+                        tx.drop_body(&db, &id, body).map_err(|e| tx.fail(e))?;
                     }
                     tx.put(Space::Docs, doc_key, encode(&record));
                 }
@@ -125,12 +126,19 @@ impl Db {
     /// # Errors
     /// The engine failed.
     pub fn verify(&self) -> Result<Vec<String>, StoreError> {
-        let mut check = Check { db: self, faults: Vec::new(), counted: DbState::default(), parts: BTreeMap::new() };
+        let mut check = Check {
+            db: self,
+            faults: Vec::new(),
+            counted: DbState::default(),
+            parts: BTreeMap::new(),
+            partitions: BTreeMap::new(),
+        };
         check.documents()?;
         check.rows()?;
         if self.kind() == DbKind::App {
             check.partial_documents()?;
         }
+        check.partition_counts()?;
         check.counts();
         Ok(check.faults)
     }
@@ -149,7 +157,7 @@ impl crate::writer::Tx<'_> {
             if let Some(leaf) = leaf {
                 let dropped = record.tree.remove_leaf(leaf);
                 for body in unnamed(dropped, &record.tree) {
-                    self.drop_body(db, body)?;
+                    self.drop_body(db, id, body)?;
                 }
                 purged.push(rev.clone());
             }
@@ -173,6 +181,10 @@ impl crate::writer::Tx<'_> {
         let state = self.state(db);
         let count = if deleted { &mut state.deleted } else { &mut state.docs };
         *count = count.saturating_sub(1);
+        self.count_partition(db, id, |partition| {
+            let count = if deleted { &mut partition.deleted } else { &mut partition.docs };
+            *count = count.saturating_sub(1);
+        })?;
         Ok(purged)
     }
 }
@@ -198,6 +210,8 @@ struct Check<'a> {
     counted: DbState,
     /// Live and deleted documents by partial database.
     parts: BTreeMap<PartNo, (u64, u64)>,
+    /// The same by partition, for a partitioned database, with the bytes of bodies.
+    partitions: BTreeMap<String, PartitionInfo>,
 }
 
 impl Check<'_> {
@@ -232,6 +246,7 @@ impl Check<'_> {
             if db.kind() == DbKind::App && closed != record.tree {
                 self.faults.push(format!("{id}: a successor of a revision that was edited is open"));
             }
+            self.count_partition(snapshot.as_ref(), &id, &record, deleted)?;
             if let Some(place) = record.place {
                 let count = self.parts.entry(place).or_default();
                 *(if deleted { &mut count.1 } else { &mut count.0 }) += 1;
@@ -294,6 +309,40 @@ impl Check<'_> {
         let found = snapshot.range(Space::PartSeqs, &prefix, &key::after(&prefix), Direction::Forward).count() as u64;
         if found != rows {
             self.faults.push(format!("{found} rows in partial databases, {rows} documents"));
+        }
+        Ok(())
+    }
+
+    fn count_partition(
+        &mut self,
+        snapshot: &dyn Snapshot,
+        id: &str,
+        record: &DocRecord,
+        deleted: bool,
+    ) -> Result<(), StoreError> {
+        let Some(partition) = partition_of(id).filter(|_| self.db.is_partitioned()) else { return Ok(()) };
+        let count = self.partitions.entry(partition.to_owned()).or_default();
+        *(if deleted { &mut count.deleted } else { &mut count.docs }) += 1;
+        let bodies: BTreeSet<Seq> = record.tree.nodes().iter().filter_map(|node| node.body).collect();
+        for body in bodies {
+            if let Some(value) = snapshot.get(Space::Bodies, &key::seq(self.db.inner().id, body))? {
+                count.bytes += decode_body(&value)?.1.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn partition_counts(&mut self) -> Result<(), StoreError> {
+        let prefix = key::partition(self.db.inner().id, "");
+        let snapshot = self.db.inner().store.engine.snapshot();
+        let mut stored = BTreeMap::new();
+        for item in snapshot.range(Space::Meta, &prefix, &key::after(&prefix), Direction::Forward) {
+            let (name, value) = item?;
+            let name = String::from_utf8_lossy(&name[prefix.len()..]).into_owned();
+            stored.insert(name, decode::<PartitionInfo>(&value, "counts of a partition")?);
+        }
+        if stored != self.partitions {
+            self.faults.push(format!("partitions count {stored:?}, found {:?}", self.partitions));
         }
         Ok(())
     }

@@ -53,8 +53,12 @@ impl World {
     }
 
     pub async fn limited(limits: Limits) -> Self {
+        Self::of_ring(limits, RingSecret::random()).await
+    }
+
+    /// A pod of the ring with this secret.
+    pub async fn of_ring(limits: Limits, secret: RingSecret) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let secret = RingSecret::random();
         let config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
             data_dir: folder.path().join("rean"),

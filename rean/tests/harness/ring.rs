@@ -224,6 +224,7 @@ impl TestRing {
             clocks_off: Vec::new(),
             dropped: Dropped::default(),
             host: None,
+            order_trust: None,
             role,
         }
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 static INDEXES: LazyLock<Vec<IndexDef>> = LazyLock::new(|| {
     let map = |fields: Value| json!({"map": {"fields": fields, "partial_filter_selector": {}}});
     let views = json!({"a": map(json!({"a": "asc"})), "b": map(json!({"b": "asc"})), "ab": map(json!({"a": "asc", "b": "asc"}))});
-    IndexDef::of_design("_design/x", &json!({"language": "query", "views": views}))
+    IndexDef::of_design("_design/x", &json!({"language": "query", "views": views}), false)
 });
 
 fuzz_target!(|data: &[u8]| {

@@ -28,6 +28,7 @@ while :; do sleep 3600 & wait $! || :; done`;
 
 /** As deploy/adea.service starts it. */
 const AGENT = `echo $$ > /run/adea.pid
+export MIMALLOC_PURGE_DELAY=0 MIMALLOC_ALLOW_THP=0
 exec /usr/local/bin/podctl adea --config /etc/adea/adea.json`;
 
 export class Host {

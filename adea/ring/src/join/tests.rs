@@ -1,4 +1,5 @@
 use super::*;
+use crate::upgrade::OrderKey;
 
 fn admin() -> AdminEntry {
     AdminEntry { name: "admin".to_owned(), password_hash: "$argon2id$x".to_owned() }
@@ -9,7 +10,7 @@ fn pod(id: &str) -> PodId {
 }
 
 fn made() -> (RingSecret, Token, TokenDoc) {
-    let (ring, token) = (RingSecret::random(), Token::random());
+    let (ring, token) = (RingSecret::random(), Token::random(None));
     let doc = token.doc(&ring, &admin(), 2, 1_000, 500).expect("a document");
     (ring, token, doc)
 }
@@ -20,14 +21,18 @@ fn welcome(ring: &RingSecret) -> Welcome {
 
 #[test]
 fn tokens_as_text() {
-    let token = Token::random();
+    let token = Token::random(Some(OrderKey::random().public().fingerprint()));
     let text = token.to_text();
+    assert_eq!(text.len(), 12 + 1 + 64);
     let again: Token = format!(" {text}\n").parse().expect("own form");
-    assert_eq!((again.id, again.secret), (token.id, token.secret));
+    assert_eq!((again.id, again.secret, again.order_key), (token.id, token.secret, token.order_key));
     assert!(!format!("{token:?}").contains(text.split_once('.').expect("a full stop").1));
-    for bad in ["", "x", "00.00", &text[1..], &format!("{text}0"), &text.replace('.', ":")] {
+    for bad in ["", "x", "00.00", &text[1..], &text[..76], &text[..44], &format!("{text}0"), &text.replace('.', ":")] {
         assert_eq!(bad.parse::<Token>().err(), Some(JoinError::Token), "{bad}");
     }
+    // An earlier version's says nothing of the key for orders.
+    let earlier: Token = text[..45].parse().expect("an earlier form");
+    assert_eq!((earlier.secret, earlier.order_key, earlier.to_text().as_str()), (token.secret, None, &text[..45]));
 }
 
 #[test]
@@ -53,7 +58,7 @@ fn a_changed_or_foreign_request_proves_nothing() {
     let grant = doc.open(&ring, &token.id()).expect("a grant");
     let joiner = Joiner::new(&token, Intent::Look, pod("pod-2")).expect("a joiner");
     let good = joiner.request().clone();
-    let other = Token { id: token.id, secret: rand::random() };
+    let other = Token { secret: rand::random(), ..token.clone() };
     let other = Joiner::new(&other, Intent::Look, pod("pod-2")).expect("a joiner");
     for bad in [
         JoinRequest { intent: Intent::Join, ..good.clone() },

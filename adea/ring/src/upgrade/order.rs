@@ -1,21 +1,21 @@
-//! The order of an upgrade: what software, for which pods, signed by somebody who has the ring's secret.
+//! The order of an upgrade: what software, for which pods, signed by the ring's operator.
 //!
-//! An administrator may write any document of `_ring`, and nobody else can; but to put programs on machines is more than
-//! to administer a database. So an order counts only with an HMAC under a key of the ring's secret, which pods' machines
-//! hold and clients never see. It covers all members of the document, those of later versions too.
+//! An administrator may write any document of `_ring`, and so may each pod's containers; but to put programs on machines
+//! is more than to run a database. So an order counts only with a signature by the [key for orders](OrderKey). It covers
+//! all members of the document, those of later versions too.
 
 use std::fmt::Write;
 
-use hmac::Mac;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::member::PodId;
-use crate::secret::{RingSecret, keyed};
-use crate::upgrade::{Progress, Step};
+use crate::upgrade::{OrderKey, OrderPublicKey, Progress, Step};
 
 /// The form of orders that this version writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The form of orders that were signed with the ring's secret, which containers hold.
+const OLD_FORMAT: u64 = 1;
 /// The most pods: as many as rings were tried with.
 pub const MAX_PODS: usize = 2_000;
 /// A pod has at least so long to be well under the new software, in seconds.
@@ -92,11 +92,23 @@ pub enum OrderError {
     /// It is of a later version.
     #[error("upgrade: it has the format {0}, and this version knows {FORMAT}: make it with the podctl of this ring")]
     Format(u64),
-    /// It isn't signed with this ring's secret.
+    /// It is of an earlier version.
     #[error(
-        "upgrade: the signature is not of this ring's secret: order upgrades with `podctl upgrade` on a pod's machine"
+        "upgrade: it has the format {OLD_FORMAT}, signed with the ring's secret, which counts no more: order the upgrade \
+         anew, with this version's podctl, on the machine that has the ring's order.key"
+    )]
+    Old,
+    /// It isn't signed with the key that is known here.
+    #[error(
+        "upgrade: it is not signed with the key for orders that this pod knows: order upgrades with `podctl upgrade` on \
+         the machine that has the ring's order.key; `podctl upgrade key` shows which key a machine knows"
     )]
     Signature,
+    /// No key is known here.
+    #[error(
+        "upgrade: this pod knows no key for orders, so it follows none: `podctl upgrade key` on its machine says what to do"
+    )]
+    NoKey,
 }
 
 impl Order {
@@ -126,6 +138,7 @@ impl Order {
     pub fn parse(doc: &Value) -> Result<Self, OrderError> {
         match doc.get("format").and_then(Value::as_u64) {
             Some(format) if format == u64::from(FORMAT) => {}
+            Some(OLD_FORMAT) => return Err(OrderError::Old),
             Some(format) => return Err(OrderError::Format(format)),
             None => return Err(form("`format` is missing")),
         }
@@ -134,25 +147,21 @@ impl Order {
         Ok(order)
     }
 
-    /// Reads a document that has to be signed with the ring's secret.
+    /// Reads a document that has to be signed with the key that is known here.
     ///
     /// # Errors
-    /// When it is no order, or was not signed so.
-    pub fn verify(doc: &Value, secret: &RingSecret) -> Result<Self, OrderError> {
+    /// When it is no order, was not signed so, or no key is known.
+    pub fn verify(doc: &Value, key: Option<&OrderPublicKey>) -> Result<Self, OrderError> {
         let order = Self::parse(doc)?;
-        let given = doc.get("signature").and_then(Value::as_str).and_then(|text| hex::decode(text).ok());
-        let mut mac = keyed(&secret.key("upgrade"));
-        mac.update(canonical(doc).as_bytes());
-        mac.verify_slice(&given.unwrap_or_default()).map_err(|_| OrderError::Signature)?;
-        Ok(order)
+        let key = key.ok_or(OrderError::NoKey)?;
+        let signature = doc.get("signature").and_then(Value::as_str).unwrap_or_default();
+        if key.has_signed(&canonical(doc), signature) { Ok(order) } else { Err(OrderError::Signature) }
     }
 
     /// The document, signed.
-    pub fn sign(&self, secret: &RingSecret) -> Map<String, Value> {
+    pub fn sign(&self, key: &OrderKey) -> Map<String, Value> {
         let doc = serde_json::to_value(self).unwrap_or_default();
-        let mut mac = keyed(&secret.key("upgrade"));
-        mac.update(canonical(&doc).as_bytes());
-        let signature = hex::encode(mac.finalize().into_bytes());
+        let signature = key.sign(&canonical(&doc));
         let Value::Object(mut doc) = doc else { return Map::new() };
         doc.insert("signature".to_owned(), signature.into());
         doc
@@ -283,8 +292,7 @@ fn write_object(text: &mut String, mut members: Vec<(&String, &Value)>) {
 #[cfg(test)]
 mod tests {
     use super::{Order, OrderError, OrderState, Source};
-    use crate::secret::RingSecret;
-    use crate::upgrade::{Progress, Step};
+    use crate::upgrade::{OrderKey, Progress, Step};
     use serde_json::{Value, json};
 
     fn order() -> Order {
@@ -294,23 +302,32 @@ mod tests {
 
     #[test]
     fn a_signed_order_is_read_back() {
-        let secret = RingSecret::random();
-        let mut doc = order().sign(&secret);
+        let key = OrderKey::random();
+        let mut doc = order().sign(&key);
         doc.insert("_id".to_owned(), "upgrade".into());
         doc.insert("_rev".to_owned(), "1-a".into());
-        let read = Order::verify(&Value::Object(doc.clone()), &secret).expect("our own");
+        let read = Order::verify(&Value::Object(doc.clone()), Some(&key.public())).expect("our own");
         assert_eq!((read.pods.len(), read.state), (2, OrderState::Running));
         // Whatever the order of its members: a store may sort them.
         let mut sorted: Vec<_> = doc.clone().into_iter().collect();
         sorted.sort_by(|a, b| b.0.cmp(&a.0));
-        assert!(Order::verify(&Value::Object(sorted.into_iter().collect()), &secret).is_ok());
-        assert_eq!(Order::verify(&Value::Object(doc), &RingSecret::random()), Err(OrderError::Signature));
+        assert!(Order::verify(&Value::Object(sorted.into_iter().collect()), Some(&key.public())).is_ok());
+        assert_eq!(Order::verify(&Value::Object(doc), Some(&OrderKey::random().public())), Err(OrderError::Signature));
+    }
+
+    #[test]
+    fn without_a_key_no_order_counts() {
+        let doc = Value::Object(order().sign(&OrderKey::random()));
+        assert_eq!(Order::verify(&doc, None), Err(OrderError::NoKey));
+        let mut old = doc;
+        old["format"] = json!(1);
+        assert_eq!(Order::verify(&old, None), Err(OrderError::Old));
     }
 
     #[test]
     fn whoever_changes_anything_can_t_sign_it() {
-        let secret = RingSecret::random();
-        let doc = order().sign(&secret);
+        let key = OrderKey::random();
+        let doc = order().sign(&key);
         for (member, value) in [
             ("state", json!("stopped")),
             ("archive_sha256", json!("1".repeat(64))),
@@ -323,26 +340,28 @@ mod tests {
         ] {
             let mut changed = doc.clone();
             changed.insert(member.to_owned(), value);
-            assert_eq!(Order::verify(&Value::Object(changed), &secret), Err(OrderError::Signature), "{member}");
+            assert_eq!(
+                Order::verify(&Value::Object(changed), Some(&key.public())),
+                Err(OrderError::Signature),
+                "{member}"
+            );
         }
         let mut changed = doc.clone();
         changed.remove("signature");
-        assert_eq!(Order::verify(&Value::Object(changed), &secret), Err(OrderError::Signature));
+        assert_eq!(Order::verify(&Value::Object(changed), Some(&key.public())), Err(OrderError::Signature));
     }
 
     #[test]
     fn a_later_version_s_members_are_signed_and_borne() {
-        let secret = RingSecret::random();
+        let key = OrderKey::random();
         let mut doc = serde_json::to_value(order()).expect("JSON");
         doc["later"] = json!({"b": [1, {"y": "\u{e9}\n", "x": null}], "a": true});
         let text = super::canonical(&doc);
         assert!(text.contains(r#""later":{"a":true,"b":[1,{"x":null,"y":"é\n"}]}"#), "{text}");
-        let mut mac = super::keyed(&secret.key("upgrade"));
-        hmac::Mac::update(&mut mac, text.as_bytes());
-        doc["signature"] = hex::encode(hmac::Mac::finalize(mac).into_bytes()).into();
-        assert!(Order::verify(&doc, &secret).is_ok());
+        doc["signature"] = key.sign(&text).into();
+        assert!(Order::verify(&doc, Some(&key.public())).is_ok());
         doc["later"]["a"] = json!(false);
-        assert_eq!(Order::verify(&doc, &secret), Err(OrderError::Signature));
+        assert_eq!(Order::verify(&doc, Some(&key.public())), Err(OrderError::Signature));
     }
 
     #[test]
@@ -351,7 +370,8 @@ mod tests {
         assert!(Order::parse(&good).is_ok());
         let digest = "a".repeat(64);
         for (member, value, named) in [
-            ("format", json!(2), "format 2"),
+            ("format", json!(3), "format 3"),
+            ("format", json!(1), "order the upgrade anew"),
             ("format", Value::Null, "format"),
             ("id", json!("x"), "`id`"),
             ("id", json!("A".repeat(16)), "`id`"),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use adea_ring::upgrade::{Order, OrderState, Peer, Progress, Source, Step};
+use adea_ring::upgrade::{Order, OrderKey, OrderPublicKey, OrderState, Peer, Progress, Source, Step};
 
 use super::{Core, Inputs, MAX_AGENT_TRIES};
 use crate::folder::Folder;
@@ -35,6 +35,9 @@ struct Machine {
     folder: Folder,
     _dir: tempfile::TempDir,
     luck: Luck,
+    /// By which key orders count here, and which has signed the one in the ring.
+    key: Option<OrderPublicKey>,
+    order_key: Option<OrderPublicKey>,
     /// The program that runs as the agent.
     agent: PathBuf,
     core: Core,
@@ -78,6 +81,8 @@ impl Machine {
             folder,
             _dir: dir,
             luck,
+            key: None,
+            order_key: None,
             agent: installed(),
             runs: Software::default(),
             up_at: 0,
@@ -127,7 +132,8 @@ impl Machine {
         let outputs = self.core.turn(Inputs {
             now_ms: 1_000_000 + self.turn * TURN_MS,
             elapsed_ms: (self.turn - self.began) * TURN_MS,
-            order: Some(order.clone()),
+            order: (self.key == self.order_key).then(|| order.clone()),
+            key: self.key,
             peers: vec![Peer { id: "other".parse().unwrap(), is_live: true, is_removed: false, progress: Some(other) }],
             is_master: false,
             up: self.is_up().then(|| self.runs.clone()),
@@ -272,6 +278,59 @@ fn an_old_order_is_never_followed_again() {
     assert_eq!(machine.run(&second), Step::Done);
     assert_eq!(machine.run(&stopped), Step::Done);
     assert_eq!(machine.runs, software("new"));
+}
+
+#[test]
+fn an_order_that_somebody_puts_back_is_too_old() {
+    let mut machine = Machine::new(Luck::Good);
+    let named = |made_at_ms: u64, id: &str| Order { made_at_ms, id: id.repeat(16), ..order() };
+    let (first, second, elsewhere) = (named(5, "1"), named(9, "2"), named(12, "3"));
+    assert!(!machine.core.is_too_old(&first, 0) && machine.core.is_too_old(&first, 6), "the machine is newer");
+    assert_eq!(machine.run(&second), Step::Done);
+    assert!(machine.core.is_too_old(&first, 0), "its order is gone from the ring, and an older one is there");
+    assert!(!machine.core.is_too_old(&second, 10), "what it goes by it goes by");
+    // One that is not for this pod counts, too, and so it does after the agent has begun anew.
+    machine.turn(&Order { pods: vec!["other".parse().unwrap()], ..elsewhere });
+    assert_eq!(machine.journal().seen_ms, 12);
+    machine.begin();
+    assert!(machine.core.is_too_old(&named(11, "4"), 0) && !machine.core.is_too_old(&named(12, "4"), 0));
+    assert_eq!(machine.core.journal().order.as_ref().unwrap().id, second.id);
+}
+
+#[test]
+fn an_order_under_a_key_that_was_replaced_is_called_off() {
+    let order = order();
+    let key = || Some(OrderKey::random().public());
+    for step in [Step::Fetching, Step::Ready, Step::Replacing, Step::CatchingUp] {
+        let mut machine = Machine::new(Luck::Good);
+        machine.key = key();
+        machine.order_key = machine.key;
+        while machine.steps.last() != Some(&step) {
+            assert!(machine.turn < TURNS, "{step:?}: {:?}", machine.steps);
+            machine.turn(&order);
+        }
+        machine.key = key();
+        // Also where the agent begins anew meanwhile.
+        machine.begin();
+        assert_ne!(machine.run(&order), Step::Done, "{step:?}: {:?}", machine.steps);
+        assert_ne!(machine.runs, software("new"), "{step:?}");
+        assert_eq!(machine.agent, installed(), "{step:?}");
+    }
+    // What is done is done; and one that an earlier version has taken up goes on.
+    for is_known in [true, false] {
+        let mut machine = Machine::new(Luck::Good);
+        (machine.key, machine.order_key) = if is_known {
+            let key = key();
+            (key, key)
+        } else {
+            (None, None)
+        };
+        let turns = if is_known { TURNS } else { 6 };
+        (0..turns).for_each(|_| machine.turn(&order));
+        assert_eq!(machine.steps.contains(&Step::Done), is_known);
+        machine.key = key();
+        assert_eq!(machine.run(&order), Step::Done, "{:?}", machine.steps);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::all;
 use crate::doctor::facts::{
-    CertificateFacts, DockerFacts, Facts, MachineFacts, PodFacts, PortFacts, Rights, RingFacts,
+    CertificateFacts, DockerFacts, Facts, MachineFacts, OrderKeyFacts, PodFacts, PortFacts, Rights, RingFacts,
 };
 use crate::doctor::finding::{Finding, Level, text};
 use crate::paint::Paint;
@@ -44,6 +44,11 @@ fn machine() -> MachineFacts {
     MachineFacts {
         config: Some(("/etc/adea/adea.json".into(), Ok(()))),
         ring_file: Some(("/d/ring.json".into(), rights(0o600))),
+        order_key: Some(OrderKeyFacts {
+            trusted: Some("ab".into()),
+            path: "/d/order.key".into(),
+            private: Some((Rights { mode: 0o600 }, Ok("ab".into()))),
+        }),
         data: Some(("/d".into(), rights(0o700))),
         disk: Some((DiskLevel::Roomy, 50 << 30)),
         memory: Some((4 << 30, 8 << 30)),
@@ -157,6 +162,16 @@ fn faults_of_the_machine() {
     assert_eq!(with_machine(|here| here.ring_file = Some(("/r".into(), rights(0o644)))), one("rights", "here", Bad));
     assert_eq!(with_machine(|here| here.ring_file = Some(("/r".into(), None))), one("rights", "here", Bad));
     assert_eq!(with_machine(|here| here.data = Some(("/d".into(), rights(0o755)))), one("rights", "here", Warn));
+    let order_key = |trusted: Option<&str>, private: Option<(u32, Result<&str, &str>)>| {
+        let private = private.map(|(mode, key)| (Rights { mode }, key.map(str::to_owned).map_err(str::to_owned)));
+        let facts = OrderKeyFacts { trusted: trusted.map(str::to_owned), path: "/k".into(), private };
+        with_machine(|here| here.order_key = Some(facts))
+    };
+    assert_eq!(order_key(None, None), one("orders", "here", Warn));
+    assert_eq!(order_key(Some("ab"), None), []);
+    assert_eq!(order_key(Some("ab"), Some((0o640, Ok("ab")))), one("orders", "here", Bad));
+    assert_eq!(order_key(Some("ab"), Some((0o600, Ok("cd")))), one("orders", "here", Warn));
+    assert_eq!(order_key(Some("ab"), Some((0o600, Err("no key")))), one("orders", "here", Warn));
     assert_eq!(with_machine(|here| here.disk = Some((DiskLevel::Low, 1))), one("disk", "here", Warn));
     assert_eq!(with_machine(|here| here.disk = Some((DiskLevel::Full, 1))), one("disk", "here", Bad));
     assert_eq!(with_machine(|here| here.memory = Some((1 << 20, 1 << 30))), one("memory", "here", Warn));

@@ -4,6 +4,7 @@ use rean_store::selector::Selector;
 use serde_json::{Map, Value, json};
 
 use super::sort::Sort;
+use crate::spec::is_partitioned;
 
 /// The language of design documents that hold indexes.
 pub const LANGUAGE: &str = "query";
@@ -25,6 +26,8 @@ pub struct IndexDef {
     pub fields: Sort,
     /// Documents that don't match this are left out.
     pub partial: Option<Selector>,
+    /// Whether it is asked one partition at a time.
+    pub partitioned: bool,
     /// The texts of the fields' paths.
     columns: Vec<String>,
     /// The rest of the definition, as it is shown.
@@ -39,15 +42,19 @@ pub fn design_id(name: &str) -> String {
 impl IndexDef {
     /// The indexes of a design document, in order; none if it holds no indexes, or more than a design document may. What
     /// is malformed is passed over: anyone may have written it, and it may have come by replication.
-    pub fn of_design(id: &str, design: &Value) -> Vec<IndexDef> {
+    ///
+    /// `in_partitioned`: whether it is a design document of a partitioned database.
+    pub fn of_design(id: &str, design: &Value, in_partitioned: bool) -> Vec<IndexDef> {
         if design.get("language").and_then(Value::as_str) != Some(LANGUAGE) {
             return Vec::new();
         }
         let views = design.get("views").and_then(Value::as_object).filter(|views| views.len() <= MAX_INDEXES);
-        views.into_iter().flatten().filter_map(|(name, view)| IndexDef::of_view(id, name, view)).collect()
+        let partitioned = is_partitioned(design, in_partitioned);
+        let of_view = |(name, view): (&String, &Value)| IndexDef::of_view(id, name, view, partitioned);
+        views.into_iter().flatten().filter_map(of_view).collect()
     }
 
-    fn of_view(ddoc: &str, name: &str, view: &Value) -> Option<IndexDef> {
+    fn of_view(ddoc: &str, name: &str, view: &Value, partitioned: bool) -> Option<IndexDef> {
         let map = view.get("map")?.as_object()?;
         let fields = Sort::from_stored(map.get("fields")?).filter(|fields| is_fair(fields.fields.len()))?;
         // Older CouchDB called it `selector`.
@@ -61,6 +68,7 @@ impl IndexDef {
             name: name.to_owned(),
             columns: fields.fields.iter().map(|field| field.path.text()).collect(),
             partial: partial.map(Selector::parse).transpose().ok()?,
+            partitioned,
             fields,
             shown,
         })
@@ -77,7 +85,7 @@ impl IndexDef {
             "ddoc": self.ddoc,
             "name": self.name,
             "type": "json",
-            "partitioned": false,
+            "partitioned": self.partitioned,
             "def": self.shown,
         })
     }
@@ -113,7 +121,7 @@ mod tests {
                 "text": {"index": {"fields": []}}
             }
         });
-        let indexes = IndexDef::of_design("_design/x", &design);
+        let indexes = IndexDef::of_design("_design/x", &design, false);
         let names: Vec<&str> = indexes.iter().map(|index| index.name.as_str()).collect();
         assert_eq!(names, ["one", "two"]);
         assert_eq!(
@@ -124,13 +132,17 @@ mod tests {
         assert!(indexes[0].partial.is_none());
         assert!(indexes[1].partial.is_some());
         assert_eq!(indexes[1].to_json()["def"]["partial_filter_selector"], json!({"ok": {"$eq": true}}));
+        assert!(!indexes[0].partitioned && IndexDef::of_design("_design/x", &design, true)[0].partitioned);
+        let mut global = design.clone();
+        global["options"] = json!({"partitioned": false});
+        assert!(!IndexDef::of_design("_design/x", &global, true)[0].partitioned);
         let many = |count: usize| {
             let view = |n: usize| (format!("v{n}"), json!({"map": {"fields": {"n": "asc"}}}));
             json!({"language": "query", "views": (0..count).map(view).collect::<serde_json::Map<_, _>>()})
         };
-        assert_eq!(IndexDef::of_design("_design/x", &many(MAX_INDEXES)).len(), MAX_INDEXES);
-        assert!(IndexDef::of_design("_design/x", &many(MAX_INDEXES + 1)).is_empty());
+        assert_eq!(IndexDef::of_design("_design/x", &many(MAX_INDEXES), false).len(), MAX_INDEXES);
+        assert!(IndexDef::of_design("_design/x", &many(MAX_INDEXES + 1), false).is_empty());
         let javascript = json!({"views": {"one": {"map": {"fields": {"n": "asc"}}}}});
-        assert!(IndexDef::of_design("_design/x", &javascript).is_empty());
+        assert!(IndexDef::of_design("_design/x", &javascript, false).is_empty());
     }
 }

@@ -71,9 +71,15 @@ pub enum MangoError {
         /// The most that it may have.
         most: usize,
     },
-    /// There are no partitions here.
-    #[error("Partitioned databases are not supported: `partitioned` can't be true.")]
+    /// The database has no partitions.
+    #[error("partitioned option cannot be true in a non-partitioned database.")]
     Partitioned,
+    /// Indexes of one design document are all partitioned, or none is.
+    #[error("Requested partitioned option does not match existing value on design document.")]
+    PartitionedMismatch,
+    /// A partition that there can't be, or another one than the request is for.
+    #[error("{0}")]
+    Partition(String),
     /// `use_index`, or the name of an index to delete.
     #[error("Invalid index name: {0}")]
     IndexName(String),
@@ -86,6 +92,9 @@ pub enum MangoError {
     /// No index has the sort's order.
     #[error("No index exists for this sort, try indexing by the sort fields.")]
     NoSortIndex,
+    /// The same in a partitioned database: no index of this kind has it.
+    #[error("No {0} index exists for this sort, try indexing by the sort fields.")]
+    NoSortIndexOf(&'static str),
     /// Falling back to all documents was forbidden.
     #[error("There is no index available for this selector.")]
     NoIndex,
@@ -130,11 +139,14 @@ impl MangoError {
             MangoError::MixedSort => "unsupported_mixed_sort",
             MangoError::IndexType(_) | MangoError::IndexJson(_) | MangoError::IndexFields { .. } => "invalid_index",
             MangoError::NoService(_) => "required index service unavailable",
-            MangoError::Partitioned => "invalid_partitioned_option",
+            // CouchDB's word for a design document that says this.
+            MangoError::Partitioned => "invalid_design_doc",
+            MangoError::PartitionedMismatch => "partitioned_option_mismatch",
+            MangoError::Partition(_) => "invalid_partition",
             MangoError::IndexName(_) => "invalid_index_name",
             MangoError::BulkDocs(_) => "invalid_bulk_docs",
             MangoError::Language(_) => "invalid_ddoc_lang",
-            MangoError::NoSortIndex | MangoError::NoIndex => "no_usable_index",
+            MangoError::NoSortIndex | MangoError::NoSortIndexOf(_) | MangoError::NoIndex => "no_usable_index",
             MangoError::Unsuitable(_) => "invalid_index",
             MangoError::Bookmark(_) => "invalid_bookmark",
             MangoError::ListRange => "invalid_list_index_params",

@@ -18,31 +18,32 @@ struct FieldMapper {
 
 /// The index (in the sense of this crate) that holds the indexes of a design document, in the order of
 /// [`IndexDef::of_design`]; `None`: it holds none.
-pub fn group_spec(id: &str, design: &Value) -> Option<Arc<GroupSpec>> {
-    group_of(IndexDef::of_design(id, design))
+pub fn group_spec(id: &str, design: &Value, in_partitioned: bool) -> Option<Arc<GroupSpec>> {
+    group_of(IndexDef::of_design(id, design, in_partitioned))
 }
 
 /// As [`group_spec`], of all the indexes of one design document.
 pub fn group_of(indexes: Vec<IndexDef>) -> Option<Arc<GroupSpec>> {
-    if indexes.is_empty() {
-        return None;
-    }
+    let partitioned = indexes.first()?.partitioned;
     let view = |index: &IndexDef| ViewSpec { names: vec![index.name.clone()], reduce: Reduce::None };
     Some(Arc::new(GroupSpec {
-        signature: signature(&indexes),
+        signature: signature(&indexes, partitioned),
         views: indexes.iter().map(view).collect(),
         include_design: false,
         local_seq: false,
+        partitioned,
         mapper: Arc::new(FieldMapper { indexes }),
     }))
 }
 
-fn signature(indexes: &[IndexDef]) -> String {
+fn signature(indexes: &[IndexDef], partitioned: bool) -> String {
     let parts: Vec<Value> = indexes
         .iter()
         .map(|index| json!([index.columns(), index.partial.as_ref().map(|partial| partial.to_json())]))
         .collect();
-    hex::encode(Md5::digest(json!(["mango", ROWS_VERSION, parts]).to_string()))
+    let mut all = vec![json!("mango"), json!(ROWS_VERSION), json!(parts)];
+    all.extend(partitioned.then(|| json!("partitioned")));
+    hex::encode(Md5::digest(Value::from(all).to_string()))
 }
 
 impl Mapper for FieldMapper {
@@ -86,7 +87,7 @@ mod tests {
     #[test]
     fn a_row_has_the_values_of_the_fields() {
         let map = json!({"fields": {"n": "asc", "o.x": "asc"}, "partial_filter_selector": {"ok": true}});
-        let spec = group_spec("_design/x", &design(map)).unwrap();
+        let spec = group_spec("_design/x", &design(map), false).unwrap();
         let keys = |value: Value| -> Vec<Vec<String>> {
             let rows = spec.mapper.map(vec![doc(value)]).unwrap().remove(0);
             rows.into_iter().map(|rows| rows.unwrap().into_iter().map(|row| row.key).collect()).collect()
@@ -103,12 +104,15 @@ mod tests {
 
     #[test]
     fn the_signature_names_what_the_rows_are_made_of() {
-        let signature = |map: Value| group_spec("_design/x", &design(map)).unwrap().signature.clone();
+        let signature = |map: Value| group_spec("_design/x", &design(map), false).unwrap().signature.clone();
         let one = signature(json!({"fields": {"n": "asc"}}));
         assert_eq!(one.len(), 32);
         assert_eq!(one, signature(json!({"fields": {"n": "desc"}, "partial_filter_selector": {}})));
         assert_ne!(one, signature(json!({"fields": {"m": "asc"}})));
         assert_ne!(one, signature(json!({"fields": {"n": "asc"}, "partial_filter_selector": {"a": 1}})));
-        assert!(group_spec("_design/x", &json!({"views": {}})).is_none());
+        let map = json!({"fields": {"n": "asc"}});
+        let of_partitions = group_spec("_design/x", &design(map), true).unwrap();
+        assert!(of_partitions.partitioned && of_partitions.signature != one);
+        assert!(group_spec("_design/x", &json!({"views": {}}), false).is_none());
     }
 }

@@ -20,6 +20,8 @@ pub struct NewIndex {
     pub ddoc: String,
     /// Its name there.
     pub name: String,
+    /// Whether it is to be asked one partition at a time; `None`: as its design document is, or its database.
+    pub partitioned: Option<bool>,
     view: Value,
 }
 
@@ -37,6 +39,11 @@ impl NewIndex {
         }
         let definition = members.get("index").ok_or(MangoError::MissingKey("index"))?;
         check_kind(members)?;
+        let partitioned = match members.get("partitioned") {
+            None => None,
+            Some(Value::Bool(partitioned)) => Some(*partitioned),
+            Some(other) => return Err(MangoError::NotBoolean(shown(other))),
+        };
         let name = text(members, "name")?;
         if name == Some("") {
             return Err(MangoError::IndexName("\"\"".to_owned()));
@@ -53,6 +60,7 @@ impl NewIndex {
         Ok(NewIndex {
             ddoc: design_id(&ddoc.map_or_else(made_up, str::to_owned)),
             name: name.map_or_else(made_up, str::to_owned),
+            partitioned,
             view: json!({"map": map, "reduce": "_count", "options": {"def": definition}}),
         })
     }
@@ -60,8 +68,10 @@ impl NewIndex {
     /// The design document with the index; `None`: it has it already. `design` has no `_id` and no `_rev`.
     ///
     /// # Errors
-    /// The design document holds functions in another language.
+    /// The design document holds functions in another language, or its indexes are partitioned and this one is not, or the
+    /// reverse.
     pub fn put_into(&self, design: Option<&Map<String, Value>>) -> Result<Option<Map<String, Value>>, MangoError> {
+        let is_new = design.is_none();
         let mut design = design.cloned().unwrap_or_default();
         match design.get("language") {
             Some(language) if language.as_str() != Some(LANGUAGE) => {
@@ -69,6 +79,13 @@ impl NewIndex {
             }
             None if design.contains_key("views") => return Err(MangoError::Language("\"javascript\"".to_owned())),
             _ => {}
+        }
+        let option = design.get("options").and_then(|options| options.get("partitioned"));
+        if option.and_then(Value::as_bool) != self.partitioned {
+            if !is_new {
+                return Err(MangoError::PartitionedMismatch);
+            }
+            design.insert("options".to_owned(), json!({"partitioned": self.partitioned}));
         }
         design.entry("language").or_insert_with(|| LANGUAGE.into());
         let views = design.entry("views").or_insert_with(|| json!({}));
@@ -110,13 +127,8 @@ fn check_kind(members: &Map<String, Value>) -> Result<(), MangoError> {
         Some(other) => return Err(MangoError::NotString(shown(other))),
     }
     match members.get("w") {
-        Some(w) if w.as_u64().is_none_or(|w| w == 0) => return Err(MangoError::NotPositive(shown(w))),
-        _ => {}
-    }
-    match members.get("partitioned") {
-        None | Some(Value::Bool(false)) => Ok(()),
-        Some(Value::Bool(true)) => Err(MangoError::Partitioned),
-        Some(other) => Err(MangoError::NotBoolean(shown(other))),
+        Some(w) if w.as_u64().is_none_or(|w| w == 0) => Err(MangoError::NotPositive(shown(w))),
+        _ => Ok(()),
     }
 }
 
@@ -150,7 +162,7 @@ fn map_of(definition: &Value) -> Result<Value, MangoError> {
 #[cfg(test)]
 mod tests {
     use super::{NewIndex, without};
-    use crate::mango::IndexDef;
+    use crate::mango::{IndexDef, MangoError};
     use proptest::prelude::{Just, Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
     use serde_json::{Value, json};
 
@@ -182,6 +194,22 @@ mod tests {
     }
 
     #[test]
+    fn a_design_document_is_partitioned_or_not() {
+        let wish =
+            |partitioned: Value| parse(json!({"index": {"fields": ["a"]}, "ddoc": "d", "partitioned": partitioned}));
+        let global = wish(json!(false)).put_into(None).unwrap().unwrap();
+        assert_eq!(global["options"], json!({"partitioned": false}));
+        assert_eq!(wish(json!(true)).put_into(Some(&global)).unwrap_err().error(), "partitioned_option_mismatch");
+        let plain = parse(json!({"index": {"fields": ["b"]}, "ddoc": "d"}));
+        assert_eq!(plain.put_into(Some(&global)).unwrap_err(), MangoError::PartitionedMismatch);
+        let unsaid = plain.put_into(None).unwrap().unwrap();
+        assert!(!unsaid.contains_key("options"));
+        assert_eq!(wish(json!(false)).put_into(Some(&unsaid)).unwrap_err(), MangoError::PartitionedMismatch);
+        let other = parse(json!({"index": {"fields": ["b"]}, "ddoc": "d", "name": "b", "partitioned": false}));
+        assert!(other.put_into(Some(&global)).unwrap().is_some());
+    }
+
+    #[test]
     fn a_made_up_name_depends_on_the_definition() {
         let one = parse(json!({"index": {"fields": ["a"]}}));
         assert_eq!(one.ddoc, format!("_design/{}", one.name));
@@ -208,7 +236,7 @@ mod tests {
             (json!({"index": fields, "type": 1}), "invalid_string"),
             (json!({"index": fields, "type": "text"}), "required index service unavailable"),
             (json!({"index": fields, "w": 0}), "invalid_pos_integer"),
-            (json!({"index": fields, "partitioned": true}), "invalid_partitioned_option"),
+            (json!({"index": fields, "partitioned": "yes"}), "invalid_boolean"),
             (json!([]), "invalid_value"),
         ] {
             assert_eq!(NewIndex::parse(&body).unwrap_err().error(), error, "{body}");
@@ -248,16 +276,16 @@ mod tests {
     proptest! {
         #[test]
         fn no_request_and_no_design_document_panics(body in values(), fields in values(), design in values()) {
-            let _ = IndexDef::of_design("_design/x", &design);
+            let _ = IndexDef::of_design("_design/x", &design, true);
             let bodies = [body, json!({"index": {"fields": fields}}), json!({"index": {"fields": [fields]}, "ddoc": "x"})];
             for body in bodies {
                 let Ok(index) = NewIndex::parse(&body) else { continue };
                 let Ok(Some(stored)) = index.put_into(design.as_object()) else { continue };
-                let there = IndexDef::of_design(&index.ddoc, &Value::Object(stored.clone()));
+                let there = IndexDef::of_design(&index.ddoc, &Value::Object(stored.clone()), false);
                 prop_assert!(there.iter().any(|one| one.name == index.name), "{body} {stored:?}");
                 prop_assert_eq!(index.put_into(Some(&stored)), Ok(None));
                 let left = without(&stored, &index.name).unwrap_or_default();
-                let there = IndexDef::of_design(&index.ddoc, &Value::Object(left));
+                let there = IndexDef::of_design(&index.ddoc, &Value::Object(left), false);
                 prop_assert!(there.iter().all(|one| one.name != index.name));
             }
         }

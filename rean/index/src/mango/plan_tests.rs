@@ -17,6 +17,7 @@ fn indexes(list: &[(&str, &str, &[&str], Value)]) -> Vec<IndexDef> {
             IndexDef::of_design(
                 &format!("_design/{ddoc}"),
                 &json!({"language": "query", "views": {*name: {"map": map}}}),
+                false,
             )
         })
         .collect()

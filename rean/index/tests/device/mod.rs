@@ -107,6 +107,7 @@ pub fn spec(signature: &str, mapper: Arc<dyn Mapper>) -> Arc<GroupSpec> {
         views: reduces.into_iter().enumerate().map(view).collect(),
         include_design: false,
         local_seq: false,
+        partitioned: false,
         mapper,
     })
 }
@@ -118,10 +119,21 @@ pub fn open_store(engine: &MemoryEngine, folder: &TempDir) -> Store {
 
 impl Device {
     pub fn new(kind: DbKind) -> Device {
+        Device::with(|store| store.create_db("notes", kind).unwrap())
+    }
+
+    /// With a partitioned database, and an index whose rows lie by partitions.
+    pub fn partitioned() -> Device {
+        let mut device = Device::with(|store| store.create_partitioned_db("notes").unwrap());
+        device.spec = Arc::new(GroupSpec { partitioned: true, ..(*device.spec).clone() });
+        device
+    }
+
+    fn with(make: impl FnOnce(&Store) -> Db) -> Device {
         let (store_engine, index_engine) = (MemoryEngine::new(), MemoryEngine::new());
         let folder = TempDir::new().unwrap();
         let store = open_store(&store_engine, &folder);
-        let db = store.create_db("notes", kind).unwrap();
+        let db = make(&store);
         let indexes = Indexes::open(Box::new(index_engine.clone())).unwrap();
         indexes.settle(&store).unwrap();
         let mapped = Arc::new(AtomicU64::new(0));

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -18,9 +19,13 @@ const DONE_S: u64 = 3_600;
 const MAX_EACH: usize = 20;
 /// Uploads altogether.
 const MAX_ALL: usize = 1_000;
-/// All bytes that one user has announced, and all that all have, as a multiple of the largest attachment.
+/// All bytes that have come of one user's, and of all, as a multiple of the largest attachment. What is only announced
+/// takes no room.
 const SHARE_EACH: u64 = 2;
 const SHARE_ALL: u64 = 16;
+/// How long an upload must have been silent, of which nothing has come yet, before it makes room for another one, in
+/// seconds: whoever means it sends at once.
+const EMPTY_PATIENCE_S: u64 = 60;
 
 /// What an upload is to become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +57,8 @@ pub struct Entry {
     pub id: String,
     /// What it is to become.
     pub about: Mutex<About>,
+    /// Bytes that have come, or for which there is room.
+    held: AtomicU64,
     /// Held by the request that adds to it.
     pub turn: Arc<tokio::sync::Mutex<()>>,
     folder: PathBuf,
@@ -80,7 +87,9 @@ impl Spool {
                     let text = std::fs::read(&path)?;
                     // One that a crash has cut off had not been answered.
                     if let Ok(about) = serde_json::from_slice(&text) {
-                        entries.insert(id.clone(), Arc::new(Entry::new(folder, id, about)));
+                        let entry = Entry::new(folder, id.clone(), about);
+                        entry.settle();
+                        entries.insert(id, Arc::new(entry));
                     } else {
                         std::fs::remove_file(&path)?;
                     }
@@ -112,26 +121,11 @@ impl Spool {
         let mut entries = self.entries.lock();
         forget_done(&mut entries, MAX_EACH, |other| other.owner == about.owner);
         forget_done(&mut entries, MAX_ALL, |_| true);
-        let (mut theirs, mut their_bytes, mut bytes) = (0, 0_u64, 0_u64);
-        for other in entries.values() {
-            let other = other.about.lock();
-            if other.done.is_some() {
-                // It has no bytes here any more.
-                continue;
-            }
-            bytes = bytes.saturating_add(other.length);
-            if other.owner == about.owner {
-                theirs += 1;
-                their_bytes = their_bytes.saturating_add(other.length);
-            }
+        if entries.len() >= MAX_ALL {
+            forget_empty(&mut entries, about.heard_s);
         }
-        let is_over =
-            |bytes: u64, share: u64| bytes.saturating_add(about.length) > max_attachment_bytes.saturating_mul(share);
-        if theirs >= MAX_EACH
-            || entries.len() >= MAX_ALL
-            || is_over(their_bytes, SHARE_EACH)
-            || is_over(bytes, SHARE_ALL)
-        {
+        let sum = sum(&entries, about.owner.as_deref());
+        if sum.theirs >= MAX_EACH || entries.len() >= MAX_ALL || !sum.has_room(about.length, max_attachment_bytes) {
             return Err(too_many());
         }
         let id = hex::encode(rand::random::<[u8; 16]>());
@@ -139,6 +133,21 @@ impl Spool {
         std::fs::File::create(entry.data()).and_then(|_| entry.keep()).map_err(|error| disk(&error))?;
         entries.insert(id, Arc::clone(&entry));
         Ok(entry)
+    }
+
+    /// Makes room for bytes that come: for one more piece of an upload, or some of them.
+    ///
+    /// # Errors
+    /// 503 when this user has, or all have, too many.
+    pub fn hold(&self, entry: &Entry, bytes: u64, max_attachment_bytes: u64) -> Result<(), ApiError> {
+        let entries = self.entries.lock();
+        let owner = entry.about.lock().owner.clone();
+        if !sum(&entries, owner.as_deref()).has_room(bytes, max_attachment_bytes) {
+            return Err(too_many());
+        }
+        // Under the lock, so that two don't take the same room.
+        entry.held.fetch_add(bytes, Ordering::AcqRel);
+        Ok(())
     }
 
     /// Forgets one, with its bytes.
@@ -165,7 +174,13 @@ impl Spool {
 
 impl Entry {
     fn new(folder: &Path, id: String, about: About) -> Self {
-        Self { id, about: Mutex::new(about), turn: Arc::default(), folder: folder.to_owned() }
+        Self { id, about: Mutex::new(about), held: AtomicU64::new(0), turn: Arc::default(), folder: folder.to_owned() }
+    }
+
+    /// From here on it takes the room that its bytes do.
+    pub fn settle(&self) {
+        let bytes = std::fs::metadata(self.data()).map_or(0, |about| about.len());
+        self.held.store(bytes, Ordering::Release);
     }
 
     /// Where its bytes are.
@@ -201,6 +216,7 @@ impl Entry {
         if let Err(error) = self.keep().and_then(|()| std::fs::remove_file(self.data())) {
             tracing::warn!(%error, "a finished upload could not be cleared away; that is done when it expires");
         }
+        self.settle();
     }
 
     fn keep(&self) -> std::io::Result<()> {
@@ -221,6 +237,55 @@ impl Entry {
                 _ => {}
             }
         }
+    }
+}
+
+/// What uploads take.
+struct Sum {
+    /// How many of one user's are not done.
+    theirs: usize,
+    their_bytes: u64,
+    bytes: u64,
+}
+
+fn sum(entries: &HashMap<String, Arc<Entry>>, owner: Option<&str>) -> Sum {
+    let mut sum = Sum { theirs: 0, their_bytes: 0, bytes: 0 };
+    for entry in entries.values() {
+        let about = entry.about.lock();
+        let held = entry.held.load(Ordering::Acquire);
+        sum.bytes = sum.bytes.saturating_add(held);
+        if about.owner.as_deref() == owner {
+            sum.theirs += usize::from(about.done.is_none());
+            sum.their_bytes = sum.their_bytes.saturating_add(held);
+        }
+    }
+    sum
+}
+
+impl Sum {
+    /// Whether so much more may come of this user's. Who has some must leave as much as they have then, so that those who
+    /// have most never take up the rest, however many they are.
+    fn has_room(&self, bytes: u64, max_attachment_bytes: u64) -> bool {
+        let theirs = self.their_bytes.saturating_add(bytes);
+        let left = max_attachment_bytes.saturating_mul(SHARE_ALL).checked_sub(self.bytes.saturating_add(bytes));
+        let is_fair = left.is_some_and(|left| self.their_bytes == 0 || theirs <= left);
+        is_fair && theirs <= max_attachment_bytes.saturating_mul(SHARE_EACH)
+    }
+}
+
+/// Forgets the upload that has been silent for longest of those of which nothing has come.
+fn forget_empty(entries: &mut HashMap<String, Arc<Entry>>, now_s: u64) {
+    let empty = entries.values().filter(|entry| entry.held.load(Ordering::Acquire) == 0);
+    let silent = empty.filter_map(|entry| {
+        let about = entry.about.lock();
+        let is_silent = about.done.is_none() && now_s.saturating_sub(about.heard_s) >= EMPTY_PATIENCE_S;
+        is_silent.then(|| (about.heard_s, entry.id.clone()))
+    });
+    let Some((_, id)) = silent.min() else { return };
+    if entries.get(&id).is_some_and(|entry| entry.turn.try_lock().is_ok())
+        && let Some(entry) = entries.remove(&id)
+    {
+        entry.remove();
     }
 }
 
@@ -263,7 +328,7 @@ fn too_many() -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use super::{About, EXPIRES_S, MAX_EACH, Spool};
+    use super::{About, EMPTY_PATIENCE_S, EXPIRES_S, MAX_ALL, MAX_EACH, Spool};
 
     fn about(owner: &str, length: u64) -> About {
         About {
@@ -298,13 +363,59 @@ mod tests {
     }
 
     #[test]
-    fn nobody_announces_more_than_their_share() {
+    fn what_is_announced_takes_no_room_and_what_has_come_only_its_share() {
         let folder = tempfile::tempdir().expect("a folder");
         let spool = Spool::open(folder.path()).expect("a spool");
-        assert!(spool.begin(about("ann", 100), 100).is_ok());
-        assert!(spool.begin(about("ann", 100), 100).is_ok());
-        assert_eq!(spool.begin(about("ann", 1), 100).err().map(|error| error.status.as_u16()), Some(503));
-        assert!(spool.begin(about("bob", 1), 100).is_ok());
+        // As much as all may have, if it came.
+        let mut entries = Vec::new();
+        for n in 0..8 {
+            entries.push(spool.begin(about(&format!("user-{n}"), 100), 100).expect("only announced"));
+            entries.push(spool.begin(about(&format!("user-{n}"), 100), 100).expect("only announced"));
+        }
+        let mut came = 0;
+        for entry in &entries {
+            while spool.hold(entry, 10, 100).is_ok() {
+                came += 10;
+            }
+            assert!(spool.hold(entry, 10, 100).is_err_and(|error| error.status == 503));
+        }
+        assert!(came > 8 * 100, "{came} bytes are little");
+        let ann = spool.begin(about("ann", 20), 100).expect("who has nothing gets in");
+        assert!(spool.hold(&ann, 10, 100).is_ok(), "{came} bytes leave no room for others");
+        // What isn't there any more, and what has not come after all, holds nothing.
+        for entry in &entries {
+            entry.settle();
+        }
+        assert!(spool.hold(&ann, 150, 100).is_ok());
+        assert!(spool.hold(&ann, 50, 100).is_err(), "nobody has more than twice the largest");
+    }
+
+    #[test]
+    fn what_has_come_counts_after_a_restart_as_well() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spool = Spool::open(folder.path()).expect("a spool");
+        let entry = spool.begin(about("ann", 200), 100).expect("a place");
+        std::fs::write(entry.data(), [0; 190]).expect("written");
+        let again = Spool::open(folder.path()).expect("a spool");
+        let entry = again.get(&entry.id, Some("ann")).expect("still there");
+        assert!(again.hold(&entry, 11, 100).is_err() && again.hold(&entry, 10, 100).is_ok());
+    }
+
+    #[test]
+    fn what_nobody_sends_makes_room_for_what_somebody_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spool = Spool::open(folder.path()).expect("a spool");
+        let first = spool.begin(about("user-0", 100), 100).expect("a place");
+        for n in 1..MAX_ALL {
+            spool.begin(about(&format!("user-{}", n / MAX_EACH), 100), 100).expect("a place");
+        }
+        spool.hold(&first, 1, 100).expect("room");
+        let mut ann = about("ann", 100);
+        assert!(spool.begin(ann.clone(), 100).is_err(), "all have just begun");
+        ann.heard_s += EMPTY_PATIENCE_S;
+        assert!(spool.begin(ann, 100).is_ok());
+        assert!(spool.has(&first.id), "one that has begun was dropped");
+        assert_eq!(spool.entries.lock().len(), MAX_ALL);
     }
 
     #[test]
@@ -320,7 +431,7 @@ mod tests {
         }
         assert!(spool.has(&ids[3 * MAX_EACH - 1]) && !spool.has(&ids[0]), "the last are remembered");
         assert_eq!(spool.entries.lock().len(), MAX_EACH);
-        assert!(spool.begin(about("bob", 200), 100).is_ok());
-        assert!(spool.begin(about("bob", 1), 100).is_err());
+        let bob = spool.begin(about("bob", 200), 100).expect("a place");
+        assert!(spool.hold(&bob, 200, 100).is_ok() && spool.hold(&bob, 1, 100).is_err());
     }
 }

@@ -17,10 +17,34 @@ const MAX_GONE: usize = 32;
 /// Hexadecimal digits of an instance.
 const INSTANCE_DIGITS: usize = 8;
 
+/// What a database is, from its making to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A CouchDB database.
+    Plain,
+    /// One with partitions.
+    Partitioned,
+    /// An app.
+    App,
+}
+
+impl Kind {
+    /// That of a database that is here.
+    pub fn of(db: &Db) -> Self {
+        match db.kind() {
+            DbKind::App => Self::App,
+            DbKind::Plain if db.is_partitioned() => Self::Partitioned,
+            DbKind::Plain => Self::Plain,
+        }
+    }
+}
+
 /// A document that says that there is a database.
 pub struct DbDoc {
     /// Whether it is an app.
     pub app: bool,
+    /// Whether the ids of its documents name partitions.
+    pub partitioned: bool,
     /// Tells it from other databases of its name.
     pub instance: String,
     /// Its `_security`; none: never set.
@@ -39,6 +63,7 @@ impl DbDoc {
         let instance = leaf.text("instance").filter(|text| is_instance(text))?.to_owned();
         Some(Self {
             app: leaf.body.get("app").and_then(Value::as_bool).unwrap_or(false),
+            partitioned: leaf.body.get("partitioned").and_then(Value::as_bool).unwrap_or(false),
             instance,
             security: leaf.body.get("security").filter(|value| value.is_object()).cloned(),
             revs_limit: leaf.body.get("revs_limit").and_then(Value::as_u64).unwrap_or(DEFAULT_REVS_LIMIT),
@@ -52,18 +77,25 @@ impl DbDoc {
         let stored = db.security();
         let security = (&stored[..] != SECURITY_NEVER_SET).then(|| serde_json::from_slice(&stored).ok()).flatten();
         let (app, revs_limit) = (db.kind() == DbKind::App, db.revs_limit());
-        Self { app, instance, security, revs_limit, purged_infos_limit: None, gone }
+        Self { app, partitioned: db.is_partitioned(), instance, security, revs_limit, purged_infos_limit: None, gone }
     }
 
     /// What kind of database.
-    pub fn kind(&self) -> DbKind {
-        if self.app { DbKind::App } else { DbKind::Plain }
+    pub fn kind(&self) -> Kind {
+        match (self.app, self.partitioned) {
+            (true, _) => Kind::App,
+            (false, true) => Kind::Partitioned,
+            (false, false) => Kind::Plain,
+        }
     }
 
     /// Its members.
     pub fn body(&self) -> Map<String, Value> {
         let mut body = Map::new();
         body.insert("app".to_owned(), self.app.into());
+        if self.partitioned {
+            body.insert("partitioned".to_owned(), true.into());
+        }
         body.insert("instance".to_owned(), self.instance.clone().into());
         body.insert("gone".to_owned(), self.gone.clone().into());
         if let Some(security) = &self.security {

@@ -1,0 +1,167 @@
+//! The key that orders are signed with: found for an order, shown, replaced.
+
+use std::path::{Path, PathBuf};
+
+use adea::order_key;
+use adea::ring_file::RingFile;
+use adea_ring::upgrade::{OrderKey, OrderTrust};
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::command::upgrade::KeyArgs;
+use crate::moment::now_ms;
+use crate::ring::target::ring_file_of;
+
+/// The private key for an order: the given one, else that beside the ring file.
+///
+/// # Errors
+/// When there is none here, or it isn't the one whose orders the pods follow.
+pub fn find(given: Option<&Path>, ring_file: &Path, file: &RingFile) -> anyhow::Result<OrderKey> {
+    let Some(trust) = file.order_trust() else {
+        bail!(
+            "this ring has no key for orders yet, as an earlier version made it, so no pod follows one: `podctl upgrade key \
+             --replace` on the machine that is to order upgrades makes one, and says what to do on the others"
+        );
+    };
+    let path = given.map_or_else(|| order_key::beside(ring_file), Path::to_path_buf);
+    let Some(key) = order_key::load(&path)? else {
+        bail!(
+            "there is no {}: an order is signed with the ring's key for orders, of which this machine has only the public \
+             half ({}). Do this on the machine that has order.key{}, or bring a copy of that file: --order-key FILE. If it \
+             is lost: podctl upgrade key --replace",
+            path.display(),
+            trust.key.fingerprint(),
+            made_at(&trust),
+        );
+    };
+    if key.public() != trust.key {
+        bail!(
+            "{} is the key {}, and this ring follows the orders of {}{}: bring that one (--order-key FILE)",
+            path.display(),
+            key.public().fingerprint(),
+            trust.key.fingerprint(),
+            made_at(&trust),
+        );
+    }
+    Ok(key)
+}
+
+fn made_at(trust: &OrderTrust) -> String {
+    trust.at.as_ref().map(|pod| format!(" (it was made on the machine of {pod})")).unwrap_or_default()
+}
+
+/// Shows the key that this machine goes by, or gives it another.
+pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
+    let path = ring_file_of(args.ring_file.as_deref(), args.data.as_deref(), &args.config)?;
+    let mut file = RingFile::load(&path)?
+        .with_context(|| format!("there is no {}: do this on a pod's machine", path.display()))?;
+    let key_path = order_key::beside(&path);
+    if args.replace {
+        let key = OrderKey::random();
+        let trust =
+            OrderTrust { key: key.public(), at: Some(file.pod_id.parse().context("the ring file's `pod_id`")?) };
+        // In this order no pod ever follows a key that nobody has; if the other can't be written, this is done again.
+        order_key::save(&key_path, &key)?;
+        file.trust_orders(&trust, now_ms());
+        file.save(&path)?;
+    } else if let Some(key) = args.trust
+        && file.order_trust().is_none_or(|trust| trust.key != key)
+    {
+        file.trust_orders(&OrderTrust { key, at: args.at.clone() }, now_ms());
+        file.save(&path)?;
+    }
+    let shown = Shown::new(&file, key_path)?;
+    if args.json {
+        println!("{}", shown.json());
+    } else {
+        print!("{}", shown.text(args.replace));
+    }
+    Ok(())
+}
+
+/// What a machine knows of the key.
+struct Shown {
+    trust: Option<OrderTrust>,
+    path: PathBuf,
+    /// The private key that lies here.
+    private: Option<OrderKey>,
+}
+
+impl Shown {
+    fn new(file: &RingFile, path: PathBuf) -> anyhow::Result<Self> {
+        Ok(Self { trust: file.order_trust(), private: order_key::load(&path)?, path })
+    }
+
+    /// Whether orders can be signed here.
+    fn is_here(&self) -> bool {
+        self.private.as_ref().map(OrderKey::public) == self.trust.as_ref().map(|trust| trust.key)
+            && self.trust.is_some()
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "key": self.trust.as_ref().map(|trust| trust.key),
+            "fingerprint": self.trust.as_ref().map(|trust| trust.key.fingerprint().to_string()),
+            "made_at": self.trust.as_ref().and_then(|trust| trust.at.as_ref()),
+            "private": self.is_here().then_some(&self.path),
+        })
+    }
+
+    fn text(&self, is_new: bool) -> String {
+        let Some(trust) = &self.trust else {
+            return "this machine knows no key for orders, so its pod follows none: an earlier version made the ring.\nIf another \
+                    machine of the ring knows one, `podctl upgrade key` there says what to do here; else make one, on the\n\
+                    machine that is to order upgrades: podctl upgrade key --replace\n"
+                .to_owned();
+        };
+        let mut text =
+            format!("this machine's pod follows orders that are signed with\n  {}\n", trust.key.fingerprint());
+        let path = self.path.display();
+        if self.is_here() {
+            text += &format!(
+                "The private half is here: {path}. Whoever has it can put programs on all machines of the ring; for a copy,\n\
+                 treat it like the ring's secret. No other machine needs it.\n"
+            );
+        } else {
+            let at = trust.at.as_ref().map_or_else(String::new, |pod| format!("; it was made on the machine of {pod}"));
+            text += &format!("The private half is not here{at}. If it is lost: podctl upgrade key --replace\n");
+            if self.private.is_some() {
+                text += &format!("{path} is another key, which counts no more here: delete it.\n");
+            }
+        }
+        let at = trust.at.as_ref().map(|pod| format!(" --at {pod}")).unwrap_or_default();
+        let before = if is_new { "No other machine knows it yet. " } else { "" };
+        text + &format!(
+            "{before}On machines of the ring that know another key or none:\n  podctl upgrade key --trust {}{at}\n",
+            trust.key
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find;
+    use adea::order_key;
+    use adea::ring_file::{Admin, RingFile};
+    use adea_ring::upgrade::{OrderKey, OrderTrust};
+
+    #[test]
+    fn an_order_needs_the_key_that_the_pods_follow() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring_file = dir.path().join("ring.json");
+        let mut file = RingFile::new("pod-b".into(), Admin { name: "a".into(), password_hash: "h".into() });
+        let why = |file: &RingFile| find(None, &ring_file, file).unwrap_err().to_string();
+        assert!(why(&file).contains("--replace"), "{}", why(&file));
+        let key = OrderKey::random();
+        file.trust_orders(&OrderTrust { key: key.public(), at: Some("pod-a".parse().unwrap()) }, 1);
+        assert!(why(&file).contains("machine of pod-a") && why(&file).contains("--order-key"), "{}", why(&file));
+        let beside = order_key::beside(&ring_file);
+        order_key::save(&beside, &OrderKey::random()).unwrap();
+        assert!(why(&file).contains("is the key"), "{}", why(&file));
+        let brought = dir.path().join("brought");
+        order_key::save(&brought, &key).unwrap();
+        assert_eq!(find(Some(&brought), &ring_file, &file).unwrap().public(), key.public());
+        order_key::save(&beside, &key).unwrap();
+        assert_eq!(find(None, &ring_file, &file).unwrap().public(), key.public());
+    }
+}
