@@ -420,7 +420,8 @@ mod tests {
         let live = of("feed=continuous&heartbeat=1&timeout=5&limit=3").expect("good");
         assert_eq!((live.form, live.limit), (Form::Continuous, 3));
         assert_eq!(live.heartbeat.map(|beat| beat.as_millis()), Some(100));
-        for bad in ["feed=zork", "heartbeat=x", "limit=-1", "timeout=x", "descending=1"] {
+        assert!(of("descending=true").expect("good").descending && !of("descending=1").expect("good").descending);
+        for bad in ["feed=zork", "heartbeat=x", "limit=-1", "timeout=x"] {
             assert!(of(bad).is_err(), "{bad}");
         }
     }
