@@ -321,12 +321,16 @@ mod tests {
     #[test]
     fn every_document_gets_an_id() {
         let Bulk { docs, mode, .. } =
-            parse(&Bytes::from_static(br#"{"docs":[{"_id":"x","_rev":"1-a"},{"_rev":"1-b"}],"new_edits":false}"#)).expect("parses");
+            parse(&Bytes::from_static(br#"{"docs":[{"_id":"x","_rev":"1-a"},{"_rev":"1-b"}],"new_edits":false}"#))
+                .expect("parses");
         assert_eq!(mode, Mode::Replicated);
         assert_eq!(docs[0].0, "x");
         assert_eq!(docs[1].0.len(), 32);
         for unrevised in [r#"[{"_id":"x","_rev":"1-a"},{"_id":"y"}]"#, r#"[{"a":1}]"#] {
-            assert!(parse(&Bytes::from(format!(r#"{{"docs":{unrevised},"new_edits":false}}"#))).is_err(), "{unrevised}");
+            assert!(
+                parse(&Bytes::from(format!(r#"{{"docs":{unrevised},"new_edits":false}}"#))).is_err(),
+                "{unrevised}"
+            );
         }
         assert!(parse(&Bytes::from_static(br#"{"docs":[{"_id":"_local/x"}],"new_edits":false}"#)).is_ok());
         assert!(parse(&Bytes::from_static(b"{}")).is_err());
