@@ -162,7 +162,10 @@ async fn clear(left_over: &LeftOver) {
     match left_over.remove().await {
         Ok(removed) if removed.is_empty() => {}
         Ok(removed) => tracing::info!("removed from Docker: {}", removed.join(", ")),
-        Err(err) => tracing::warn!("the pod's stopped containers and its network stay in Docker: {err}"),
+        Err(err) => tracing::warn!(
+            "the pod's stopped containers and its network stay in Docker: {err}; start the agent once more to try again, or \
+             remove them by hand"
+        ),
     }
 }
 

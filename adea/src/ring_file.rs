@@ -1,4 +1,5 @@
-//! `ring.json`: the ring's secret, this pod's name, the administrator, and whose orders of upgrades count. Readable for its owner only.
+//! `ring.json`: the ring's secret, this pod's name, the administrator, and whose orders of upgrades count. Readable for its
+//! owner only.
 //!
 //! Members that are not known here are borne: a newer version may have written the file before it was rolled back.
 

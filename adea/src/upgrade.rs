@@ -1,8 +1,8 @@
 //! Changing the software of this pod when the ring orders it: `adea_ring::upgrade` says what to do next, here it is done.
 //!
-//! What flows through: the order comes with the ring's news and is checked against the [key](trusted) in the machine's ring file; the pure [`core`]
-//! works out a turn from it, from what the other pods say and from how the programs are; this loop carries it out:
-//! [fetches](depot) the software, tells the agent which to run, and has the agent end and [begin anew](successor) as the
+//! What flows through: the order comes with the ring's news and is checked against the [key](trusted) in the machine's ring
+//! file; the pure [`core`] works out a turn from it, from what the other pods say and from how the programs are; this loop
+//! carries it out: [fetches](depot) the software, tells the agent which to run, and has the agent end and [begin anew](successor) as the
 //! new program.
 //!
 //! What always holds: the [journal] is on disk before anything is done that rests on it, so an agent that dies at any

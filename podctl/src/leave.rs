@@ -43,8 +43,8 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let order_key = adea::order_key::beside(&config.ring_file);
     if order_key.exists() {
         eprintln!(
-            "note: {} signs orders of upgrades, and no other machine has it: bring it to one that stays, or make another key \
-             there afterwards (podctl upgrade key --replace)",
+            "note: {} signs orders of upgrades, and perhaps no other machine has it: bring it to one that stays, or make another \
+             key there afterwards (podctl upgrade key --replace)",
             order_key.display()
         );
     }
@@ -68,7 +68,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     println!("{pod} has left the ring and stopped");
     if !args.purge {
         println!(
-            "Left on this machine:\n  {}  all documents, and the ring's secret\n  {}  the agent's configuration\nWhen they \
+            "Left on this machine:\n  {}  all documents, and the ring's secrets\n  {}  the agent's configuration\nWhen they \
              are needed no more: rm -r {0} {1}",
             config.data_dir.display(),
             args.config.display(),

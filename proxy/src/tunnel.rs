@@ -96,7 +96,7 @@ pub fn is_stream_asked_for(parts: &Parts) -> bool {
 /// Tells rean that this request is followed as a feed is, and which databases are closed: names, parted by commas. Without
 /// it rean gives no event stream, so none goes on that nobody ends with its log-in.
 pub fn mark_stream(headers: &mut HeaderMap, closed: &str) {
-    // Names of databases are always valid header values.
+    // `Rules::unreadable` leaves out what no header can carry.
     let closed = HeaderValue::from_str(closed).unwrap_or(HeaderValue::from_static(""));
     headers.insert(CLOSED_HEADER, closed);
 }

@@ -1,7 +1,7 @@
 //! Shares of something that all have in common: memory for bodies, places for uploads.
 //!
-//! Nobody gets all of it. Who has some already gets more only while as much as they would have then stays free, so nobody
-//! comes to more than a half, several together never take up the rest, and who has nothing finds something. That holds for
+//! A first share may be of any size. Who has some already gets more only while as much as they would have then stays free,
+//! unless they are alone: so several together never take up the rest, and who has nothing finds something. That holds for
 //! accounts and for clients' addresses, so that it is of little use to have many of either. Administrators may take what
 //! there is.
 //!

@@ -29,8 +29,9 @@ pub struct Upload {
     sink: Sink,
     decoder: Option<Box<GzDecoder<Vec<u8>>>>,
     left: u64,
-    /// What has come, and will come as its sender says.
+    /// What has come, in bytes.
     length: u64,
+    /// What will come, as its sender says.
     expected: u64,
     /// Beyond this it is a file.
     above: u64,

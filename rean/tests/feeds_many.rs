@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use adea_ring::Identity;
 use futures_util::{SinkExt, StreamExt};
-use harness::{DEADLINE, World, admin, user};
+use harness::{DEADLINE, World, admin, until, user};
 use rean::feeds::{self, MAX_SUBSCRIPTIONS};
 use serde_json::{Value, json};
 use tokio::io::DuplexStream;
@@ -125,15 +125,6 @@ impl Client {
 
 fn ids(rows: &[Value]) -> Vec<&str> {
     rows.iter().filter_map(|row| row["id"].as_str()).collect()
-}
-
-/// Waits for a state of the server.
-async fn until(what: &str, mut check: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while !check() {
-        assert!(tokio::time::Instant::now() < deadline, "waited for {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

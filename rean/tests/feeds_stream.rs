@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use adea_ring::Identity;
 use axum::body::Body;
-use harness::{DEADLINE, World, admin, user};
+use harness::{DEADLINE, World, admin, until, user};
 use http_body_util::BodyExt;
 use rean::feeds::{CLOSED_HEADER, MAX_SUBSCRIPTIONS};
 use rean::route::{self, Request, Response};
@@ -78,16 +78,18 @@ impl Client {
         world.post(who, "/_feeds", post).await.status.as_u16()
     }
 
+    /// Reads on to the message that says why the stream ends.
+    async fn close(&mut self) -> Value {
+        loop {
+            let message = self.next().await.expect("a last message");
+            if message["op"] == "close" {
+                return message;
+            }
+        }
+    }
+
     async fn is_silent(&mut self) -> bool {
         self.read.is_empty() && tokio::time::timeout(Duration::from_millis(150), self.body.frame()).await.is_err()
-    }
-}
-
-async fn until(what: &str, mut check: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while !check() {
-        assert!(tokio::time::Instant::now() < deadline, "waited for {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -194,12 +196,7 @@ async fn what_is_malformed_or_too_much_is_refused() {
     // One that speaks another language is told so, and the stream ends.
     let nonsense: Vec<Value> = (0..=100).map(|n| json!(n)).collect();
     assert_eq!(client.say(&world, &ann, json!(nonsense)).await, 202);
-    let close = loop {
-        let message = client.next().await.expect("a last message");
-        if message["op"] == "close" {
-            break message;
-        }
-    };
+    let close = client.close().await;
     assert_eq!(close["code"], 1008);
     assert!(client.next().await.is_none());
 }
@@ -226,12 +223,7 @@ async fn a_client_that_reads_slowly_costs_no_memory_and_at_shutdown_it_is_told()
     }
     let pod = Arc::clone(&world.pod);
     let closing = tokio::spawn(async move { pod.sockets.close().await });
-    let close = loop {
-        let message = client.next().await.expect("a last message");
-        if message["op"] == "close" {
-            break message;
-        }
-    };
+    let close = client.close().await;
     assert_eq!((&close["code"], client.next().await), (&json!(1012), None));
     tokio::time::timeout(DEADLINE, closing).await.expect("closes in time").expect("no panic");
     assert_eq!(ask(&world, &ann, "/_feeds", Some("")).await.status(), 503);

@@ -3,6 +3,7 @@
 mod harness;
 
 use harness::{Answer, World, admin, user};
+use rean::ring::databases::{Ensured, ensure_from};
 use rean_store::Db;
 use serde_json::{Value, json};
 
@@ -461,7 +462,6 @@ async fn databases_of_one_name_with_partitions_and_without_do_not_mix() {
         });
         let body = json!({"new_edits": false, "docs": [doc]});
         world.post(&adea_ring::Identity::system(), "/_ring/_bulk_docs", body).await.expect(201);
-        use rean::ring::databases::{Ensured, ensure_from};
         let expected = if name == "full" { Ensured::NotYet } else { Ensured::Here };
         assert_eq!(
             ensure_from(&world.pod, name, Some("22222222")).await.expect("the store answers"),

@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use adea_ring::identity::USER_NAME_HEADER;
 use adea_ring::{Identity, RingSecret};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use harness::{DEADLINE, World, admin, user};
+use harness::{DEADLINE, World, admin, until, user};
 use parking_lot::Mutex;
 use rean::Limits;
 use rean::files::sweep::{Swept, sweep};
@@ -25,14 +24,6 @@ use tokio::net::{TcpListener, TcpStream};
 const MIB: usize = 1 << 20;
 /// Longer than files are kept for.
 const WEEKS_S: u64 = 1_000 * 3_600;
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "{what} did not come about in time");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// How far bodies that never end were read.
 #[derive(Default)]

@@ -18,6 +18,7 @@ use crate::plan::{Launch, Program};
 pub const POD_LABEL: &str = "org.adea.pod";
 const RING_LABEL: &str = "org.adea.ring";
 const PROGRAM_LABEL: &str = "org.adea.program";
+/// Which data folder its pod has: two pods may have one name.
 pub const DATA_LABEL: &str = "org.adea.data";
 /// The label with the hash of what a container was made by.
 pub const LAUNCH_LABEL: &str = "org.adea.launch";

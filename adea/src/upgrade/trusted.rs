@@ -58,7 +58,10 @@ impl Trusted {
                 }
                 (self.trust, self.since_ms) = (trust, file.orders_since_ms);
             }
-            Ok(None) => tracing::error!("{} is gone", self.path.display()),
+            Ok(None) => tracing::error!(
+                "{} is gone; the pod goes on with what it knew, and can't start again without it: bring it back from a copy",
+                self.path.display()
+            ),
             Err(err) => tracing::error!("{err}"),
         }
     }

@@ -10,7 +10,8 @@ use crate::ring::target::{CONFIG, TargetArgs};
 use crate::upgrade;
 
 /// Change the software of all pods, one after the other: each hands over, is replaced, catches up; all go back when one
-/// is not well. The order is signed, so run it on the machine that has the ring's order.key: the one of `podctl init`. Exits with 0 when all pods have the new software
+/// is not well. The order is signed, so run it on the machine that has the ring's order.key: the one of `podctl init`.
+/// Exits with 0 when all pods have the new software
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {

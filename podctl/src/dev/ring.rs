@@ -1,8 +1,8 @@
 //! The ring of a data folder: made at the first start, used again at the next.
 
-use adea::folder::Folder;
 use std::path::Path;
 
+use adea::folder::Folder;
 use adea::order_key;
 use adea::ring_file::{Admin, DevSecrets, RingFile};
 use adea_ring::upgrade::{OrderKey, OrderTrust};

@@ -26,13 +26,16 @@ const DOC: &str = "files:mark";
 /// A mark is some hundred bytes; what is larger is none.
 const MAX_MARK_BYTES: u64 = 4 << 10;
 
+/// What is said of a mark that can't be read.
+const NONSENSE: &str = "it is no mark of a ring: if no other ring keeps files there, remove it";
+
 /// What the bucket says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Mark {
     /// One ring's.
     Name(String),
-    /// Two have met; for people, when and between which names.
+    /// Two have met; for people, between which names.
     Disputed {
         /// The mark that was found.
         found: String,
@@ -130,7 +133,7 @@ async fn read(bucket: &Bucket) -> Result<Option<Mark>, FileError> {
         Err(FileError::Missing) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let unknown = || FileError::Storage { step: "reading whose the bucket is", why: "it makes no sense".to_owned() };
+    let unknown = || FileError::Storage { step: "reading whose the bucket is", why: NONSENSE.to_owned() };
     if found.meta.size > MAX_MARK_BYTES {
         return Err(unknown());
     }

@@ -17,6 +17,15 @@ use serde_json::Value;
 /// What waits for a state gives up after this.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
+/// Waits until something holds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < deadline, "{what} did not come about in time");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 pub struct World {
     pub pod: Arc<Pod>,
     _folder: tempfile::TempDir,
