@@ -11,7 +11,7 @@
 mod container;
 mod engine;
 #[cfg(test)]
-mod fake_engine;
+pub(crate) mod fake_engine;
 mod follow;
 mod images;
 mod left_over;
@@ -41,7 +41,7 @@ use crate::plan::{ALL, Desired, Launch, Program};
 use crate::runtime::{Found, Instance, Runtime, RuntimeError, Sighting, Signal};
 
 pub use engine::{Engine, EngineError};
-pub use images::ImageInfo;
+pub use images::{Brought, ImageInfo};
 pub use left_over::LeftOver;
 pub use prepare::PrepareError;
 

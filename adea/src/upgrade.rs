@@ -197,7 +197,8 @@ impl Upgrader {
             let depot = self.depot.clone();
             // What is left over is in nobody's way.
             let _ = tokio::task::spawn_blocking(move || depot.tidy(&kept)).await;
-            self.depot.tidy_images(&self.images()).await;
+            let gone = self.depot.tidy_images(&self.core.journal().images, &self.images()).await;
+            self.core.forget_images(&gone);
         }
         self.look_at_links(outputs.asks_links && doing.up, news, doing).await;
         if outputs.begin_anew {
@@ -259,7 +260,7 @@ impl Upgrader {
 
     /// The order in the ring, if it is one that counts.
     fn order(&mut self, news: &News) -> Option<Order> {
-        let read = |doc| refused::read(doc, self.trusted.trust.as_ref(), self.trusted.since_ms, &self.core);
+        let read = |doc| refused::read(doc, self.trusted.trust.as_ref(), self.trusted.since_ms, unix_ms(), &self.core);
         let (order, refused) = match news.upgrade.as_ref().map(read) {
             Some(Err(refused)) => (None, Some(refused)),
             Some(Ok(order)) => (Some(order), None),

@@ -127,8 +127,7 @@ fn trusted(file: &RingFile) -> Option<OrderPublicKey> {
 
 fn new_order(package: &Package, pods: &Pods, scene: &Scene, args: &OrderArgs) -> anyhow::Result<Order> {
     let ids = in_order(pods)?;
-    // A clock that is behind must not make this order older than the one before it.
-    let made_at_ms = scene.order.as_ref().map_or(0, |order| order.made_at_ms + 1).max(now_ms());
+    let made_at_ms = made_at_ms(scene.order.as_ref(), now_ms());
     let order = match package {
         Package::Named(name) => Order::new(Source::Registry, Some(name.clone()), ids, made_at_ms),
         Package::File(file) => Order {
@@ -145,6 +144,13 @@ fn new_order(package: &Package, pods: &Pods, scene: &Scene, args: &OrderArgs) ->
         force: args.force,
         ..order
     })
+}
+
+/// A clock that is behind must not make an order older than the one before it; but one that is so far ahead that no pod
+/// follows it is nothing to come after.
+fn made_at_ms(before: Option<&Order>, now_ms: u64) -> u64 {
+    let before = before.filter(|order| !order.is_ahead_of(now_ms));
+    before.map_or(0, |order| order.made_at_ms.saturating_add(1)).max(now_ms)
 }
 
 /// The pods in the order of their turns: who takes the writes comes last, so that these move once.
@@ -186,9 +192,22 @@ fn is_unknown_key(body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::in_order;
+    use super::{in_order, made_at_ms};
     use crate::ring::status::Pods;
+    use adea_ring::upgrade::{Order, Source};
     use serde_json::json;
+
+    #[test]
+    fn an_order_comes_after_the_one_before_if_pods_follow_that() {
+        let made = |at_ms| Order::new(Source::Registry, None, Vec::new(), at_ms);
+        let now_ms = 1_000_000_000_000;
+        assert_eq!(made_at_ms(None, now_ms), now_ms);
+        assert_eq!(made_at_ms(Some(&made(now_ms - 9)), now_ms), now_ms);
+        assert_eq!(made_at_ms(Some(&made(now_ms + 9)), now_ms), now_ms + 10);
+        for never in [2 * now_ms, u64::MAX] {
+            assert_eq!(made_at_ms(Some(&made(never)), now_ms), now_ms);
+        }
+    }
 
     #[test]
     fn who_takes_the_writes_comes_last() {

@@ -246,6 +246,20 @@ fn was_followed(output: &Output) {
     assert!(last.contains(r#""result":"failed""#) && told.contains("ended by themselves"), "{last}{told}");
 }
 
+/// Orders an upgrade as soon as it can be: pods that have just started are away until the others have heard of them, and
+/// agents look at their ring files four times a second.
+fn order(machines: &Machines, at: usize, args: &[&str]) -> Output {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let done = machines.on(at, &[&["upgrade", "--json", "--patience", "60s", "--binary"], args].concat());
+        let told = text(&done.stderr);
+        if !told.contains("is away") && !told.contains("not signed with the key") {
+            return done;
+        }
+        assert!(Instant::now() < deadline, "{told}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn upgrades_are_ordered_with_a_key_that_one_machine_has() {
     let mut machines = Machines::first().await;
@@ -269,15 +283,14 @@ async fn upgrades_are_ordered_with_a_key_that_one_machine_has() {
     machines.until(1, Method::GET, "/db", StatusCode::OK).await;
 
     let first = bad_program(&machines, "first");
-    let order = ["upgrade", "--json", "--patience", "60s", "--binary"];
-    let refused = fails(&machines.on(1, &[&order[..], &[&first]].concat()), 1);
+    let refused = fails(&order(&machines, 1, &[&first]), 1);
     assert!(refused.contains("machine of pod-a") && refused.contains("--order-key"), "{refused}");
-    was_followed(&machines.on(0, &[&order[..], &[&first]].concat()));
+    was_followed(&order(&machines, 0, &[&first]));
     // With a copy of the key it can be ordered anywhere.
     let old_key = machines.path("copy").display().to_string();
     std::fs::copy(&key, &old_key).unwrap();
     let second = bad_program(&machines, "second");
-    was_followed(&machines.on(1, &[&order[..], &[&second, "--order-key", &old_key]].concat()));
+    was_followed(&order(&machines, 1, &[&second, "--order-key", &old_key]));
 
     // The key is replaced while the pods run; what the old one signs counts no more.
     let new = ok(&machines.on(0, &["upgrade", "key", "--replace", "--json"]));
@@ -285,25 +298,15 @@ async fn upgrades_are_ordered_with_a_key_that_one_machine_has() {
     let trust = new["key"].as_str().unwrap();
     ok(&machines.on(1, &["upgrade", "key", "--trust", trust, "--at", "pod-a", "--json"]));
     let third = bad_program(&machines, "third");
-    let refused = machines.on(1, &[&order[..], &[&third, "--order-key", &old_key]].concat());
+    let refused = order(&machines, 1, &[&third, "--order-key", &old_key]);
     assert!(fails(&refused, 1).contains("is the key"));
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        let done = machines.on(0, &[&order[..], &[&third]].concat());
-        // The agents look at their ring files four times a second.
-        if text(&done.stderr).contains("not signed with the key") {
-            assert!(Instant::now() < deadline, "{}", text(&done.stderr));
-            continue;
-        }
-        was_followed(&done);
-        break;
-    }
+    was_followed(&order(&machines, 0, &[&third]));
     // A ring file of an earlier version has no key: nothing can be ordered, and that is said.
     let ring_file = machines.data(1).join("ring.json");
     let mut file: Value = serde_json::from_slice(&std::fs::read(&ring_file).unwrap()).unwrap();
     file.as_object_mut().unwrap().remove("order_key").unwrap();
     std::fs::write(&ring_file, file.to_string()).unwrap();
-    assert!(fails(&machines.on(1, &[&order[..], &[&third]].concat()), 1).contains("--replace"));
+    assert!(fails(&order(&machines, 1, &[&third]), 1).contains("--replace"));
     let doctor = text(&machines.on(1, &["doctor"]).stdout);
     assert!(doctor.contains("orders, here") && doctor.contains("podctl upgrade key"), "{doctor}");
 }

@@ -31,6 +31,11 @@ const DRAIN_BYTES: u64 = 64 * 1024 * 1024;
 /// How long that may take.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 
+/// How much is given at once where it is watched whether the client takes it, in bytes: what HTTP/2 puts into one frame.
+/// That a piece has been sent shows only when all of it has, and what comes from rean may be hundreds of KiB: who takes
+/// that slowly and steadily would seem to take nothing.
+const PIECE_BYTES: usize = 16 << 10;
+
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -248,6 +253,8 @@ pub struct Body {
     tally: Option<Box<Tally>>,
     /// Where somebody looks whether the client takes it.
     giver: Option<Giver>,
+    /// What has come and was not given yet; empty where nobody looks.
+    rest: Bytes,
 }
 
 #[derive(Debug)]
@@ -339,7 +346,7 @@ impl UpstreamBody {
 
 impl Body {
     fn of(kind: Kind) -> Self {
-        Self { kind, tally: None, giver: None }
+        Self { kind, tally: None, giver: None, rest: Bytes::new() }
     }
 
     /// No body.
@@ -438,47 +445,60 @@ impl http_body::Body for Body {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let polled = match &mut this.kind {
+        let Self { kind, tally, giver, rest } = self.get_mut();
+        let polled = match kind {
+            _ if !rest.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(rest))))),
             Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Plain(body) => body.poll(context),
             Kind::Gzip(body) => body.poll(context),
             Kind::Feed(feed) => poll_feed(feed, context),
             Kind::Tunnel(_) => Poll::Ready(None),
         };
-        if let Some(giver) = &this.giver {
+        if let Some(giver) = giver {
             giver.asked(&polled);
         }
         let mut frame = ready!(polled);
-        if let Some(tally) = &mut this.tally {
+        if let Some(giver) = giver {
+            let piece = |mut bytes: Bytes| {
+                *rest = bytes.split_off(bytes.len().min(PIECE_BYTES));
+                giver.give(bytes)
+            };
+            frame = frame.map(|frame| frame.map(|frame| frame.map_data(piece)));
+        }
+        if let Some(tally) = tally {
             match &frame {
                 Some(Ok(frame)) => tally.sent(frame.data_ref().map_or(0, |data| data.len() as u64)),
                 Some(Err(_)) => tally.broken(),
                 None => {}
             }
         }
-        if let Some(giver) = &this.giver {
-            frame = frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| giver.give(bytes))));
-        }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
+        let has_all_come = match &self.kind {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Plain(body) => body.is_end_stream(),
             Kind::Gzip(_) | Kind::Feed(_) => false,
             Kind::Tunnel(_) => true,
-        }
+        };
+        has_all_come && self.rest.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
+        let rest = self.rest.len() as u64;
+        let to_come = match &self.kind {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Kind::Plain(body) => body.size_hint(),
             Kind::Gzip(_) | Kind::Feed(_) => SizeHint::default(),
             Kind::Tunnel(_) => SizeHint::with_exact(0),
+        };
+        let mut hint = SizeHint::new();
+        hint.set_lower(to_come.lower().saturating_add(rest));
+        if let Some(upper) = to_come.upper() {
+            hint.set_upper(upper.saturating_add(rest));
         }
+        hint
     }
 }
 

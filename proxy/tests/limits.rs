@@ -237,6 +237,21 @@ async fn an_http2_client_that_leaves_the_end_of_an_answer_is_cut_and_one_that_ta
 }
 
 #[tokio::test]
+async fn an_http2_client_that_takes_an_answer_slowly_and_steadily_is_not_cut() {
+    let pod = Pod::start_with(|config| config.limits.idle_timeout = Duration::from_millis(800)).await;
+    let (mut sender, connection) = http2(&pod, 8 << 10).await;
+    let mut film = ask(&mut sender, Method::GET, "/film").await.into_body();
+    // What it takes in `idle_timeout` is far less than what rean sends at once.
+    let mut taken = 0;
+    while taken < 300_000 {
+        let frame = soon("a frame", film.frame()).await.expect("more").expect("not cut");
+        taken += frame.into_data().expect("data").len();
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    assert!(!connection.is_finished());
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_given_up() {
     let idle = Duration::from_millis(200);
     let pod = Pod::start_with(|config| config.limits.idle_timeout = idle).await;

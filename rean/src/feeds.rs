@@ -39,6 +39,7 @@ use crate::error::ApiError;
 use crate::feeds::socket::Socket;
 use crate::pod::Pod;
 use crate::route::{Request, Response};
+use crate::shares::Whose;
 
 pub use self::handshake::PROTOCOL;
 pub use self::sockets::{Seat, Sockets};
@@ -86,7 +87,7 @@ pub fn connect(pod: &Arc<Pod>, who: &Identity, mut request: Request) -> Result<R
 ///
 /// # Errors
 /// 400 and 413 for what are no messages or too many, 404 when the connection is not there or another user's, 429 and 503
-/// when it has much to read already.
+/// when it has much to read already, or all together have.
 pub async fn tell(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Response, ApiError> {
     let body = read_json(pod, &request.headers, request.body).await?;
     if body.len() > message::longest(who.name.as_deref()) {
@@ -96,7 +97,8 @@ pub async fn tell(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<Re
         .map_err(|error| ApiError::bad_request(format!("these are no messages: {error}")))?;
     drop(body);
     events::check(&post.messages)?;
-    pod.sockets.mail.deliver(who, post).await?;
+    let whose = Whose::of(who, &request.headers);
+    pod.sockets.mail.deliver(who, &whose, post).await?;
     Ok(json_line(StatusCode::ACCEPTED, &json!({"ok": true})))
 }
 

@@ -6,7 +6,7 @@
 //! there is.
 //!
 //! And nobody keeps what they don't use. A share's holder says when it waits for its client; one that is slower than
-//! [`SLOW_BYTES_PER_S`] loses it as soon as somebody who has nothing needs it.
+//! [`SLOW_BYTES_PER_S`] loses it as soon as somebody needs it who has nothing, or less than they.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -152,15 +152,17 @@ impl State {
         }
     }
 
-    /// Takes shares from slow clients for somebody who has none: first from whoever has most.
+    /// Takes shares from slow clients for somebody who has none, or less than they: first from whoever has most.
     fn make_room(&self, whose: &Whose, units: usize, now: Instant) {
-        if self.held(whose) > 0 {
-            return;
-        }
-        let mut found: Vec<_> = self.slots.values().filter(|slot| slot.may_lose(now)).collect();
+        let held = self.held(whose);
+        // Who has some must leave as much as they would have then (see `may_have`).
+        let needed = if held == 0 { units } else { held.saturating_add(units.saturating_mul(2)) };
+        let is_larger = |slot: &Slot| held == 0 || self.held(&slot.whose) > held;
+        let mut found: Vec<_> =
+            self.slots.values().filter(|slot| is_larger(slot.as_ref()) && slot.may_lose(now)).collect();
         found.sort_by_key(|slot| std::cmp::Reverse(self.held(&slot.whose)));
         let lost: usize = self.slots.values().map(|slot| slot.lost_units()).sum();
-        let mut missing = units.saturating_sub(self.free + lost);
+        let mut missing = needed.saturating_sub(self.free + lost);
         for slot in found {
             if missing == 0 {
                 return;
@@ -382,6 +384,23 @@ mod tests {
         assert!(!quick_one.is_finished());
         quick_one.abort();
         drop(third);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_loses_it_to_a_body_that_grows_and_is_the_smaller_one() {
+        let shares = Shares::new(8);
+        let quick = shares.try_take(&whose("quick", ""), 1).expect("room");
+        let slow = shares.try_take(&whose("slow", ""), 6).expect("room");
+        let slow_one = tokio::spawn(async move { slow.hears(std::future::pending::<()>()).await.is_none() });
+        tokio::time::sleep(2 * SLOW_WINDOW).await;
+        assert!(quick.grow(2, PATIENCE).await, "the slow one has more and keeps it");
+        assert!(slow_one.await.expect("no panic"));
+        let slow = shares.try_take(&whose("slow", ""), 3).expect("room");
+        let slow_one = tokio::spawn(async move { slow.hears(std::future::pending::<()>()).await });
+        tokio::time::sleep(2 * SLOW_WINDOW).await;
+        assert!(!quick.grow(2, PATIENCE).await, "who has as much takes it from nobody");
+        assert!(!slow_one.is_finished());
+        slow_one.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,11 +11,13 @@ use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use harness::{DEADLINE, World, admin, user};
+use futures_util::StreamExt;
+use harness::{DEADLINE, World, admin, until, user};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use md5::{Digest, Md5};
 use rean::backup::format::{Reader, Record};
+use rean::config::Limits;
 use rean::files::sweep::{Swept, sweep};
 use rean::route::{self, Request};
 use serde_json::{Value, json};
@@ -386,6 +388,35 @@ async fn a_file_comes_in_several_requests() {
     let empty = [begin[0], ("upload-length", "0"), ("upload-metadata", &with_rev[..])];
     let made = ask(&world, &ann, "POST", "/db/_uploads", &empty, Body::empty()).await.expect(201);
     assert!(made.header("x-couch-update-newrev").starts_with("2-"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_piece_that_is_dropped_in_its_middle_keeps_no_room() {
+    let world = World::limited(Limits { max_attachment_bytes: MIB as u64, ..Limits::default() }).await;
+    world.open_db("db").await;
+    let ann = user("ann", &[]);
+    let length = MIB.to_string();
+    let mut places = Vec::new();
+    for doc in ["a", "b", "c"] {
+        let metadata = format!("doc {},name {}", STANDARD.encode(doc), STANDARD.encode("film"));
+        let begin = [("tus-resumable", "1.0.0"), ("upload-length", &length[..]), ("upload-metadata", &metadata[..])];
+        let made = ask(&world, &ann, "POST", "/db/_uploads", &begin, Body::empty()).await.expect(201);
+        places.push(made.header("location").to_owned());
+    }
+    let piece =
+        [("tus-resumable", "1.0.0"), ("upload-offset", "0"), ("content-type", "application/offset+octet-stream")];
+    // Two that may each become as large as can be are all that a user may have.
+    for place in &places[..2] {
+        let start = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"1234567890"))]);
+        let body = Body::from_stream(start.chain(futures_util::stream::pending()));
+        let id = place.rsplit('/').next().expect("an id");
+        let entry = world.pod.files.spool.get(id, Some("ann")).expect("an upload");
+        tokio::select! {
+            _ = ask(&world, &ann, "PATCH", place, &piece, body) => panic!("it has no end"),
+            () = until("the first bytes are there", || entry.offset().expect("an offset") == 10) => {}
+        }
+    }
+    ask(&world, &ann, "PATCH", &places[2], &piece, noise(MIB, 1)).await.expect(204);
 }
 
 #[tokio::test(flavor = "multi_thread")]

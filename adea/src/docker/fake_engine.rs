@@ -30,10 +30,6 @@ pub struct World {
     pub networks: BTreeMap<String, HashMap<String, String>>,
     /// Names, ids too, and the image's id.
     pub images: BTreeMap<String, String>,
-    /// Ids of images that have our label.
-    pub ours: BTreeSet<String>,
-    /// Ids of images that have names of somebody else, too.
-    pub shared: BTreeSet<String>,
     /// What could be pulled.
     pub registry: Vec<String>,
     /// Every order that changes something.
@@ -119,7 +115,7 @@ async fn answer(request: Request<Incoming>, world: Arc<Mutex<World>>) -> Result<
         .unwrap_or_default()
         .split('&')
         .filter_map(|pair| pair.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.replace("%3A", ":").replace("%2F", "/")))
+        .map(|(name, value)| (name.to_owned(), value.replace("%3A", ":").replace("%2F", "/").replace("%40", "@")))
         .collect();
     if path.ends_with("/wait") {
         // Nobody is told of ends here.
@@ -155,6 +151,11 @@ impl World {
     fn next(&mut self) -> u32 {
         self.last += 1;
         1_000 + self.last
+    }
+
+    /// What an image is called, with a tag or a digest.
+    fn names_of(&self, image: &str) -> Vec<String> {
+        self.images.iter().filter(|(_, id)| *id == image).map(|(name, _)| name.clone()).collect()
     }
 
     fn name_of(&self, id: &str) -> Option<String> {
@@ -193,28 +194,23 @@ impl World {
                     &all.map(|one| json!({"Id": one.id, "ImageID": one.image, "Labels": one.body["Labels"]})).collect(),
                 )
             }
-            ("GET", ["images", "json"]) => {
-                // All of them: whoever deletes is not to rely on the filter alone.
-                let label = |id| if self.ours.contains(id) { json!({"org.adea.image": "podctl"}) } else { Value::Null };
-                let summary = |(name, id)| {
-                    json!({
-                        "Id": id, "RepoTags": [name], "Labels": label(id), "ParentId": "", "RepoDigests": [],
-                        "Created": 0, "Size": 1, "SharedSize": -1, "Containers": -1,
-                    })
-                };
-                json_answer(&self.images.iter().map(summary).collect())
-            }
             ("DELETE", ["images", id]) => {
-                let Some((name, _)) = self.images.iter().find(|(_, one)| one == id) else {
+                let names = self.names_of(id);
+                if names.is_empty() {
                     return refuse(StatusCode::NOT_FOUND, "no such image");
-                };
-                if self.shared.contains(*id) || self.containers.values().any(|one| one.image == *id) {
-                    return refuse(StatusCode::CONFLICT, "it is in use");
                 }
-                let name = name.clone();
-                self.images.remove(&name);
-                self.orders.push(format!("remove image {name}"));
-                json_answer(&json!([{"Deleted": id}]))
+                if self.containers.values().any(|one| one.image == *id) {
+                    return refuse(StatusCode::CONFLICT, "image is being used by a container");
+                }
+                // The only tag goes with the image, whoever has given it.
+                let tags = names.iter().filter(|name| !name.contains('@')).count();
+                let repositories = names.iter().map(|name| name.split(['@', ':']).next());
+                if tags > 1 || repositories.collect::<BTreeSet<_>>().len() > 1 {
+                    return refuse(StatusCode::CONFLICT, "image is referenced in multiple repositories");
+                }
+                self.images.retain(|_, one| one != id);
+                self.orders.push(format!("remove image {}", names[0]));
+                json_answer(&json!([{"Untagged": names[0]}, {"Deleted": id}]))
             }
             ("POST", ["images", "load"]) => self.load(body),
             ("POST", ["images", "create"]) => {
@@ -232,7 +228,7 @@ impl World {
                 let id = self.images.get(&name).or_else(|| self.images.values().find(|id| **id == name));
                 match id {
                     Some(id) => json_answer(&json!({
-                        "Id": id, "RepoTags": [name],
+                        "Id": id, "RepoTags": self.names_of(id).iter().filter(|name| !name.contains('@')).collect::<Vec<_>>(),
                         "Config": {"Labels": {"org.opencontainers.image.version": "1.2.3"}},
                     })),
                     None => refuse(StatusCode::NOT_FOUND, "no such image"),

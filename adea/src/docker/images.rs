@@ -1,19 +1,24 @@
-//! Images of the engine: to bring one there, from a file, from a program or from a registry, and to take a program out.
+//! Images of the engine: to bring one there, from a file, from a program or from a registry, to take a program out, and to
+//! remove what this pod has brought.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bollard::models::ContainerCreateBody;
+use bollard::models::{ContainerCreateBody, ContainerSummary};
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, DownloadFromContainerOptions, ImportImageOptions,
+    ListContainersOptions, RemoveImageOptions,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::docker::container::{DATA_LABEL, POD_LABEL};
 use crate::docker::{Engine, EngineError};
 use crate::image::{Image, PROGRAM, VERSION_LABEL};
 
@@ -33,6 +38,24 @@ pub struct ImageInfo {
     pub version: Option<String>,
     /// Its names with tags.
     pub names: Vec<String>,
+}
+
+/// An image that this pod has brought to the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Brought {
+    /// Its id, `sha256:` and 64 hexadecimal digits.
+    pub id: String,
+    /// The name that it was brought under, with a tag or a digest.
+    pub name: String,
+}
+
+impl Brought {
+    /// Whether an image has no name but this one: any other, people have given it. Podman puts a host before ours.
+    fn is_all(&self, names: &[String]) -> bool {
+        names
+            .iter()
+            .all(|name| name.strip_suffix(&self.name).is_some_and(|host| host.is_empty() || host.ends_with('/')))
+    }
 }
 
 impl Engine {
@@ -141,6 +164,55 @@ impl Engine {
         }
     }
 
+    /// What was brought under this name just now, if it is this pod's alone: it had no other name before.
+    pub async fn brought(&self, name: &str) -> Option<Brought> {
+        // What can't be told is nobody's to remove.
+        let image = self.image(name).await.ok().flatten()?;
+        let brought = Brought { id: image.id, name: name.to_owned() };
+        brought.is_all(&image.names).then_some(brought)
+    }
+
+    /// Removes what this pod has brought and no container needs, but for `kept`, by name; gives what is no longer there.
+    /// What people have given another name stays. With several pods on one engine all does: which image another pod may
+    /// go back to is not known here.
+    ///
+    /// # Errors
+    /// When the engine doesn't answer or refuses. That somebody else needs an image is no error.
+    pub async fn remove_brought(&self, all: &[Brought], kept: &BTreeSet<String>) -> Result<Vec<Brought>, EngineError> {
+        let docker = self.docker().await?;
+        let everywhere = ListContainersOptions { all: true, ..ListContainersOptions::default() };
+        let containers = docker.list_containers(Some(everywhere)).await.map_err(|err| self.error(err))?;
+        if count_pods(&containers) > 1 {
+            return Ok(Vec::new());
+        }
+        let mut needed: BTreeSet<String> = containers.into_iter().filter_map(|container| container.image_id).collect();
+        for name in kept {
+            needed.extend(self.image(name).await?.map(|image| image.id));
+        }
+        let mut gone = Vec::new();
+        for brought in all {
+            if needed.contains(&brought.id) {
+                continue;
+            }
+            // The engine takes the only tag of an image away with it, whoever has given that: so one looks first.
+            let Some(image) = self.image(&brought.id).await? else {
+                gone.push(brought.clone());
+                continue;
+            };
+            if !brought.is_all(&image.names) {
+                continue;
+            }
+            let answer = docker.remove_image(&brought.id, None::<RemoveImageOptions>, None).await;
+            match self.found(answer) {
+                Ok(_) => gone.push(brought.clone()),
+                // Somebody has named it or made a container of it a moment ago.
+                Err(EngineError::Refused { status: 409, .. }) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(gone)
+    }
+
     /// Takes the program out of an image, into a file that can be run; what is there is replaced, whole or not at all.
     ///
     /// # Errors
@@ -190,6 +262,13 @@ impl Engine {
             tokio::task::spawn_blocking(move || unpack(&archive, &to).map_err(fails("take the program out into", &to)));
         unpacked.await.map_err(|err| EngineError::Odd(err.to_string()))?
     }
+}
+
+/// How many pods have containers.
+fn count_pods(containers: &[ContainerSummary]) -> usize {
+    let labels = containers.iter().filter_map(|container| container.labels.as_ref());
+    let pods = labels.filter_map(|labels| Some((labels.get(POD_LABEL)?, labels.get(DATA_LABEL))));
+    pods.collect::<BTreeSet<_>>().len()
 }
 
 /// Writes the only file of an archive to its place.

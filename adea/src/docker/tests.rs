@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::fake_engine::{Container, FakeEngine};
-use super::{DockerRuntime, Engine, EngineError};
+use super::{Brought, DockerRuntime, Engine, EngineError};
 use crate::blueprint::Blueprint;
 use crate::config::Config;
 use crate::folder::Folder;
@@ -294,30 +294,54 @@ async fn images_that_nothing_needs_go_and_those_of_others_stay() {
     pod.start(Program::Rean).await.unwrap();
     let engine = Engine::new(&pod.engine.socket);
     let kept = BTreeSet::from(["adea:before".to_owned(), "adea:gone".to_owned()]);
-    let tidied = async || engine.remove_old_images(&kept).await.unwrap();
+    let brought = |name: &str| Brought { id: format!("sha256:{name}"), name: format!("adea:{name}") };
+    // One that runs, one to go back to, two that nothing needs, two that people have named, and one that is gone.
+    let pulled = Brought { name: "adea@sha256:pulled".into(), ..brought("pulled") };
+    let mut all = ["1", "before", "oldest", "both", "renamed", "gone"].map(brought).to_vec();
+    all.push(pulled.clone());
+    let tidied = async || engine.remove_brought(&all, &kept).await.unwrap();
+    let of_people = [("other:both", "both"), ("mine:1", "renamed"), ("adea:loaded", "loaded"), ("postgres:17", "17")];
     {
         let mut world = pod.engine.world();
-        for name in ["adea:before", "adea:oldest", "adea:named", "postgres:17"] {
-            world.images.insert(name.into(), format!("sha256:{name}"));
+        for image in all.iter().filter(|image| !["adea:gone", "adea:renamed"].contains(&image.name.as_str())) {
+            world.images.insert(image.name.clone(), image.id.clone());
         }
-        // One that runs, one to go back to, one that nothing needs, and one that somebody gave another name, too.
-        world.ours = ["1", "adea:before", "adea:oldest", "adea:named"].map(|id| format!("sha256:{id}")).into();
-        world.shared.insert("sha256:adea:named".into());
+        world.images.extend(of_people.map(|(name, id)| (name.to_owned(), format!("sha256:{id}"))));
         world.orders.clear();
     }
     // What another pod on the machine may go back to, only its agent knows.
     let other =
         Container { body: json!({"Labels": {"org.adea.pod": "pod-2", "org.adea.data": "/d"}}), ..Container::default() };
     pod.engine.world().containers.insert("adea-pod-2-rean".into(), other);
-    assert_eq!(tidied().await, [""; 0]);
+    assert_eq!(tidied().await, []);
     pod.engine.world().containers.remove("adea-pod-2-rean");
-    assert_eq!(tidied().await, ["adea:oldest"]);
-    assert_eq!(pod.engine.orders(), ["remove image adea:oldest"]);
+    assert_eq!(tidied().await, [brought("oldest"), brought("gone"), pulled]);
+    assert_eq!(pod.engine.orders(), ["remove image adea:oldest", "remove image adea@sha256:pulled"]);
     let left: Vec<_> = pod.engine.world().images.keys().cloned().collect();
-    assert_eq!(left, ["adea:1", "adea:before", "adea:named", "postgres:17"]);
+    assert_eq!(left, ["adea:1", "adea:before", "adea:both", "adea:loaded", "mine:1", "other:both", "postgres:17"]);
     // A container that doesn't run needs its image, too.
     pod.engine.world().end(REAN, 0);
-    assert_eq!(tidied().await, [""; 0]);
+    tidied().await;
+    assert_eq!(pod.engine.orders(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_has_another_name_was_brought_by_somebody_else() {
+    let pod = pod(ready());
+    let engine = Engine::new(&pod.engine.socket);
+    let brought = |name: &str| Some(Brought { id: "sha256:2".into(), name: name.into() });
+    assert_eq!(engine.brought("adea:2").await, None);
+    pod.engine.world().images.insert("adea:2".into(), "sha256:2".into());
+    assert_eq!(engine.brought("adea:2").await, brought("adea:2"));
+    pod.engine.world().images.insert("adea@sha256:0".into(), "sha256:2".into());
+    assert_eq!(engine.brought("adea:2").await, brought("adea:2"));
+    assert_eq!(engine.brought("adea@sha256:0").await, None, "it has a tag");
+    pod.engine.world().images.insert("mine:1".into(), "sha256:2".into());
+    assert_eq!(engine.brought("adea:2").await, None);
+    // Podman names it so.
+    pod.engine.world().images = [("localhost/adea:2".to_owned(), "sha256:3".to_owned())].into();
+    let all = [Brought { id: "sha256:3".into(), name: "adea:2".into() }];
+    assert_eq!(engine.remove_brought(&all, &BTreeSet::new()).await.unwrap(), all);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use adea_ring::PodId;
 use adea_ring::upgrade::{Act, Order, OrderPublicKey, OrderState, Own, Peer, Progress, Side, Step, next};
 
+use crate::docker::Brought;
 use crate::software::Software;
 use crate::upgrade::depot::FetchError;
 use crate::upgrade::journal::{Installed, Journal, Outfit};
@@ -19,7 +20,8 @@ pub struct Inputs {
     pub now_ms: u64,
     /// Since this process started, in milliseconds that nobody sets.
     pub elapsed_ms: u64,
-    /// The order in the ring, signed as it should be, and [not too old](Core::is_too_old).
+    /// The order in the ring, signed as it should be, neither [too old](Core::is_too_old) nor
+    /// [far ahead](Core::is_far_ahead).
     pub order: Option<Order>,
     /// By which key orders count on this machine.
     pub key: Option<OrderPublicKey>,
@@ -101,11 +103,26 @@ impl Core {
         Some(Progress { order: order.id.clone(), step, reason: self.journal.why.clone() })
     }
 
-    /// Whether an order is older than one that this pod has seen, or than this time, in milliseconds since 1970: then
-    /// somebody has put it back. The one that it goes by already is never that.
-    pub fn is_too_old(&self, order: &Order, since_ms: u64) -> bool {
+    /// Whether an order is older than one under the same key that this pod has seen, or than this time, in milliseconds
+    /// since 1970: then somebody has put it back. The one that it goes by already is never that.
+    pub fn is_too_old(&self, order: &Order, key: Option<&OrderPublicKey>, since_ms: u64) -> bool {
         let is_known = self.journal.order.as_ref().is_some_and(|known| known.id == order.id);
-        !is_known && order.made_at_ms < self.journal.seen_ms.max(since_ms)
+        let seen_ms = if was_replaced(self.journal.seen_key().as_ref(), key) { 0 } else { self.journal.seen_ms };
+        !is_known && order.made_at_ms < seen_ms.max(since_ms)
+    }
+
+    /// Whether an order was made so late that this pod, having seen it, would follow none for long. The one that it goes by
+    /// already is never that: this machine's clock may have been set since.
+    pub fn is_far_ahead(&self, order: &Order, now_ms: u64) -> bool {
+        let known = self.journal.order.as_ref();
+        let is_known = known.is_some_and(|known| (&known.id, known.made_at_ms) == (&order.id, order.made_at_ms));
+        !is_known && order.is_ahead_of(now_ms)
+    }
+
+    /// These images are no longer in the engine: whoever brings one again, it is theirs.
+    pub fn forget_images(&mut self, gone: &[Brought]) {
+        self.journal.images.retain(|image| !gone.contains(image));
+        self.is_unsaved |= !gone.is_empty();
     }
 
     /// The journal could not be written.
@@ -116,6 +133,7 @@ impl Core {
     /// One turn.
     pub fn turn(&mut self, inputs: Inputs) -> Outputs {
         let before = self.journal.clone();
+        self.heed_seen_key(inputs.key);
         if let Some(order) = &inputs.order {
             self.take_order(order, &inputs);
         }
@@ -124,6 +142,9 @@ impl Core {
             && self.journal.step == Some(Step::Fetching)
         {
             self.journal.new = Some(outfit.clone());
+            if let Some(brought) = &outfit.brought {
+                self.journal.note_image(brought);
+            }
         }
         let is_agent = self.journal.agent.as_ref().is_none_or(|agent| *agent == inputs.agent);
         if is_agent && inputs.up.is_some() {
@@ -155,7 +176,10 @@ impl Core {
                 return;
             }
             let is_under_way = journal.step.is_some_and(|step| step.is_busy() && step != Step::HandingOver);
-            if !order.is_newer_than(known) || (is_under_way && !order.force) {
+            // When the other was made says nothing if another key has signed it. The time since which this key counts keeps
+            // old ones away.
+            let is_same_key = journal.key == inputs.key;
+            if (is_same_key && !order.is_newer_than(known)) || (is_under_way && !order.force) {
                 return;
             }
         }
@@ -164,7 +188,8 @@ impl Core {
         }
         // What was being tried is not what one goes back to.
         let old = if journal.is_busy() { journal.old.take() } else { None };
-        journal.old = old.or_else(|| Some(Outfit { software: inputs.runs.clone(), agent: inputs.agent.clone() }));
+        journal.old =
+            old.or_else(|| Some(Outfit { software: inputs.runs.clone(), agent: inputs.agent.clone(), brought: None }));
         if journal.installed.is_none() {
             journal.installed.clone_from(&inputs.installed);
         }
@@ -173,12 +198,21 @@ impl Core {
         self.step_since_ms = Some(inputs.elapsed_ms);
     }
 
+    /// What was seen under another key bounds nothing under this one.
+    fn heed_seen_key(&mut self, key: Option<OrderPublicKey>) {
+        let journal = &mut self.journal;
+        if was_replaced(journal.seen_key().as_ref(), key.as_ref()) {
+            journal.seen_ms = 0;
+        }
+        journal.seen_key = key.or(journal.seen_key);
+    }
+
     /// An order that is under way and that a key has signed which was replaced since, perhaps as somebody had stolen it,
     /// is called off: this pod goes back, and so the others do.
     fn heed_key(&mut self, key: Option<&OrderPublicKey>) {
         let journal = &mut self.journal;
         let is_over = matches!(journal.step, Some(Step::Done | Step::RolledBack));
-        let was_replaced = key.is_some() && journal.key.is_some() && journal.key.as_ref() != key;
+        let was_replaced = was_replaced(journal.key.as_ref(), key);
         if let Some(order) = journal.order.as_mut().filter(|_| was_replaced && !is_over) {
             order.state = OrderState::Stopped;
         }
@@ -294,6 +328,11 @@ impl Core {
         outputs.asks_links |= matches!(journal.step, Some(Step::CatchingUp | Step::RollingBack)) && inputs.up.is_some();
         outputs.progress = self.progress().map(|progress| Progress { reason: reason.map(short), ..progress });
     }
+}
+
+/// Whether two keys are known and differ.
+fn was_replaced(before: Option<&OrderPublicKey>, now: Option<&OrderPublicKey>) -> bool {
+    before.is_some() && now.is_some() && before != now
 }
 
 fn outfit(journal: &Journal, side: Side) -> Option<Outfit> {

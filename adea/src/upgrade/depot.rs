@@ -17,7 +17,7 @@ use adea_ring::upgrade::{Order, Source};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::docker::Engine;
+use crate::docker::{Brought, Engine};
 use crate::folder::Folder;
 use crate::image::Image;
 use crate::software::Software;
@@ -105,14 +105,19 @@ impl Depot {
         }
     }
 
-    /// Removes images of upgrades that are not among these. What stays because of an error goes with the next upgrade.
-    pub async fn tidy_images(&self, kept: &BTreeSet<String>) {
-        let Some(engine) = &self.engine else { return };
-        match engine.remove_old_images(kept).await {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::info!("removed images that nothing runs any more: {}", removed.join(", ")),
-            Err(err) => tracing::warn!("old images stay in Docker until the next upgrade: {err}"),
+    /// Removes those images of upgrades that are not kept, by name; gives what is gone. What stays because of an error goes
+    /// with the next upgrade.
+    pub async fn tidy_images(&self, all: &[Brought], kept: &BTreeSet<String>) -> Vec<Brought> {
+        let Some(engine) = &self.engine else { return Vec::new() };
+        let gone = engine.remove_brought(all, kept).await.unwrap_or_else(|err| {
+            tracing::warn!("old images stay in Docker until the next upgrade: {err}");
+            Vec::new()
+        });
+        if !gone.is_empty() {
+            let names: Vec<&str> = gone.iter().map(|image| image.name.as_str()).collect();
+            tracing::info!("removed images that nothing runs any more: {}", names.join(", "));
         }
+        gone
     }
 
     /// Removes what an agent that was killed had begun to fetch. There is one fetch at a time.
@@ -147,15 +152,18 @@ impl Depot {
         };
         set().map_err(|err| format!("can't write {}: {err}", place.display()))?;
         let Some(engine) = &self.engine else {
-            return Ok(Outfit { software: Software { image: None, program: Some(place.clone()) }, agent: place });
+            let software = Software { image: None, program: Some(place.clone()) };
+            return Ok(Outfit { software, agent: place, brought: None });
         };
         let version = check(&place).await?;
         let program = place.clone();
         let image = tokio::task::spawn_blocking(move || Image::of(&program, &version, None)).await;
         let image = image.map_err(|err| err.to_string())?.map_err(|err| err.to_string())?;
         let name = image.id().name.clone();
+        let was_there = is_there(engine, &name).await? || is_there(engine, &image.id().config).await?;
         engine.load_image(Arc::new(image)).await.map_err(|err| err.to_string())?;
-        Ok(Outfit { software: Software { image: Some(name), program: None }, agent: place })
+        let brought = if was_there { None } else { engine.brought(&name).await };
+        Ok(Outfit { software: Software { image: Some(name), program: None }, agent: place, brought })
     }
 
     async fn take_image(&self, file: &Path, digest: &str, image: &str) -> Result<Outfit, FetchError> {
@@ -163,32 +171,41 @@ impl Depot {
             return Err(no_containers());
         };
         let archive = File::open(file).map_err(|err| format!("can't read {}: {err}", file.display()))?;
+        let was_there = is_there(engine, image).await?;
         let names = engine.load(archive).await.map_err(|err| err.to_string())?;
         if !names.iter().any(|name| name == image) {
             let has = names.join(", ");
             return Err(FetchError::Fault(format!("the archive has no image {image}, but {has}")));
         }
-        self.take_out(engine, image, digest).await
+        self.take_out(engine, image, digest, was_there).await
     }
 
     async fn pull(&self, image: &str) -> Result<Outfit, FetchError> {
         let Some(engine) = &self.engine else {
             return Err(no_containers());
         };
-        if engine.image(image).await.map_err(|err| err.to_string())?.is_none() {
+        let was_there = is_there(engine, image).await?;
+        if !was_there {
             engine.pull(image).await.map_err(|err| err.to_string())?;
         }
         let digest = image.rsplit_once("@sha256:").map_or("", |(_, digest)| digest);
         if digest.len() < NAME_DIGITS {
             return Err(FetchError::Fault("the order names no digest".to_owned()));
         }
-        self.take_out(engine, image, digest).await
+        self.take_out(engine, image, digest, was_there).await
     }
 
-    async fn take_out(&self, engine: &Engine, image: &str, digest: &str) -> Result<Outfit, FetchError> {
+    async fn take_out(
+        &self,
+        engine: &Engine,
+        image: &str,
+        digest: &str,
+        was_there: bool,
+    ) -> Result<Outfit, FetchError> {
+        let brought = if was_there { None } else { engine.brought(image).await };
         let agent = self.place(digest)?;
         engine.extract_binary(image, &agent).await.map_err(|err| err.to_string())?;
-        Ok(Outfit { software: Software { image: Some(image.to_owned()), program: None }, agent })
+        Ok(Outfit { software: Software { image: Some(image.to_owned()), program: None }, agent, brought })
     }
 }
 
@@ -200,6 +217,11 @@ impl Drop for Part {
         // It may never have been made, or have become the program.
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// Whether the engine has an image already, which is not this pod's to remove then.
+async fn is_there(engine: &Engine, name: &str) -> Result<bool, String> {
+    engine.image(name).await.map(|image| image.is_some()).map_err(|err| err.to_string())
 }
 
 fn no_containers() -> FetchError {
@@ -258,6 +280,8 @@ fn is_its_own_end(status: ExitStatus) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{Depot, FetchError, ask};
+    use crate::docker::fake_engine::FakeEngine;
+    use crate::docker::{Brought, Engine};
     use crate::doing::Doing;
     use crate::folder::Folder;
     use crate::software::Software;
@@ -265,6 +289,7 @@ mod tests {
     use adea_ring::upgrade::{Order, Source};
     use serde_json::json;
     use sha2::{Digest, Sha256};
+    use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -344,6 +369,35 @@ mod tests {
         assert!(matches!(fault, Err(FetchError::Fault(_))) && is_swept(), "{fault:?}");
         let outfit = depot.fetch(&order(good), &rean("200 OK", good).await).await.unwrap();
         assert!(outfit.agent.is_file() && is_swept());
+    }
+
+    #[tokio::test]
+    async fn only_what_was_not_there_is_noted_as_brought() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeEngine::start(dir.path());
+        let depot = Depot::new(&Folder::new(dir.path()).unwrap(), Some(Engine::new(&fake.socket)));
+        let name = format!("example/adea@sha256:{}", "a".repeat(64));
+        {
+            let mut tar = tar::Builder::new(Vec::new());
+            let text = "#!/bin/sh\necho podctl 9.9.9\n";
+            let mut header = tar::Header::new_ustar();
+            header.set_size(text.len() as u64);
+            tar.append_data(&mut header, "podctl", text.as_bytes()).unwrap();
+            fake.world().program = tar.into_inner().unwrap();
+            fake.world().registry.push(name.clone());
+        }
+        let order = Order::new(Source::Registry, Some(name.clone()), vec!["me".parse().unwrap()], 1);
+        let rean = rean("404 Not Found", "").await;
+        let first = depot.fetch(&order, &rean).await.unwrap();
+        let id = fake.world().images[&name].clone();
+        assert_eq!(first.brought, Some(Brought { id: id.clone(), name: name.clone() }));
+        assert_eq!(depot.fetch(&order, &rean).await.unwrap().brought, None, "it is there already");
+        let kept = BTreeSet::new();
+        assert_eq!(depot.tidy_images(&[], &kept).await, []);
+        assert!(fake.world().images.contains_key(&name));
+        let gone = depot.tidy_images(&first.brought.map_or_else(Vec::new, |image| vec![image]), &kept).await;
+        assert_eq!(gone, [Brought { id, name }]);
+        assert!(fake.world().images.is_empty());
     }
 
     #[test]

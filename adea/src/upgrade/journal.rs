@@ -11,12 +11,16 @@ use std::path::{Path, PathBuf};
 use adea_ring::upgrade::{Order, OrderPublicKey, Step};
 use serde::{Deserialize, Serialize};
 
+use crate::docker::Brought;
 use crate::folder::Folder;
 use crate::ring_file::replace;
 use crate::software::Software;
 
 /// The form that this version writes, and the newest that it reads.
 const FORMAT: u32 = 1;
+/// The most images that are noted: each upgrade brings one, and only those that fail leave any for the next to remove. The
+/// oldest beyond that stay in Docker.
+const MAX_IMAGES: usize = 16;
 
 /// What a pod remembers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +43,9 @@ pub struct Journal {
     /// When the newest order was made that it has seen, also of those that were not for it; in milliseconds since 1970.
     /// No older one is taken up, so that nobody can bring the pod to earlier software by putting an old order back.
     pub seen_ms: u64,
+    /// By which key they were signed; none: an earlier version has seen them. What another key has signed says nothing of
+    /// when: somebody may have stolen it.
+    pub seen_key: Option<OrderPublicKey>,
     /// Where it stands in it.
     pub step: Option<Step>,
     /// Why it goes back.
@@ -49,6 +56,8 @@ pub struct Journal {
     pub old: Option<Outfit>,
     /// What the order brings, once it is here.
     pub new: Option<Outfit>,
+    /// The images that orders have brought to the engine, the newest last: no others are removed.
+    pub images: Vec<Brought>,
 }
 
 /// Software of a pod: what its programs are started from, and the program that is its agent.
@@ -58,6 +67,9 @@ pub struct Outfit {
     pub software: Software,
     /// Of the agent.
     pub agent: PathBuf,
+    /// The image, if it was not in the engine before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brought: Option<Brought>,
 }
 
 /// A program file, and by what one notices that another was put in its place.
@@ -115,11 +127,13 @@ impl Default for Journal {
             order: None,
             key: None,
             seen_ms: 0,
+            seen_key: None,
             step: None,
             why: None,
             trial_since_ms: None,
             old: None,
             new: None,
+            images: Vec::new(),
         }
     }
 }
@@ -157,6 +171,19 @@ impl Journal {
         replace(&Self::path(folder), &serde_json::to_vec_pretty(self)?)
     }
 
+    /// By which key the orders were signed that `seen_ms` tells of, as far as that can be told.
+    pub fn seen_key(&self) -> Option<OrderPublicKey> {
+        self.seen_key.or(self.key)
+    }
+
+    /// Notes an image, to be removed when nothing needs it any more.
+    pub fn note_image(&mut self, brought: &Brought) {
+        self.images.retain(|image| image != brought);
+        self.images.push(brought.clone());
+        let excess = self.images.len().saturating_sub(MAX_IMAGES);
+        self.images.drain(..excess);
+    }
+
     /// Whether the pod is between two softwares.
     pub fn is_busy(&self) -> bool {
         self.step.is_some_and(Step::is_busy)
@@ -189,7 +216,8 @@ impl Installed {
 
 #[cfg(test)]
 mod tests {
-    use super::{Installed, Journal, JournalError};
+    use super::{Installed, Journal, JournalError, MAX_IMAGES};
+    use crate::docker::Brought;
     use crate::folder::Folder;
     use crate::software::Software;
     use adea_ring::upgrade::Step;
@@ -210,6 +238,16 @@ mod tests {
         assert!(matches!(Journal::load(&folder), Err(JournalError::Newer { format: 2, .. })));
         std::fs::write(&path, "{").unwrap();
         assert!(matches!(Journal::load(&folder), Err(JournalError::Damaged { .. })));
+    }
+
+    #[test]
+    fn images_are_noted_once_and_not_without_end() {
+        let mut journal = Journal::default();
+        let brought = |number: usize| Brought { id: format!("sha256:{number}"), name: format!("adea:{number}") };
+        (0..2 * MAX_IMAGES).chain([MAX_IMAGES + 1]).for_each(|number| journal.note_image(&brought(number)));
+        assert_eq!(journal.images.len(), MAX_IMAGES);
+        assert_eq!(journal.images[..2], [brought(MAX_IMAGES), brought(MAX_IMAGES + 2)]);
+        assert_eq!(journal.images[MAX_IMAGES - 1], brought(MAX_IMAGES + 1));
     }
 
     #[test]

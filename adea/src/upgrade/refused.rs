@@ -11,6 +11,10 @@ use crate::upgrade::journal::Journal;
 const OLDER: &str = "upgrade: it was made before the newest order that this pod has seen, or before this machine joined the \
                      ring or got its key for orders: order the upgrade anew; if the clocks were wrong, set them first";
 
+/// Why one of a clock that is wrong isn't: all that come after it would be refused.
+const AHEAD: &str = "upgrade: it says that it was made more than a day from now: set the clocks of this machine and of the one \
+                     that orders upgrades, and order the upgrade anew";
+
 /// An order that this pod doesn't follow.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -37,13 +41,21 @@ impl Refused {
     }
 }
 
-/// The order in a document, if the pod follows it.
+/// The order in a document, if the pod follows it; `now_ms` and `since_ms` in milliseconds since 1970.
 ///
 /// # Errors
 /// Why it doesn't.
-pub fn read(doc: &Value, trust: Option<&OrderTrust>, since_ms: u64, core: &Core) -> Result<Order, Refused> {
-    match Order::verify(doc, trust.map(|trust| &trust.key)) {
-        Ok(order) if core.is_too_old(&order, since_ms) => Err(Refused::new(doc, core.me(), OLDER.to_owned())),
+pub fn read(
+    doc: &Value,
+    trust: Option<&OrderTrust>,
+    since_ms: u64,
+    now_ms: u64,
+    core: &Core,
+) -> Result<Order, Refused> {
+    let key = trust.map(|trust| &trust.key);
+    match Order::verify(doc, key) {
+        Ok(order) if core.is_far_ahead(&order, now_ms) => Err(Refused::new(doc, core.me(), AHEAD.to_owned())),
+        Ok(order) if core.is_too_old(&order, key, since_ms) => Err(Refused::new(doc, core.me(), OLDER.to_owned())),
         Ok(order) => Ok(order),
         Err(why @ (OrderError::Form(_) | OrderError::Format(_) | OrderError::Old)) => {
             Err(Refused { id: None, reason: why.to_string() })
@@ -75,21 +87,26 @@ mod tests {
         let trust = |key: &OrderKey| Some(OrderTrust { key: key.public(), at: None });
         let doc = Value::from(order.sign(&key));
         let core = core(Journal::default());
-        assert_eq!(read(&doc, trust(&key).as_ref(), 7, &core).unwrap(), order);
-        let why = |trust: Option<OrderTrust>, since_ms| read(&doc, trust.as_ref(), since_ms, &core).unwrap_err().reason;
+        assert_eq!(read(&doc, trust(&key).as_ref(), 7, 9, &core).unwrap(), order);
+        let why =
+            |trust: Option<OrderTrust>, since_ms| read(&doc, trust.as_ref(), since_ms, 9, &core).unwrap_err().reason;
         assert!(why(None, 0).contains("knows no key"));
         assert!(why(trust(&OrderKey::random()), 0).contains("not signed with the key"));
         assert!(why(trust(&key), 8).contains("before this machine joined"));
+        let late = Order { made_at_ms: u64::MAX, ..order.clone() };
+        let late = read(&Value::from(late.sign(&key)), trust(&key).as_ref(), 7, 9, &core).unwrap_err();
+        assert!(late.reason.contains("set the clocks"), "{}", late.reason);
+        assert!(late.progress(core.journal()).is_some());
         let mut old = doc.clone();
         old["format"] = 1.into();
-        assert!(read(&old, trust(&key).as_ref(), 0, &core).unwrap_err().reason.contains("anew"));
+        assert!(read(&old, trust(&key).as_ref(), 0, 9, &core).unwrap_err().reason.contains("anew"));
     }
 
     #[test]
     fn the_others_hear_why() {
         let (key, order) = (OrderKey::random(), order());
         let doc = Value::from(order.sign(&key));
-        let refused = read(&doc, None, 0, &core(Journal::default())).unwrap_err();
+        let refused = read(&doc, None, 0, 9, &core(Journal::default())).unwrap_err();
         let said = refused.progress(&Journal::default()).unwrap();
         assert_eq!((&said.order, said.step), (&order.id, Step::Fetching));
         assert!(said.reason.unwrap().contains("does not follow this order"));
@@ -100,9 +117,9 @@ mod tests {
         assert_eq!(refused.progress(&busy), None);
         // It is not for this pod, or no order.
         let elsewhere = Order { pods: vec!["other".parse().unwrap()], ..order };
-        let elsewhere = read(&Value::from(elsewhere.sign(&key)), None, 0, &core(Journal::default())).unwrap_err();
+        let elsewhere = read(&Value::from(elsewhere.sign(&key)), None, 0, 9, &core(Journal::default())).unwrap_err();
         assert_eq!(elsewhere.progress(&Journal::default()), None);
-        let nothing: Refused = read(&Value::Null, None, 0, &core(Journal::default())).unwrap_err();
+        let nothing: Refused = read(&Value::Null, None, 0, 9, &core(Journal::default())).unwrap_err();
         assert_eq!(nothing.progress(&Journal::default()), None);
     }
 

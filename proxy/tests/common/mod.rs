@@ -147,6 +147,7 @@ async fn answer(State(rean): State<Arc<FakeRean>>, request: Request) -> Response
             "big" => json_text("x".repeat(100_000)),
             "small" => json_text("x".repeat(100)),
             "image" => ([(header::CONTENT_TYPE, "image/png")], vec![7; 100_000]).into_response(),
+            "film" => ([(header::CONTENT_TYPE, "video/mp4")], vec![7; 4_000_000]).into_response(),
             "drip" => drip(),
             "_feeds" if parts.headers.contains_key(header::UPGRADE) => many_feeds(&rean, &parts, &identity),
             "_feeds" if get("accept") == Some("text/event-stream") => {

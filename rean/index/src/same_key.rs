@@ -45,11 +45,17 @@ fn compare(a: &Value, b: &Value) -> Ordering {
     }
 }
 
+/// As floats first, since that is what all numbers can be, then exactly: integers beyond 2^53 share floats. To compare only
+/// integers exactly would be no order: a float equals two integers that differ, and `sort_by` may panic then.
 fn compare_numbers(a: &Number, b: &Number) -> Ordering {
-    match (a.as_i64(), b.as_i64()) {
-        (Some(a), Some(b)) => a.cmp(&b),
-        _ => a.as_f64().partial_cmp(&b.as_f64()).unwrap_or(Ordering::Equal),
-    }
+    let as_floats = a.as_f64().partial_cmp(&b.as_f64()).unwrap_or(Ordering::Equal);
+    as_floats.then_with(|| exact(a).cmp(&exact(b)))
+}
+
+/// What a number is exactly, where it has the float of an integer that JSON's parser gave as one: below 2^64.
+fn exact(number: &Number) -> i128 {
+    let integer = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
+    integer.unwrap_or_else(|| number.as_f64().unwrap_or_default() as i128)
 }
 
 fn rank(value: &Value) -> u8 {
@@ -66,7 +72,7 @@ fn rank(value: &Value) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::sort;
+    use super::{compare, sort};
     use crate::pending::NewRow;
     use bytes::Bytes;
 
@@ -109,6 +115,30 @@ mod tests {
         assert_eq!(found[0], "9");
         assert_eq!(&found[1..=wanted.len()], wanted);
         assert_eq!(found[wanted.len() + 1], "0");
+    }
+
+    #[test]
+    fn numbers_beyond_the_floats_have_one_order() {
+        let numbers = [
+            "-9007199254740993",
+            "-9007199254740992.0",
+            "-0.5",
+            "9007199254740991",
+            "9007199254740992.0",
+            "9007199254740993",
+            "9007199254740994.0",
+            "9223372036854775807",
+            "9223372036854775808.0",
+            "18446744073709551615",
+            "1.8446744073709552e19",
+            "1e300",
+        ];
+        let value = |text: &str| serde_json::from_str(text).expect("a number");
+        for (at, left) in numbers.iter().enumerate() {
+            for (other, right) in numbers.iter().enumerate() {
+                assert_eq!(compare(&value(left), &value(right)), at.cmp(&other), "{left} and {right}");
+            }
+        }
     }
 
     #[test]

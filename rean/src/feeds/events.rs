@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::error::ApiError;
-use crate::feeds::mail::{Letter, Letterbox, MAX_MESSAGES};
+use crate::feeds::mail::{Letter, Letterbox, MAX_MESSAGES, Messages};
 use crate::feeds::message;
 use crate::feeds::session::Session;
 use crate::feeds::sockets::Seat;
@@ -55,8 +55,8 @@ pub fn is_asked_for(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// 400 for what are no messages.
-pub fn first_messages(request: &Request) -> Result<Letter, ApiError> {
-    let messages: Letter = request.query.json("messages")?.unwrap_or_default();
+pub fn first_messages(request: &Request) -> Result<Messages, ApiError> {
+    let messages: Messages = request.query.json("messages")?.unwrap_or_default();
     check(&messages)?;
     Ok(messages)
 }
@@ -65,7 +65,7 @@ pub fn first_messages(request: &Request) -> Result<Letter, ApiError> {
 ///
 /// # Errors
 /// 400 for too many.
-pub fn check(messages: &Letter) -> Result<(), ApiError> {
+pub fn check(messages: &Messages) -> Result<(), ApiError> {
     if messages.len() > MAX_MESSAGES {
         return Err(ApiError::bad_request(format!("there can be at most {MAX_MESSAGES} messages in one request")));
     }
@@ -73,9 +73,9 @@ pub fn check(messages: &Letter) -> Result<(), ApiError> {
 }
 
 /// Opens a stream.
-pub fn open(pod: &Arc<Pod>, who: &Identity, closed: Vec<String>, first: Letter, seat: Seat) -> Response {
+pub fn open(pod: &Arc<Pod>, who: &Identity, closed: Vec<String>, first: Messages, seat: Seat) -> Response {
     let (out, events) = mpsc::channel(1);
-    let wire = EventStream { out, letters: pod.sockets.mail.open(who), unread: first };
+    let wire = EventStream { out, letters: pod.sockets.mail.open(who), unread: Letter::first(first) };
     let (pod, who) = (Arc::clone(pod), who.clone());
     tokio::spawn(async move { Session::new(&pod, &who, closed, wire, seat).run().await });
     let events = stream::unfold(events, |mut events| async move {
@@ -104,7 +104,7 @@ impl Wire for EventStream {
 
     async fn hear(&mut self) -> Result<Option<Utf8Bytes>, End> {
         loop {
-            if let Some(message) = self.unread.pop_front() {
+            if let Some(message) = self.unread.next() {
                 return Ok(Some(message.get().into()));
             }
             tokio::select! {

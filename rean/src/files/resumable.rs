@@ -246,8 +246,9 @@ async fn add(pod: &Arc<Pod>, target: &Target, request: Request) -> Result<Respon
         let error = ApiError::new(StatusCode::CONFLICT, "conflict", "The upload is at another offset");
         return Err(error.with_header(UPLOAD_OFFSET, HeaderValue::from(at)));
     }
+    let settling = entry.settling();
     let came = receive(pod, &entry, at, about.length, request).await;
-    entry.settle();
+    drop(settling);
     entry.heard(now_s())?;
     let at = came?;
     let mut response = answer(StatusCode::NO_CONTENT);

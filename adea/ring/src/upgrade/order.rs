@@ -22,6 +22,9 @@ pub const MAX_PODS: usize = 2_000;
 pub const MIN_PATIENCE_S: u64 = 5;
 /// The most, in seconds: a day.
 pub const MAX_PATIENCE_S: u64 = 86_400;
+/// An order counts no more than so much before it was made, in milliseconds: a day. No clock that anybody looks at is so
+/// wrong, and one from the year 2100 would keep a pod from all that come after it.
+const MAX_AHEAD_MS: u64 = 86_400_000;
 /// The longest text in an order, in bytes: a name of an image with a registry, a path and a digest.
 const MAX_TEXT_BYTES: usize = 512;
 
@@ -171,6 +174,11 @@ impl Order {
     pub fn is_newer_than(&self, other: &Self) -> bool {
         let key = |order: &Self| (order.made_at_ms, order.id.clone(), order.state);
         key(self) > key(other)
+    }
+
+    /// Whether it says that it was made so long after `now_ms`, in milliseconds since 1970, that no pod follows it.
+    pub fn is_ahead_of(&self, now_ms: u64) -> bool {
+        self.made_at_ms > now_ms.saturating_add(MAX_AHEAD_MS)
     }
 
     /// The document of `_ring` that holds the software; none when it comes from a registry.
@@ -414,6 +422,9 @@ mod tests {
         let second = Order { made_at_ms: 1_001, ..order() };
         assert!(stopped.is_newer_than(&first) && !first.is_newer_than(&stopped) && !first.is_newer_than(&first));
         assert!(second.is_newer_than(&stopped) && !stopped.is_newer_than(&second));
+        assert!(!Order { made_at_ms: super::MAX_AHEAD_MS + 5, ..order() }.is_ahead_of(5));
+        let never = Order { made_at_ms: u64::MAX, ..first };
+        assert!(never.is_ahead_of(5) && !never.is_ahead_of(u64::MAX));
     }
 
     #[test]

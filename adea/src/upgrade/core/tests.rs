@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use adea_ring::upgrade::{Order, OrderKey, OrderPublicKey, OrderState, Peer, Progress, Source, Step};
 
 use super::{Core, Inputs, MAX_AGENT_TRIES};
+use crate::docker::Brought;
 use crate::folder::Folder;
 use crate::software::Software;
 use crate::upgrade::depot::FetchError;
@@ -63,7 +64,8 @@ fn software(name: &str) -> Software {
 }
 
 fn new_outfit() -> Outfit {
-    Outfit { software: software("new"), agent: "/data/bin/podctl-new".into() }
+    let brought = Some(Brought { id: "sha256:new".into(), name: "new".into() });
+    Outfit { software: software("new"), agent: "/data/bin/podctl-new".into(), brought }
 }
 
 fn order() -> Order {
@@ -191,11 +193,15 @@ fn a_good_one_is_gone_through_step_by_step() {
     assert_eq!(machine.steps, all);
     let journal = machine.journal();
     assert_eq!(
-        (machine.runs, journal.software, journal.agent),
+        (machine.runs.clone(), journal.software, journal.agent),
         (software("new"), software("new"), Some(new_outfit().agent))
     );
     assert_eq!(journal.old.unwrap().software, software("old"));
     assert_eq!(journal.agent_tries, 0);
+    assert_eq!(journal.images, [new_outfit().brought.unwrap()]);
+    machine.core.forget_images(&journal.images);
+    machine.turn(&order());
+    assert_eq!(machine.journal().images, []);
 }
 
 #[test]
@@ -285,16 +291,60 @@ fn an_order_that_somebody_puts_back_is_too_old() {
     let mut machine = Machine::new(Luck::Good);
     let named = |made_at_ms: u64, id: &str| Order { made_at_ms, id: id.repeat(16), ..order() };
     let (first, second, elsewhere) = (named(5, "1"), named(9, "2"), named(12, "3"));
-    assert!(!machine.core.is_too_old(&first, 0) && machine.core.is_too_old(&first, 6), "the machine is newer");
+    assert!(
+        !machine.core.is_too_old(&first, None, 0) && machine.core.is_too_old(&first, None, 6),
+        "the machine is newer"
+    );
     assert_eq!(machine.run(&second), Step::Done);
-    assert!(machine.core.is_too_old(&first, 0), "its order is gone from the ring, and an older one is there");
-    assert!(!machine.core.is_too_old(&second, 10), "what it goes by it goes by");
+    assert!(machine.core.is_too_old(&first, None, 0), "its order is gone from the ring, and an older one is there");
+    assert!(!machine.core.is_too_old(&second, None, 10), "what it goes by it goes by");
     // One that is not for this pod counts, too, and so it does after the agent has begun anew.
     machine.turn(&Order { pods: vec!["other".parse().unwrap()], ..elsewhere });
     assert_eq!(machine.journal().seen_ms, 12);
     machine.begin();
-    assert!(machine.core.is_too_old(&named(11, "4"), 0) && !machine.core.is_too_old(&named(12, "4"), 0));
+    assert!(machine.core.is_too_old(&named(11, "4"), None, 0) && !machine.core.is_too_old(&named(12, "4"), None, 0));
     assert_eq!(machine.core.journal().order.as_ref().unwrap().id, second.id);
+}
+
+#[test]
+fn a_key_that_was_stolen_keeps_no_order_of_the_next_one_away() {
+    let named = |made_at_ms: u64, id: &str| Order { made_at_ms, id: id.repeat(16), ..order() };
+    let (stolen, replaced) = (OrderKey::random().public(), OrderKey::random().public());
+    let elsewhere = vec!["other".parse().unwrap()];
+    for pods in [order().pods, elsewhere] {
+        let mut machine = Machine::new(Luck::Good);
+        (machine.key, machine.order_key) = (Some(stolen), Some(stolen));
+        assert_eq!(machine.run(&named(5, "1")), Step::Done);
+        // As late as pods bear it, and harmless by itself.
+        let late = Order { state: OrderState::Stopped, pods, ..named(90_000_000, "2") };
+        machine.turn(&late);
+        assert_eq!(machine.journal().seen_ms, 90_000_000);
+        let next = named(2_000_000, "3");
+        assert!(machine.core.is_too_old(&next, Some(&stolen), 0));
+        (machine.key, machine.order_key) = (Some(replaced), Some(replaced));
+        // Whether or not there is a turn before it.
+        assert!(!machine.core.is_too_old(&next, Some(&replaced), 1_000_000));
+        assert!(machine.core.is_too_old(&named(999_999, "4"), Some(&replaced), 1_000_000), "from before the key");
+        machine.begin();
+        assert_eq!(machine.run(&next), Step::Done);
+        let journal = machine.journal();
+        assert_eq!((&journal.order.unwrap().id, journal.key, journal.seen_ms), (&next.id, Some(replaced), 2_000_000));
+        assert!(machine.core.is_too_old(&named(1_999_999, "5"), Some(&replaced), 1_000_000));
+    }
+}
+
+#[test]
+fn an_order_of_a_clock_that_is_far_ahead_is_not_for_now() {
+    let mut machine = Machine::new(Luck::Good);
+    assert_eq!(machine.run(&order()), Step::Done);
+    let late = Order { made_at_ms: 90_000_000, ..order() };
+    assert!(machine.core.is_far_ahead(&late, 1_000) && !machine.core.is_far_ahead(&late, 10_000_000));
+    // The id of what the pod goes by doesn't help; that order itself goes on, however the clock is set.
+    let known = machine.journal().order.unwrap();
+    assert!(machine.core.is_far_ahead(&Order { made_at_ms: u64::MAX, ..known.clone() }, 1_000));
+    let mut machine = Machine::new(Luck::Good);
+    assert_eq!(machine.run(&late), Step::Done);
+    assert!(!machine.core.is_far_ahead(&late, 1_000));
 }
 
 #[test]

@@ -64,6 +64,10 @@ pub struct Entry {
     folder: PathBuf,
 }
 
+/// Has an upload settle when it is dropped: also when what adds to it is dropped in its middle, as a write is when another
+/// pod becomes the master.
+pub struct Settling<'a>(&'a Entry);
+
 /// All of them.
 pub struct Spool {
     folder: PathBuf,
@@ -178,9 +182,14 @@ impl Entry {
     }
 
     /// From here on it takes the room that its bytes do.
-    pub fn settle(&self) {
+    fn settle(&self) {
         let bytes = std::fs::metadata(self.data()).map_or(0, |about| about.len());
         self.held.store(bytes, Ordering::Release);
+    }
+
+    /// For as long as something adds to it.
+    pub fn settling(&self) -> Settling<'_> {
+        Settling(self)
     }
 
     /// Where its bytes are.
@@ -237,6 +246,12 @@ impl Entry {
                 _ => {}
             }
         }
+    }
+}
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.0.settle();
     }
 }
 
