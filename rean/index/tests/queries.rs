@@ -297,7 +297,8 @@ fn check_reductions(view_of: impl Fn(usize) -> View, all: &[Row], query: &Query)
                 } else {
                     let keys = grouped(rows.clone(), Grouping::Exact).len() as f64;
                     let about: f64 = String::from_utf8(got.value.to_vec()).unwrap().parse().unwrap();
-                    assert!((about - keys).abs() <= (keys * 0.1).max(1.0), "{about} of {keys}");
+                    // Two of twenty keys share one of 2,048 registers in a tenth of all cases, and there are hundreds of cases.
+                    assert!((about - keys).abs() <= (keys * 0.1).max(3.0), "{about} of {keys}");
                 }
             }
         }
