@@ -278,9 +278,11 @@ fn a_deleted_database_leaves_nothing_and_a_namesake_is_another() {
     let again = pod.store.create_db("notes", DbKind::App).unwrap();
     assert_ne!(again.instance(), db.instance());
     assert_eq!((again.info().doc_count, again.parts().len()), (0, 0));
-    // Closing waits for the janitor's present step; it goes on at the next opening, until nothing is left.
-    for _ in 0..100 {
+    // Closing waits for the janitor's present step; it goes on at the next opening, until nothing is left. On a busy machine
+    // it may come to none between an opening and a closing, so it is given more time from one to the next.
+    for pause_ms in 0..100 {
         pod.crash();
+        std::thread::sleep(std::time::Duration::from_millis(pause_ms));
         if pod.count(Space::Docs) == 0 && pod.count(Space::PartSeqs) == 0 {
             return;
         }
