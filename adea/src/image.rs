@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::file_fault::FileFault;
 use crate::image::elf::{Linked, read_head};
 use crate::image::layer::Layer;
 
@@ -49,16 +50,8 @@ pub struct ImageId {
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// A file can't be read or written.
-    #[error("can't {step} {path}: {source}")]
-    Io {
-        /// What was tried.
-        step: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileFault),
     /// The program can't run alone.
     #[error(
         "{0} needs libraries that an image made from scratch doesn't have; build a static one by `cargo rustc --release \
@@ -96,7 +89,7 @@ impl Image {
     /// When the file can't be read, or is not a static program for Linux.
     pub fn of(program: &Path, version: &str, name: Option<&str>) -> Result<Self, ImageError> {
         let mut file = open(program)?;
-        let head = read_head(&mut file).map_err(failed("read", program))?;
+        let head = read_head(&mut file).map_err(FileFault::during("read", program))?;
         let no_program = |reason| ImageError::NoProgram { path: program.to_path_buf(), reason };
         let architecture = match head {
             Ok(head) if head.linked == Linked::Dynamically => return Err(ImageError::Dynamic(program.to_path_buf())),
@@ -104,11 +97,11 @@ impl Image {
             Err(reason) => return Err(no_program(reason)),
         };
         let mut hash = HashingSink::default();
-        let layer = Layer::open(file).map_err(failed("read", program))?;
+        let layer = Layer::open(file).map_err(FileFault::during("read", program))?;
         if layer.program_bytes > MAX_PROGRAM_BYTES {
             return Err(no_program("it is larger than 1 GiB"));
         }
-        layer.write(&mut hash).map_err(failed("read", program))?;
+        layer.write(&mut hash).map_err(FileFault::during("read", program))?;
         let (digest, layer_bytes) = hash.finish();
         let config = serde_json::to_vec(&config(architecture, version, &digest)).unwrap_or_default();
         let name = match name {
@@ -144,7 +137,7 @@ impl Image {
         files.push((blob(&self.id.layer), Vec::new()));
         files.sort();
         let mut archive = tar::Builder::new(out);
-        let writes = failed("write the archive of", &self.program);
+        let writes = FileFault::during("write the archive of", &self.program);
         for name in ["blobs", "blobs/sha256"] {
             layer::folder(&mut archive, name, 0o755, 0).map_err(&writes)?;
         }
@@ -156,12 +149,12 @@ impl Image {
                 archive.append_data(&mut header, &name, text.as_slice()).map_err(&writes)?;
             }
         }
-        archive.into_inner().and_then(|mut out| out.flush()).map_err(&writes)
+        Ok(archive.into_inner().and_then(|mut out| out.flush()).map_err(&writes)?)
     }
 
     fn write_layer(&self, archive: &mut tar::Builder<impl Write>, name: &str) -> Result<(), ImageError> {
-        let writes = failed("write the archive of", &self.program);
-        let layer = Layer::open(open(&self.program)?).map_err(failed("read", &self.program))?;
+        let writes = FileFault::during("write the archive of", &self.program);
+        let layer = Layer::open(open(&self.program)?).map_err(FileFault::during("read", &self.program))?;
         if layer.bytes() != self.id.layer_bytes {
             return Err(ImageError::Changed(self.program.clone()));
         }
@@ -268,13 +261,8 @@ fn has_tag(name: &str) -> bool {
     last.split_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty()) && !name.contains('@')
 }
 
-fn open(path: &Path) -> Result<File, ImageError> {
-    File::open(path).map_err(failed("open", path))
-}
-
-fn failed(step: &'static str, path: &Path) -> impl Fn(io::Error) -> ImageError {
-    let path = path.to_path_buf();
-    move |source| ImageError::Io { step, path: path.clone(), source }
+fn open(path: &Path) -> Result<File, FileFault> {
+    File::open(path).map_err(FileFault::during("open", path))
 }
 
 fn to_text(value: &Value) -> Vec<u8> {

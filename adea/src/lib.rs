@@ -25,6 +25,7 @@ pub mod blueprint;
 pub mod config;
 pub mod docker;
 pub mod doing;
+pub mod file_fault;
 pub mod folder;
 pub mod health;
 pub mod host;

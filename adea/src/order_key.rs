@@ -7,22 +7,15 @@ use std::path::{Path, PathBuf};
 
 use adea_ring::upgrade::{OrderKey, OrderKeyError};
 
+use crate::file_fault::FileFault;
 use crate::ring_file::replace;
 
 /// A key's file that can't be used. No message shows what is in it.
 #[derive(Debug, thiserror::Error)]
 pub enum OrderKeyFileError {
     /// It can't be read or written.
-    #[error("can't {step} {path}: {source}")]
-    Io {
-        /// What was tried.
-        step: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileFault),
     /// It isn't what it should be.
     #[error("{path}: {source}")]
     Parse {
@@ -49,7 +42,7 @@ pub fn load(path: &Path) -> Result<Option<OrderKey>, OrderKeyFileError> {
             .map(Some)
             .map_err(|source| OrderKeyFileError::Parse { path: path.to_path_buf(), source }),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(OrderKeyFileError::Io { step: "read", path: path.to_path_buf(), source }),
+        Err(source) => Err(FileFault::during("read", path)(source).into()),
     }
 }
 
@@ -58,11 +51,7 @@ pub fn load(path: &Path) -> Result<Option<OrderKey>, OrderKeyFileError> {
 /// # Errors
 /// When it can't be written.
 pub fn save(path: &Path, key: &OrderKey) -> Result<(), OrderKeyFileError> {
-    replace(path, key.to_text().as_bytes()).map_err(|source| OrderKeyFileError::Io {
-        step: "write",
-        path: path.to_path_buf(),
-        source,
-    })
+    Ok(replace(path, key.to_text().as_bytes()).map_err(FileFault::during("write", path))?)
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use adea_ring::upgrade::{OrderKeyError, OrderPublicKey, OrderTrust};
 use adea_ring::{PodId, RingSecret};
 use serde::{Deserialize, Serialize};
 
+use crate::file_fault::FileFault;
+
 /// What `ring.json` holds.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct RingFile {
@@ -63,16 +65,8 @@ pub struct DevSecrets {
 #[derive(Debug, thiserror::Error)]
 pub enum RingFileError {
     /// It can't be read or written.
-    #[error("can't {step} {path}: {source}")]
-    Io {
-        /// What was tried.
-        step: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileFault),
     /// It isn't what it should be.
     #[error("{path} is no ring file: line {line}, column {column}")]
     Parse {
@@ -136,7 +130,7 @@ impl RingFile {
             Ok(text) => text,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => {
-                return Err(RingFileError::Io { step: "read", path: path.to_path_buf(), source });
+                return Err(FileFault::during("read", path)(source).into());
             }
         };
         let file: Self = serde_json::from_slice(&text).map_err(|err| RingFileError::Parse {
@@ -179,9 +173,9 @@ impl RingFile {
     /// # Errors
     /// When it can't be written.
     pub fn save(&self, path: &Path) -> Result<(), RingFileError> {
-        let fails = |step| move |source| RingFileError::Io { step, path: path.to_path_buf(), source };
-        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from).map_err(fails("write"))?;
-        replace(path, &text).map_err(fails("write"))
+        let text =
+            serde_json::to_vec_pretty(self).map_err(io::Error::from).map_err(FileFault::during("write", path))?;
+        Ok(replace(path, &text).map_err(FileFault::during("write", path))?)
     }
 }
 

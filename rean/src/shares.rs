@@ -10,12 +10,12 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use adea_ring::Identity;
-use adea_ring::identity::{ADMIN_ROLE, PEER_HEADER, ROLES_HEADER, USER_NAME_HEADER};
+use adea_ring::identity::{ADMIN_ROLE, PEER_HEADER, ROLES_HEADER, USER_NAME_HEADER, network_of};
 use adea_ring::pace::Pace;
 use http::HeaderMap;
 use parking_lot::Mutex;
@@ -112,12 +112,9 @@ impl Whose {
     }
 }
 
-/// The client's address as the proxy tells it. A network has 2^64 of version 6: they count as one.
+/// The client's address as the proxy tells it.
 fn address(headers: &HeaderMap) -> Option<IpAddr> {
-    match headers.get(PEER_HEADER)?.to_str().ok()?.parse().ok()? {
-        IpAddr::V6(address) => Some(IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64))),
-        address @ IpAddr::V4(_) => Some(address),
-    }
+    headers.get(PEER_HEADER)?.to_str().ok()?.parse().ok().map(network_of)
 }
 
 impl State {

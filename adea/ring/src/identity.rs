@@ -4,6 +4,8 @@
 //! with two differences: the token covers the roles as well as the name, and it is there for anonymous requests too,
 //! so that a program that finds its way to rean's port without the ring's secret gets nothing at all.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use hmac::{Hmac, Mac};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::Sha256;
@@ -24,6 +26,14 @@ pub const HEADER_PREFIX: &str = "x-auth-couchdb-";
 pub const PEER_HEADER: &str = "x-adea-peer";
 /// What the headers start with that the programs of a ring have among themselves.
 pub const PRIVATE_PREFIX: &str = "x-adea-";
+
+/// What counts as one client's address: whoever has one of IPv6 has 2^64 of them.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address => address,
+    }
+}
 
 /// The role of a server administrator.
 pub const ADMIN_ROLE: &str = "_admin";

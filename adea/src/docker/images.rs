@@ -20,7 +20,8 @@ use tokio::sync::mpsc;
 
 use crate::docker::container::{DATA_LABEL, POD_LABEL};
 use crate::docker::{Engine, EngineError};
-use crate::image::{Image, PROGRAM, VERSION_LABEL};
+use crate::file_fault::FileFault;
+use crate::image::{Image, ImageError, PROGRAM, VERSION_LABEL};
 
 /// Parts in which an image goes over the socket.
 const PART_BYTES: usize = 256 << 10;
@@ -154,7 +155,7 @@ impl Engine {
         let failed = |err: tokio::task::JoinError| EngineError::Odd(err.to_string());
         match writing.await.map_err(failed)? {
             // The engine hung up, and has said why.
-            Err(EngineError::Io { source, .. } | EngineError::Image(crate::image::ImageError::Io { source, .. }))
+            Err(EngineError::Io { source, .. } | EngineError::Image(ImageError::File(FileFault { source, .. })))
                 if source.kind() == io::ErrorKind::BrokenPipe && answered.is_err() =>
             {
                 answered

@@ -18,7 +18,7 @@ use super::batch::Batch;
 use super::keep;
 use super::stream::Records;
 use crate::import::choice::{ACCOUNTS, REPLICATIONS};
-use crate::import::copy::{DESIGN, count};
+use crate::import::copy::{DESIGN, count, query_to_make};
 use crate::import::replications;
 use crate::import::server::{Server, ask};
 use crate::import::tally::Tally;
@@ -153,11 +153,7 @@ impl Restore<'_> {
         if let Some(settings) = &database.settings {
             self.ring_settings(&format!("app:{to}"), settings.clone()).await?;
         }
-        let kind = match (database.app, database.partitioned) {
-            (true, _) => "?access=true",
-            (false, true) => "?partitioned=true",
-            (false, false) => "",
-        };
+        let kind = query_to_make(database.app, database.partitioned);
         self.pod.expect(&target, Method::PUT, kind, None).await?;
         self.pod.expect(&target, Method::PUT, "/_revs_limit", Some(&database.revs_limit.into())).await?;
         let tally = Arc::new(Tally::default());

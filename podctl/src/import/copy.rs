@@ -203,17 +203,22 @@ async fn begin(
     Ok(place)
 }
 
+/// With which query a database of this kind is made.
+pub fn query_to_make(is_app: bool, is_partitioned: bool) -> &'static str {
+    match (is_app, is_partitioned) {
+        (true, _) => "?access=true",
+        (false, true) => "?partitioned=true",
+        (false, false) => "",
+    }
+}
+
 /// Makes the target, unless it is there: with partitions where the source has them.
 async fn open(ends: &Ends<'_>, target: &Peer, choice: &Choice, partitioned: bool) -> anyhow::Result<Opened> {
     if let Some(counts) = count(target).await? {
         return Ok(if counts.live == 0 && counts.deleted == Some(0) { Opened::Empty } else { Opened::There });
     }
     let is_app = ends.options.as_apps && ends.options.way == Way::In;
-    let kind = match (is_app, partitioned) {
-        (true, _) => "?access=true",
-        (false, true) => "?partitioned=true",
-        (false, false) => "",
-    };
+    let kind = query_to_make(is_app, partitioned);
     let answer = ask(target, &Method::PUT, kind, None).await?;
     if answer.status == StatusCode::PRECONDITION_FAILED {
         return Ok(Opened::There);

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use adea_ring::identity::network_of;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::throttle::{Bucket, Wait, make_room, network, wait};
+use super::throttle::{Bucket, Wait, make_room, wait};
 
 /// Knocks of an address at once, and in a second: a person who types a token wrong some times.
 const ADDRESS_BURST: f64 = 20.0;
@@ -48,7 +49,7 @@ impl Knocks {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         make_room(&mut inner.addresses, |bucket| bucket.at, now, FORGET);
-        let bucket = inner.addresses.entry(network(address)).or_insert(Bucket { left: ADDRESS_BURST, at: now });
+        let bucket = inner.addresses.entry(network_of(address)).or_insert(Bucket { left: ADDRESS_BURST, at: now });
         *bucket = bucket.refilled(now, ADDRESS_BURST, ADDRESS_REFILL);
         inner.all = inner.all.refilled(now, ALL_BURST, ALL_REFILL);
         if bucket.left < 1.0 {
@@ -67,7 +68,7 @@ impl Knocks {
     pub fn let_in(&self, address: IpAddr) {
         let mut inner = self.inner.lock();
         inner.all.left = (inner.all.left + 1.0).min(ALL_BURST);
-        if let Some(bucket) = inner.addresses.get_mut(&network(address)) {
+        if let Some(bucket) = inner.addresses.get_mut(&network_of(address)) {
             bucket.left = (bucket.left + 1.0).min(ADDRESS_BURST);
         }
     }

@@ -15,9 +15,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use adea_ring::identity::network_of;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -92,7 +93,7 @@ impl Throttle {
     pub fn begin(&self, account: &str, address: IpAddr, digest: &Digest) -> Result<(), Wait> {
         let (now, account) = (Instant::now(), self.hash(account));
         let mut inner = self.inner.lock();
-        inner.check_address(network(address), now)?;
+        inner.check_address(network_of(address), now)?;
         let known = inner.good.get(digest).is_some_and(|at| now - *at < GOOD_LIFE);
         if known {
             return Ok(());
@@ -117,7 +118,7 @@ impl Throttle {
     /// # Errors
     /// How long to wait.
     pub fn begin_session(&self, address: IpAddr) -> Result<(), Wait> {
-        self.inner.lock().check_address(network(address), Instant::now())
+        self.inner.lock().check_address(network_of(address), Instant::now())
     }
 
     /// The password was right.
@@ -135,7 +136,7 @@ impl Throttle {
         let mut inner = self.inner.lock();
         inner.good.remove(digest);
         make_room(&mut inner.addresses, |bucket| bucket.at, now, Duration::from_secs(100));
-        let bucket = inner.addresses.entry(network(address));
+        let bucket = inner.addresses.entry(network_of(address));
         let bucket = bucket.or_insert(Bucket { left: ADDRESS_BURST, at: now });
         *bucket = bucket.refilled(now, ADDRESS_BURST, ADDRESS_REFILL);
         bucket.left -= 1.0;
@@ -183,17 +184,6 @@ impl Inner {
 pub(super) fn wait(seconds: f64) -> Wait {
     // Bounded by MAX_WAIT, so the cast loses nothing.
     Wait { seconds: seconds.ceil().clamp(1.0, 86_400.0) as u64 }
-}
-
-/// Whoever has an IPv6 address has 2^64 of them.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        v4 => v4,
-    }
 }
 
 /// Makes room for one more entry: drops those that are over, and if there are none, the oldest.

@@ -66,30 +66,52 @@ impl Names {
 
 /// What is to be done about a mark.
 #[derive(Debug, PartialEq, Eq)]
-enum Finding {
-    /// There is none: this ring is the first.
-    Free,
-    /// It is this ring's.
-    Ours,
-    /// It is the one that was to come: this ring has written it and not noted that, or a clone has written it.
-    Next,
+enum Step {
+    /// The bucket gets its ring's next mark.
+    Turn {
+        /// What `_ring` is to know before the mark is written: a mark that it doesn't know would be another ring's.
+        first: Option<Names>,
+        mark: Mark,
+        mode: PutMode,
+        /// And what after it, so that it knows the mark after this one.
+        then: Option<Names>,
+        /// Whether the bucket is this ring's, and no clone can have written the mark that was found.
+        is_certain: bool,
+    },
     /// It is another ring's, and that is to be told there.
-    Theirs(Mark),
+    Dispute(Mark),
     /// That has been told.
     Told,
 }
 
-fn find(mark: Option<&Mark>, names: Option<&Names>) -> Finding {
+/// The next step of a ring that knows of these names, or of none for this place.
+fn step(mark: Option<&Mark>, names: Option<Names>, place: &str) -> Step {
     match (mark, names) {
-        (None, _) => Finding::Free,
-        (Some(Mark::Disputed { .. }), _) => Finding::Told,
-        (Some(Mark::Name(name)), Some(names)) if *name == names.now => Finding::Ours,
-        (Some(Mark::Name(name)), Some(names)) if *name == names.next => Finding::Next,
+        // This ring is the first.
+        (None, names) => {
+            let names = names.map_or_else(|| Names::new(place), |names| names.turned());
+            let mark = Mark::Name(names.now.clone());
+            Step::Turn { first: Some(names), mark, mode: PutMode::Create, then: None, is_certain: true }
+        }
+        (Some(Mark::Disputed { .. }), _) => Step::Told,
+        (Some(Mark::Name(name)), Some(names)) if *name == names.now => turn(None, &names),
+        // The one that was to come: this ring has written it and not noted that, or a clone has written it.
+        (Some(Mark::Name(name)), Some(names)) if *name == names.next => {
+            let names = names.turned();
+            turn(Some(names.clone()), &names)
+        }
         (Some(Mark::Name(found)), names) => {
-            let expected = names.map_or("none", |names| &names.now).to_owned();
-            Finding::Theirs(Mark::Disputed { found: found.clone(), expected })
+            let expected = names.map_or_else(|| "none".to_owned(), |names| names.now);
+            Step::Dispute(Mark::Disputed { found: found.clone(), expected })
         }
     }
+}
+
+/// From these names to the next.
+fn turn(first: Option<Names>, names: &Names) -> Step {
+    let is_certain = first.is_none();
+    let mark = Mark::Name(names.next.clone());
+    Step::Turn { first, mark, mode: PutMode::Overwrite, then: Some(names.turned()), is_certain }
 }
 
 /// Says that the bucket is this ring's, and sees that nobody else has said so. Whether that is certain.
@@ -100,29 +122,22 @@ pub async fn renew(pod: &Arc<Pod>, bucket: &Bucket) -> Result<bool, FileError> {
     let place = bucket.place();
     let known = names(pod, &place).await?;
     let mark = read(bucket).await?;
-    match find(mark.as_ref(), known.as_ref()) {
-        Finding::Free => {
-            let names = known.map_or_else(|| Names::new(&place), |names| names.turned());
-            // First the document: a mark that it doesn't know would be another ring's.
-            keep(pod, &names).await?;
-            write(bucket, &Mark::Name(names.now), PutMode::Create).await?;
-            Ok(true)
-        }
-        finding @ (Finding::Ours | Finding::Next) => {
-            let mut names = known.unwrap_or_else(|| Names::new(&place));
-            if finding == Finding::Next {
-                names = names.turned();
+    match step(mark.as_ref(), known, &place) {
+        Step::Turn { first, mark, mode, then, is_certain } => {
+            if let Some(names) = first {
                 keep(pod, &names).await?;
             }
-            write(bucket, &Mark::Name(names.next.clone()), PutMode::Overwrite).await?;
-            keep(pod, &names.turned()).await?;
-            Ok(finding == Finding::Ours)
+            write(bucket, &mark, mode).await?;
+            if let Some(names) = then {
+                keep(pod, &names).await?;
+            }
+            Ok(is_certain)
         }
-        Finding::Theirs(dispute) => {
-            write(bucket, &dispute, PutMode::Overwrite).await?;
+        Step::Dispute(mark) => {
+            write(bucket, &mark, PutMode::Overwrite).await?;
             Err(FileError::Disputed(bucket.mark().to_string()))
         }
-        Finding::Told => Err(FileError::Disputed(bucket.mark().to_string())),
+        Step::Told => Err(FileError::Disputed(bucket.mark().to_string())),
     }
 }
 
@@ -177,25 +192,21 @@ fn random_name() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Finding, Mark, Names, find};
+    use super::{Mark, Names, Step, step};
 
     /// A ring, as far as it sweeps: what it knows, and whether it may.
     fn sweep(mark: &mut Option<Mark>, names: &mut Option<Names>) -> bool {
-        match find(mark.as_ref(), names.as_ref()) {
-            finding @ (Finding::Free | Finding::Ours | Finding::Next) => {
-                let mut turned = names.as_ref().map_or_else(|| Names::new("a"), Names::turned);
-                if finding == Finding::Next {
-                    turned = turned.turned();
-                }
-                *mark = Some(Mark::Name(turned.now.clone()));
-                *names = Some(turned);
-                finding != Finding::Next
+        match step(mark.as_ref(), names.clone(), "a") {
+            Step::Turn { first, mark: written, then, is_certain, .. } => {
+                *mark = Some(written);
+                *names = then.or(first);
+                is_certain
             }
-            Finding::Theirs(dispute) => {
-                *mark = Some(dispute);
+            Step::Dispute(written) => {
+                *mark = Some(written);
                 false
             }
-            Finding::Told => false,
+            Step::Told => false,
         }
     }
 
