@@ -5,14 +5,14 @@
 //! hash. What is known of an account's roles is kept here for as long as its document doesn't change, and live feeds learn
 //! of a change at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use adea_ring::Identity;
 use parking_lot::Mutex;
 use rean_store::{Change, Db, Edit, Mode, Scope, Store, StoreError, Who};
 use serde_json::{Map, Value};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::account_doc::{self, Plan};
 use crate::apps;
@@ -39,24 +39,27 @@ pub struct Accounts {
 struct Shared {
     cache: Mutex<Cache>,
     watchers: Mutex<HashMap<Arc<str>, watch::Sender<()>>>,
+    /// Accounts that have changed, for [`Accounts::changed`].
+    changed: Mutex<BTreeSet<String>>,
+    has_changed: Notify,
 }
 
 #[derive(Default)]
 struct Cache {
     /// Rises with each commit to `_users`: what was read before it may not be remembered after it.
     generation: u64,
-    known: HashMap<Box<str>, Account>,
+    known: HashMap<Box<str>, Roles>,
 }
 
-/// What the database says of a name.
+/// What the database says of a name's roles.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Account {
+pub enum Roles {
     /// Nothing: the account is kept elsewhere, as the administrator of the configuration is.
     Elsewhere,
     /// There was an account and it was removed.
     Removed,
-    /// These are its roles.
-    Roles(Arc<[String]>),
+    /// These.
+    Now(Arc<[String]>),
 }
 
 impl Accounts {
@@ -77,10 +80,10 @@ impl Accounts {
         let Some(name) = identity.name.as_deref().filter(|_| !identity.is_admin()) else {
             return Ok(plain());
         };
-        match self.account(name)? {
-            Account::Elsewhere => Ok(plain()),
-            Account::Removed => Err(ApiError::unauthorized("Name or password is incorrect.")),
-            Account::Roles(now) => Ok(Who {
+        match self.roles(name)? {
+            Roles::Elsewhere => Ok(plain()),
+            Roles::Removed => Err(ApiError::unauthorized("Name or password is incorrect.")),
+            Roles::Now(now) => Ok(Who {
                 name: Some(name.to_owned()),
                 roles: identity.roles.iter().filter(|role| now.contains(role)).cloned().collect(),
             }),
@@ -103,7 +106,11 @@ impl Accounts {
         AccountWatch { shared: Arc::clone(&self.shared), name, signal }
     }
 
-    fn account(&self, name: &str) -> Result<Account, ApiError> {
+    /// Which roles an account has at this moment.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub fn roles(&self, name: &str) -> Result<Roles, ApiError> {
         let generation = {
             let cache = self.shared.cache.lock();
             if let Some(account) = cache.known.get(name) {
@@ -123,15 +130,30 @@ impl Accounts {
         Ok(account)
     }
 
-    fn load(&self, name: &str) -> Result<Account, StoreError> {
+    /// Waits until there are accounts whose documents have changed, and gives at most `max` of them. For one follower: each
+    /// change is told once.
+    pub async fn changed(&self, max: usize) -> Vec<String> {
+        loop {
+            let names: Vec<String> = {
+                let mut changed = self.shared.changed.lock();
+                std::iter::from_fn(|| changed.pop_first()).take(max).collect()
+            };
+            if !names.is_empty() {
+                return names;
+            }
+            self.shared.has_changed.notified().await;
+        }
+    }
+
+    fn load(&self, name: &str) -> Result<Roles, StoreError> {
         let Some(users) = &self.users else {
-            return Ok(Account::Elsewhere);
+            return Ok(Roles::Elsewhere);
         };
         let stored = Stored::read(users, &format!("{ACCOUNT_PREFIX}{name}"))?;
         Ok(match stored {
-            None => Account::Elsewhere,
-            Some(stored) if stored.deleted => Account::Removed,
-            Some(stored) => Account::Roles(account_doc::strings(stored.body.get("roles")).into()),
+            None => Roles::Elsewhere,
+            Some(stored) if stored.deleted => Roles::Removed,
+            Some(stored) => Roles::Now(account_doc::strings(stored.body.get("roles")).into()),
         })
     }
 }
@@ -149,6 +171,11 @@ impl CommitHook for Shared {
             }
         }
         drop(cache);
+        // Who has just been made was served nothing.
+        let known_before = changes.iter().filter(|change| change.generation() > 1);
+        let names = known_before.filter_map(|change| change.id().strip_prefix(ACCOUNT_PREFIX)).map(str::to_owned);
+        self.changed.lock().extend(names);
+        self.has_changed.notify_one();
         let watchers = self.watchers.lock();
         for change in changes {
             let name = change.id().strip_prefix(ACCOUNT_PREFIX);

@@ -57,6 +57,7 @@ pub mod pod;
 pub mod process;
 pub mod query;
 pub mod range;
+pub mod readers;
 pub mod render;
 pub mod replicate;
 pub mod ring;

@@ -16,7 +16,7 @@ use crate::ring::links::{self, Links};
 use crate::ring::{config_doc, databases, divergence, images, pods, removal, status};
 use crate::views::indexer;
 use crate::workers::{Stop, Workers, now_s};
-use crate::{apps, cleaner, room};
+use crate::{apps, cleaner, readers, room};
 
 /// Tasks that are shown at once. Each is a piece of background work, of which there are never many.
 const MAX_TASKS: usize = 1_000;
@@ -63,6 +63,7 @@ pub fn start(pod: &Arc<Pod>) {
     start_one(pod, "ring_settings", config_doc::run);
     start_one(pod, "upgrade", images::run);
     start_one(pod, "apps", apps::run);
+    start_one(pod, "readers", readers::run);
     start_one(pod, "replications", documents::run);
     start_one(pod, "sessions", cleaner::run);
     start_one(pod, "instructions", carry_out::run);

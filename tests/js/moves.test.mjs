@@ -4,7 +4,7 @@ import { after, before, test } from 'node:test';
 import { Client, read } from './lib/clients.mjs';
 import { Pod } from './lib/pod.mjs';
 import { signature } from './lib/signature.mjs';
-import { until } from './lib/wait.mjs';
+import { sleep, until } from './lib/wait.mjs';
 
 let pod, apps = 0;
 const clients = [];
@@ -351,6 +351,57 @@ test('a first read by somebody else does not turn an edit into a conflict', asyn
   const moved = await pod.put(db, 'y', { _rev: rev, text: 'two', access: read('ann', 'bob') }, 'ann');
   await pod.ok('GET', `/${db}--me/_changes`, { as: 'bob' });
   await pod.put(db, 'y', { _rev: moved, text: 'three', access: read('ann', 'bob') }, 'ann');
+});
+
+/** One pull that leaves no checkpoint, as when the connection goes before one is written: the next begins at the start again. */
+async function pull(client) { await client.local.replicate.from(client.remote, { checkpoint: false }); }
+const idsOf = async (db, user) => (await pod.ok('GET', `/${db}--me/_changes`, { as: user })).results.map((row) => row.id);
+
+test('a device that begins anew is told what has left since, and nobody is told of what they were never given', async () => {
+  const db = await app();
+  await Promise.all([pod.makeUser('eve', ['staff']), pod.makeUser('fay', ['staff'])]);
+  const [bob, eve] = clientsOf(db, 'bob', 'eve');
+  const named = await pod.put(db, 'named', { text: 'one', access: read('ann', 'bob', 'dan') }, 'ann');
+  await pod.put(db, 'early', { text: 'one', access: read('role:staff') }, 'admin');
+  await Promise.all([pull(bob), pull(eve)]);
+  assert.deepEqual([(await bob.get('named')).text, (await eve.get('early')).text], ['one', 'one']);
+  // The pod forgets nothing when it dies.
+  await sleep(1500);
+  const killed = pod.kill('rean');
+  await until(() => pod.pid('rean') && pod.pid('rean') !== killed, 'rean to be started again');
+  await pod.up();
+  await pod.put(db, 'named', { _rev: named, text: 'two', access: read('ann') }, 'ann');
+  await pod.makeUser('eve', []);
+  await pod.put(db, 'late', { text: 'one', access: read('role:staff') }, 'admin');
+  await Promise.all([pull(bob), pull(eve)]);
+  assert.deepEqual([await bob.get('named'), await eve.get('early')], [null, null]);
+  // Dan was among the readers and never read; what came after eve's time, and what staff lost before gil's, isn't theirs.
+  const early = await pod.get(db, 'early', 'admin');
+  await pod.put(db, 'early', { ...early, access: read('ann') }, 'admin');
+  await pod.makeUser('gil', ['staff']);
+  assert.deepEqual(await idsOf(db, 'dan'), []);
+  assert.deepEqual((await idsOf(db, 'eve')), ['early']);
+  assert.deepEqual(await idsOf(db, 'gil'), ['late']);
+  assert.deepEqual(await idsOf(db, 'fay'), ['late']);
+  // Who has the role again has the documents again, on the old device too.
+  await pod.makeUser('eve', ['staff']);
+  await pod.put(db, 'early', { ...(await pod.get(db, 'early', 'admin')), text: 'two', access: read('role:staff') }, 'admin');
+  await pull(eve);
+  assert.deepEqual([(await eve.get('early')).text, (await eve.get('late')).text], ['two', 'one']);
+  assert.deepEqual([...bob.denied, ...eve.denied], []);
+});
+
+test('a new account with the name of one that was removed is told nothing of what that one was given', async () => {
+  const db = await app();
+  await pod.makeUser('hal');
+  const rev = await pod.put(db, 'x', { text: 'one', access: read('ann', 'hal') }, 'ann');
+  assert.deepEqual(await idsOf(db, 'hal'), ['x']);
+  await pod.put(db, 'x', { _rev: rev, text: 'two', access: read('ann') }, 'ann');
+  assert.deepEqual(await idsOf(db, 'hal'), ['x']);
+  const account = await pod.ok('GET', '/_users/org.couchdb.user:hal');
+  await pod.ok('DELETE', `/_users/org.couchdb.user:hal?rev=${account._rev}`);
+  await pod.makeUser('hal');
+  await until(async () => (await idsOf(db, 'hal')).length === 0, 'hal to be somebody else');
 });
 
 test('attachments move with their document', async () => {

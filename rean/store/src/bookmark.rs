@@ -37,6 +37,37 @@ pub(crate) struct Place {
     pub maybe: Vec<String>,
     /// A change of roles is being told: new documents and lost ones, before the feed goes on.
     pub turn: Option<Turn>,
+    /// Roles that the reader was given since `origin`: of what left before, the client has nothing by them.
+    pub gained: Vec<Gain>,
+}
+
+/// Since when a reader has had a role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Gain {
+    pub role: String,
+    #[serde(with = "postcard::fixint::le")]
+    pub at: Seq,
+}
+
+/// A place as it was before there was `gained`, which clients may still hold.
+#[derive(Deserialize)]
+struct PlaceBeforeGains {
+    #[serde(with = "postcard::fixint::le")]
+    after: Seq,
+    #[serde(with = "postcard::fixint::le")]
+    origin: Seq,
+    #[serde(with = "postcard::fixint::le")]
+    head: Seq,
+    sure: Vec<String>,
+    maybe: Vec<String>,
+    turn: Option<Turn>,
+}
+
+impl From<PlaceBeforeGains> for Place {
+    fn from(old: PlaceBeforeGains) -> Self {
+        let PlaceBeforeGains { after, origin, head, sure, maybe, turn } = old;
+        Place { after, origin, head, sure, maybe, turn, gained: Vec::new() }
+    }
 }
 
 /// How far a change of roles has been told.
@@ -99,7 +130,8 @@ impl Seal {
         if !bool::from(self.tag(&plain).ct_eq(&tag)) {
             return None;
         }
-        postcard::from_bytes(&plain).ok()
+        // What comes after an old place is missing, so that it can't be taken for a new one.
+        postcard::from_bytes(&plain).or_else(|_| postcard::from_bytes::<PlaceBeforeGains>(&plain).map(Place::from)).ok()
     }
 
     fn tag(&self, plain: &[u8]) -> [u8; TAG_BYTES] {
@@ -158,6 +190,20 @@ mod tests {
         assert_eq!(seal(b"bob").open(&text), None);
         assert_eq!(Seal::new(&[8; 32], &[b"notes", b"ann"]).open(&text), None);
         assert_eq!(seal(b"ann").seal(&place), text);
+    }
+
+    #[test]
+    fn a_place_of_an_earlier_version_opens() {
+        let turn = Turn { fresh: false, roles: vec!["staff".into()], part: 3, seq: 9 };
+        for turn in [None, Some(turn)] {
+            let place = Place { after: 17, origin: 4, sure: vec!["staff".into()], turn, ..Place::default() };
+            let mut old = postcard::to_stdvec(&place).unwrap();
+            assert_eq!(old.pop(), Some(0), "an empty list");
+            let tag = seal(b"ann").tag(&old);
+            seal(b"ann").stream(&tag, &mut old);
+            let text = format!("1-{}", URL_SAFE_NO_PAD.encode([&tag[..], &old].concat()));
+            assert_eq!(seal(b"ann").open(&text), Some(place));
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::chain::Chain;
 use crate::engine::Space;
 use crate::error::StoreError;
 use crate::record::{BlobId, DbId, DbRecord, DbState, KindRecord, PartNo, Seq, encode, key};
+use crate::served::Served;
 use crate::store::StoreInner;
 use crate::view::Scope;
 use bytes::Bytes;
@@ -76,6 +77,7 @@ pub(crate) struct DbInner {
     pub store: Arc<StoreInner>,
     pub chain: Chain,
     pub app: RwLock<AppState>,
+    pub served: Served,
     pub compacting: AtomicBool,
     /// Attachments that commits have taken up while a compaction looks for unused ones.
     pub pinned: Mutex<HashSet<BlobId>>,
@@ -103,6 +105,7 @@ impl DbInner {
             chain: Chain::new(store.keys.chain, &name),
             store: Arc::clone(store),
             app: RwLock::new(app),
+            served: Served::default(),
             compacting: AtomicBool::new(false),
             pinned: Mutex::new(HashSet::new()),
             instance: hex::encode(record.instance),

@@ -6,7 +6,8 @@
 //! readable no longer, and then goes on (see `turn`).
 //!
 //! When is a reader told of a document's leaving? Only if they may have it: it was in the partial database
-//! when the client was last in step, or it left while this catch-up went on.
+//! when the client was last in step, or it left while this catch-up went on, or this is a first read and its user
+//! was given it before (see `served`): a device that lost its place begins again with what it has.
 
 mod change;
 mod merge;
@@ -14,7 +15,7 @@ mod row;
 mod turn;
 
 use self::merge::Merge;
-use self::row::{live_row, needs_successor, tomb_row, wrote};
+use self::row::{live_row, may_be_dead, somebody_wrote, tomb_row, wrote};
 use self::turn::turn_to;
 use crate::app::Reader;
 use crate::bookmark::{Place, Seal, Turn, open_form, read_open_form};
@@ -23,6 +24,7 @@ use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
 use crate::record::{PartNo, PartRow, Seq, SeqRow, decode, key};
 use crate::rev::Rev;
+use crate::served::{Serving, Spans};
 use crate::view::{BodyRef, Scope};
 use std::sync::Arc;
 
@@ -79,6 +81,8 @@ pub struct Feed {
     seen: Seq,
     seal: Option<Seal>,
     caught_up: bool,
+    /// That its user is being served; nobody in particular is not noted.
+    serving: Option<Serving>,
 }
 
 impl Db {
@@ -89,8 +93,9 @@ impl Db {
     pub fn feed(&self, scope: &Scope, since: Since) -> Result<Feed, FeedError> {
         self.present()?;
         let seal = self.scope_seal(scope);
-        let mut feed =
-            Feed { db: self.clone(), scope: scope.clone(), place: Place::default(), seen: 0, seal, caught_up: false };
+        let serving = scope.reader().map(|reader| self.serve(reader)).transpose()?.flatten();
+        let (db, scope) = (self.clone(), scope.clone());
+        let mut feed = Feed { db, scope, place: Place::default(), seen: 0, seal, caught_up: false, serving };
         let now = self.inner().state().seq;
         let newest = feed.newest(now);
         feed.place.sure = feed.roles();
@@ -126,6 +131,7 @@ impl Db {
             seen: 0,
             seal: self.scope_seal(scope),
             caught_up: false,
+            serving: None,
         };
         let mut out = Vec::new();
         match scope.reader() {
@@ -141,7 +147,7 @@ impl Db {
                 let parts = feed.parts();
                 let mut merge = Merge::new(self, snapshot.as_ref(), &parts, 0, hi, Direction::Backward)?;
                 while out.len() < limit
-                    && let Some((seq, row)) = merge.next()?
+                    && let Some((seq, row, _)) = merge.next()?
                 {
                     if !row.tomb {
                         let app = self.inner().app.read();
@@ -188,6 +194,21 @@ impl Feed {
     /// # Errors
     /// The engine failed, or the database is gone.
     pub fn next_page(&mut self, max: usize) -> Result<Vec<FeedRow>, StoreError> {
+        let rows = self.page(max)?;
+        if !rows.is_empty() {
+            self.gave();
+        }
+        Ok(rows)
+    }
+
+    /// Notes that the user was given what there was up to the place.
+    fn gave(&mut self) {
+        if let Some(serving) = &mut self.serving {
+            serving.gave(self.place.after);
+        }
+    }
+
+    fn page(&mut self, max: usize) -> Result<Vec<FeedRow>, StoreError> {
         self.db.present()?;
         self.caught_up = false;
         // Read before the snapshot is taken: all up to here is in it.
@@ -203,7 +224,7 @@ impl Feed {
                 return Ok(rows);
             }
             // It may have made new rows: look afresh.
-            return self.next_page(max);
+            return self.page(max);
         }
         self.page_of_parts(snapshot.as_ref(), &reader, now, max)
     }
@@ -220,9 +241,10 @@ impl Feed {
         }
         // What takes a look at the document is left to the page: rare enough.
         let branched = change.row.leaves.len() > 1;
-        let awkward = change.part_rows.iter().any(|(_, row)| {
-            needs_successor(row, change.seq, false) || (row.tomb && (branched || !row.gone.is_empty()))
-        });
+        let awkward = change
+            .part_rows
+            .iter()
+            .any(|(_, row)| may_be_dead(row, change.seq, false) || (row.tomb && (branched || !row.gone.is_empty())));
         if change.prev > self.seen || self.place.turn.is_some() || awkward {
             return Offer::Gap;
         }
@@ -236,6 +258,9 @@ impl Feed {
             Some(reader) => self.live(&reader, change),
         };
         self.seen = change.seq;
+        if row.is_some() {
+            self.gave();
+        }
         row.map_or(Offer::Skipped, Offer::Row)
     }
 
@@ -280,12 +305,12 @@ impl Feed {
     }
 
     fn start_over(&mut self, now: Seq) {
-        let many = match &self.scope {
-            Scope::Personal(_) => self.parts().len() > MERGED_PARTS,
+        let one_by_one = match &self.scope {
+            Scope::Personal(reader) => self.parts().len() > MERGED_PARTS || !self.lost_parts(reader).is_empty(),
             Scope::All | Scope::Part(..) => false,
         };
         self.place = Place { sure: self.roles(), head: now, ..Place::default() };
-        if many {
+        if one_by_one {
             self.place.after = now;
             self.place.turn = Some(Turn { fresh: true, roles: self.roles(), part: 0, seq: 0 });
         }
@@ -314,9 +339,48 @@ impl Feed {
             None => return Err(FeedError::BadSeq),
         }
         if let Scope::Personal(reader) = &self.scope {
-            turn_to(&mut self.place, reader.roles());
+            turn_to(&mut self.place, reader.roles(), self.db.inner().seq());
         }
         Ok(())
+    }
+
+    /// The partial databases from which the user was served and which are out of their sight now.
+    fn lost_parts(&self, reader: &Reader) -> Vec<PartNo> {
+        let given = self.serving.as_ref().map(|serving| serving.given(reader));
+        given.map(|given| given.lost_parts(&self.db, reader)).unwrap_or_default()
+    }
+
+    /// Whether the client may have been given a document that left a partial database, or was deleted there, at `seq`, as
+    /// far as the place tells. `roles`: by which it may have been given it.
+    fn may_hold(&self, reader: &Reader, roles: &[String], part: PartNo, row: &PartRow, seq: Seq) -> bool {
+        let Place { after, origin, head, gained, .. } = &self.place;
+        let was_here = row.entered <= *origin || (seq > *head && row.entered <= *after);
+        if !was_here || gained.iter().all(|gain| gain.at < seq) {
+            return was_here;
+        }
+        // By a right that is older than that.
+        let later = |role: &&String| gained.iter().any(|gain| gain.role == **role && gain.at >= seq);
+        let roles = roles.iter().filter(|role| !later(role)).cloned().collect();
+        self.db.inner().app.read().may_read(&reader.with_roles(roles), Some(part))
+    }
+
+    /// Whether the user may hold what they wrote themselves. Who did on another pod isn't known: it can't have been
+    /// somebody whose right is newer than the row's tombstone, or was lost before the document came.
+    fn may_have_written(&self, reader: &Reader, part: PartNo, seq: Seq, row: &PartRow) -> bool {
+        let may_be_theirs = |spans: &Spans| match self.db.may_read_part(reader, part) {
+            true => spans.began_before(seq),
+            false if row.tomb => spans.had_until(row.entered, seq),
+            false => spans.had(row.entered).is_some(),
+        };
+        wrote(reader, row) || (somebody_wrote(reader, row) && self.spans(reader, &[part]).iter().any(may_be_theirs))
+    }
+
+    /// What the user was given of these partial databases before, for a first read.
+    fn spans(&self, reader: &Reader, parts: &[PartNo]) -> Vec<Spans> {
+        let given = self.serving.as_ref().map(|serving| serving.given(reader));
+        let app = self.db.inner().app.read();
+        let of = |part: &PartNo| Some(given.as_ref()?.of(&app.part(*part)?.readers));
+        parts.iter().map(|part| of(part).unwrap_or_default()).collect()
     }
 
     /// The partial databases of the scope.
@@ -392,6 +456,7 @@ impl Feed {
             // In step: what the client has is what there was up to here.
             self.place.origin = self.place.after;
             self.place.head = self.newest(now).max(self.place.after);
+            self.place.gained.retain(|gain| gain.at > self.place.origin);
         }
         let db = self.db.clone();
         let parts = self.parts();
@@ -399,27 +464,30 @@ impl Feed {
         let mut rows = Vec::new();
         let (mut ended, mut ending) = (Vec::new(), Vec::new());
         let first_read = self.place.origin == 0;
+        let spans = if first_read { self.spans(reader, &parts) } else { Vec::new() };
         let mut tied = self.place.after;
         for _ in 0..SCANNED_ROWS {
             // A move's tombstone and its new row have one sequence: a place must not come between them.
             if rows.len() >= max && merge.peek() != Some(tied) {
                 break;
             }
-            let Some((seq, row)) = merge.next()? else {
+            let Some((seq, row, part)) = merge.next()? else {
                 self.seen = self.seen.max(now);
                 self.caught_up = true;
                 break;
             };
-            let may_have = row.entered <= self.place.origin
-                || (seq > self.place.head && row.entered <= self.place.after)
-                || wrote(reader, &row);
+            let was_given = |spans: &Spans| spans.had_until(row.entered, seq);
+            let may_have = row.tomb
+                && (self.may_hold(reader, reader.roles(), part, &row, seq)
+                    || parts.binary_search(&part).ok().and_then(|at| spans.get(at)).is_some_and(was_given)
+                    || self.may_have_written(reader, part, seq, &row));
             tied = seq;
             if merge.peek() != Some(seq) {
                 self.place.after = seq;
                 self.seen = self.seen.max(seq);
             }
             let live = !row.tomb && row.leaves.first().is_some_and(|winner| !winner.deleted);
-            if needs_successor(&row, seq, first_read) || (live && ended_here(&ending, &row)) {
+            if self.needs_successor(snapshot, &row, seq, first_read)? || (live && ended_here(&ending, &row)) {
                 ended.push(row.id);
             } else if !row.tomb {
                 let app = db.inner().app.read();
@@ -430,6 +498,11 @@ impl Feed {
             }
         }
         drop(merge);
+        if let Some(last) = rows.last_mut() {
+            // Rows that were not for this reader may have come after it, also with its own sequence: who went on from before
+            // those would be given it again for ever.
+            last.seq_token = self.token();
+        }
         self.mark_ended(ending)?;
         self.succeed(ended)?;
         Ok(rows)
@@ -453,7 +526,8 @@ impl Feed {
             return Some(FeedRow { change: Some(Arc::clone(change)), ..live });
         }
         let elsewhere = only.is_none() && app.may_read(reader, change.place);
-        ((row.entered <= before || wrote(reader, row)) && !elsewhere).then(|| tomb_row(&db, row, self.token()))
+        ((row.entered <= before || wrote(reader, row) || somebody_wrote(reader, row)) && !elsewhere)
+            .then(|| tomb_row(&db, row, self.token()))
     }
 }
 

@@ -29,7 +29,7 @@
 //! | Meta | `format` | the format's version; a newer one is refused |
 //! | Meta | `clock` | commits, last sequence, next database number; written with each commit |
 //! | Meta | `history` | eight hex digits that name the store's run of sequences |
-//! | Meta | `note/` name | a small record of the server's |
+//! | Meta | `note/` name | a small record of the server's; `served/` db/ hash: what a user was given (`served`) |
 //! | Meta | `db/` name | settings of a database |
 //! | Meta | `state/` db | its counts |
 //! | Meta | `part/` db part | the readers of a partial database |
@@ -87,6 +87,7 @@ pub mod rev;
 mod rights;
 mod rows;
 pub mod selector;
+mod served;
 mod store;
 pub mod tree;
 mod upkeep;

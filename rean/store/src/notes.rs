@@ -43,6 +43,13 @@ impl Notes {
         waiting.len()
     }
 
+    /// Lets none whose name begins like this wait any longer.
+    pub fn drop_all(&self, prefix: &str) {
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|name, _| !name.starts_with(prefix));
+        self.count.store(waiting.len(), Ordering::Release);
+    }
+
     fn all(&self) -> Vec<(String, Waiting)> {
         self.waiting.lock().iter().map(|(name, note)| (name.clone(), Arc::clone(note))).collect()
     }
@@ -90,13 +97,7 @@ impl Store {
     /// # Errors
     /// The engine failed.
     pub fn note(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let inner = self.inner();
-        if !inner.notes.is_empty()
-            && let Some(note) = inner.notes.waiting.lock().get(name)
-        {
-            return Ok(note.as_ref().clone());
-        }
-        Ok(inner.engine.get(Space::Meta, &note_key(name))?.map(Value::into))
+        self.inner().note(name)
     }
 
     /// Keeps a note in place of an older one, or removes it. Blocks until that is durable.
@@ -121,16 +122,30 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoteSize`].
     pub fn set_note_lazily(&self, name: &str, note: Option<Vec<u8>>) -> Result<(), StoreError> {
+        self.inner().set_note_lazily(name, note)
+    }
+}
+
+impl StoreInner {
+    pub fn note(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        if !self.notes.is_empty()
+            && let Some(note) = self.notes.waiting.lock().get(name)
+        {
+            return Ok(note.as_ref().clone());
+        }
+        Ok(self.engine.get(Space::Meta, &note_key(name))?.map(Value::into))
+    }
+
+    pub fn set_note_lazily(&self, name: &str, note: Option<Vec<u8>>) -> Result<(), StoreError> {
         check(name, note.as_deref())?;
-        let inner: &StoreInner = self.inner();
-        if inner.notes.add(name, note) >= MAX_WAITING {
-            inner.submit(Box::new(|_| Box::new(|_| {})))?;
+        if self.notes.add(name, note) >= MAX_WAITING {
+            self.submit(Box::new(|_| Box::new(|_| {})))?;
         }
         Ok(())
     }
 }
 
-fn note_key(name: &str) -> Vec<u8> {
+pub(crate) fn note_key(name: &str) -> Vec<u8> {
     key::meta(key::NOTE, &[name.as_bytes()])
 }
 

@@ -308,6 +308,12 @@ pub(crate) fn gone_of(leaves: &[Leaf], gone: &[Rev], tree: &RevTree, seen: &[Lea
     gone
 }
 
+/// Whether the revision whose history this is has had as many successors as there may be.
+pub(crate) fn has_all_successors(db: &Db, id: &str, path: &[Rev]) -> bool {
+    let chain = &db.inner().chain;
+    path.windows(2).take_while(|pair| chain.successor(id, &pair[1]) == pair[0]).count() >= MAX_SUCCESSORS
+}
+
 /// Gives the winner a successor with the same content, if it is about to be shown to people one of whom was
 /// shown its end: it moves, or another leaf stood before it. Other leaves are left alone: a successor's higher
 /// generation would make it the winner.
@@ -320,12 +326,10 @@ fn succeed(db: &Db, id: &str, old: Option<&DocRecord>, record: &mut DocRecord, m
         return;
     }
     let path = record.tree.path(index);
-    let chain = &db.inner().chain;
-    let successors = path.windows(2).take_while(|pair| chain.successor(id, &pair[1]) == pair[0]);
-    if successors.count() >= MAX_SUCCESSORS {
+    if has_all_successors(db, id, &path) {
         return;
     }
-    let mut history = vec![chain.successor(id, &winner.rev)];
+    let mut history = vec![db.inner().chain.successor(id, &winner.rev)];
     history.extend(path);
     // The body is not copied: both name the same one (see `unnamed`).
     let _ = record.tree.merge(&history, false, winner.body, winner.acl);

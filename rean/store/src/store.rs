@@ -6,11 +6,12 @@ use crate::engine::{self, Batch, Direction, Engine, EngineKind, EngineStats, Sna
 use crate::error::{OpenError, StoreError};
 use crate::feed::Change;
 use crate::moves::Instructor;
-use crate::notes::Notes;
+use crate::notes::{Notes, note_key};
 use crate::opening::{check_format_file, load_databases, note_format_file, read_format, read_history};
 use crate::outside::Outside;
 use crate::progress::Progress;
-use crate::record::{BlobId, Clock, DbRecord, DbState, KindRecord, Seq, decode, encode, key};
+use crate::record::{BlobId, Clock, DbId, DbRecord, DbState, KindRecord, Seq, decode, encode, key};
+use crate::served;
 use crate::witness::Witness;
 use crate::writer::{self, Job, Tx};
 use parking_lot::{Mutex, RwLock};
@@ -94,6 +95,8 @@ pub(crate) struct StoreInner {
     next_blob: AtomicU64,
     pub history: String,
     pub progress: Progress,
+    /// The newest sequence when the store was opened.
+    pub opened_at: Seq,
     pub notes: Notes,
     pub instructor: RwLock<Option<Arc<dyn Instructor>>>,
     pub outside: RwLock<Option<Arc<dyn Outside>>>,
@@ -152,6 +155,7 @@ impl Store {
             next_blob: AtomicU64::new(random_blob_start()),
             history,
             progress: Progress::new(clock.commit, clock.seq),
+            opened_at: clock.seq,
             notes: Notes::default(),
             instructor: RwLock::new(None),
             outside: RwLock::new(None),
@@ -271,6 +275,7 @@ impl Store {
             let inner = weak.upgrade().ok_or(StoreError::Closing)?;
             let Some(db) = inner.dbs.write().remove(&owned) else { return Ok(None) };
             db.inner().mark_gone();
+            tx.store.notes.drop_all(&served::note_prefix(db.inner().id));
             tx.delete(Space::Meta, key::meta(key::DB, &[owned.as_bytes()]));
             tx.delete(Space::Meta, key::state(db.inner().id));
             tx.delete(Space::Meta, key::first(db.inner().id));
@@ -411,8 +416,13 @@ fn clear_doomed(store: &Weak<StoreInner>) -> Result<(), StoreError> {
             }
         }
         if batch.is_empty() {
-            for meta in [key::PART, key::PART_COUNT, key::ACL, key::PURGED, key::PARTITION] {
-                let lo = key::meta(meta, &[&prefix]);
+            let mut records = [key::PART, key::PART_COUNT, key::ACL, key::PURGED, key::PARTITION]
+                .map(|meta| key::meta(meta, &[&prefix]))
+                .to_vec();
+            if let Ok(id) = prefix.as_slice().try_into() {
+                records.push(note_key(&served::note_prefix(DbId::from_be_bytes(id))));
+            }
+            for lo in records {
                 for item in snapshot.range(Space::Meta, &lo, &key::after(&lo), Direction::Forward) {
                     batch.delete(Space::Meta, item?.0.to_vec());
                 }

@@ -2,16 +2,17 @@
 //! with devices that follow as PouchDB does. Whatever the order:
 //! - the store agrees with itself after every step and in every state that a crash can leave;
 //! - a device that has caught up shows exactly what its user may read, with the present content;
-//! - nothing that a device sends back undoes or deletes anything.
+//! - nothing that a device sends back undoes or deletes anything;
+//! - no device learns the id of a document that its user could never read.
 
 mod device;
 
-use device::{Account, Device, Heard, READERS, USERS, admin, edit, names, open, readable, rules, submit};
+use device::{Account, Device, Heard, READERS, USERS, admin, edit, is_named, names, open, readable, rules, submit};
 use proptest::prelude::*;
 use rean_store::engine::memory::MemoryEngine;
 use rean_store::{Author, Db, DbKind, Edit, Mode, Rev, Scope, Store, WriteError};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -58,6 +59,10 @@ enum Step {
     Listen {
         user: usize,
     },
+    /// A device loses its place, but not what it has.
+    Lose {
+        user: usize,
+    },
     /// A device sends all its leaves back.
     Push {
         user: usize,
@@ -85,6 +90,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..3u8).prop_map(|version| Step::Rules { version }),
         8 => (0..USERS.len(), 1..6usize).prop_map(|(user, rows)| Step::Pull { user, rows }),
         3 => (0..USERS.len()).prop_map(|user| Step::Listen { user }),
+        2 => (0..USERS.len()).prop_map(|user| Step::Lose { user }),
         2 => (0..USERS.len()).prop_map(|user| Step::Push { user }),
         3 => (0..USERS.len(), doc, any::<u8>()).prop_map(|(user, doc, value)| Step::Edit { user, doc, value }),
         1 => Just(Step::Compact),
@@ -101,6 +107,8 @@ struct World {
     devices: Vec<Device>,
     heard: Arc<Heard>,
     rules: u8,
+    /// For each user, the documents that they could read at some time.
+    ever_readable: Vec<BTreeSet<String>>,
 }
 
 impl Drop for World {
@@ -119,7 +127,9 @@ impl World {
         db.set_rules(rules(0)).unwrap();
         db.repartition(&mut |_, _| {}).unwrap();
         let devices = USERS.iter().map(|_| Device::default()).collect();
-        World { engine, folder, store, db, accounts: vec![Account::default(); USERS.len()], devices, heard, rules: 0 }
+        let accounts = vec![Account::default(); USERS.len()];
+        let ever_readable = vec![BTreeSet::new(); USERS.len()];
+        World { engine, folder, store, db, accounts, devices, heard, rules: 0, ever_readable }
     }
 
     fn scope(&self, user: usize) -> Scope {
@@ -161,6 +171,7 @@ impl World {
                 // A server ends the feeds of a user whose rights change.
                 self.devices[*user].hang_up();
                 self.accounts[*user].staff = *has;
+                self.db.note_roles(USERS[*user], &self.accounts[*user].who(USERS[*user]).roles).unwrap();
             }
             Step::Rules { version } => {
                 self.rules = *version;
@@ -175,6 +186,7 @@ impl World {
                 let scope = self.scope(*user);
                 self.devices[*user].listen(&self.db, &scope);
             }
+            Step::Lose { user } => self.devices[*user].lose_place(),
             Step::Push { user } => self.push(*user),
             Step::Edit { user, doc, value } => self.edit_on_device(*user, &format!("d{doc}"), *value),
             Step::Compact => self.db.compact().unwrap(),
@@ -242,6 +254,22 @@ impl World {
         self.db.repartition(&mut |_, _| {}).unwrap();
     }
 
+    /// Notes what each may read now, and looks at what their devices know.
+    fn check_ids(&mut self) {
+        for (user, name) in USERS.iter().enumerate() {
+            // Also a deletion is for readers alone; and who is among the readers of a branch may have written it.
+            let scope = self.scope(user);
+            let is_readable = |id: &String| {
+                let Some(all) = self.db.doc(&Scope::All, id).unwrap() else { return false };
+                let named = |leaf| is_named(&self.db, leaf, &self.accounts[user], name, self.rules);
+                self.db.doc(&scope, id).unwrap().is_some() || all.leaves.iter().any(named)
+            };
+            self.ever_readable[user].extend((0..DOCS).map(|doc| format!("d{doc}")).filter(is_readable));
+            let known: BTreeSet<String> = self.devices[user].trees.keys().cloned().collect();
+            assert!(known.is_subset(&self.ever_readable[user]), "{name} knows {known:?}");
+        }
+    }
+
     fn check(&mut self) {
         assert_eq!(self.db.verify().unwrap(), Vec::<String>::new());
         for (user, name) in USERS.iter().enumerate() {
@@ -278,11 +306,17 @@ proptest! {
         let mut world = World::new();
         for (at, step) in steps.iter().enumerate() {
             world.take(step);
+            world.check_ids();
             world.hear();
             if at % 7 == 6 {
                 prop_assert_eq!(world.db.verify().unwrap(), Vec::<String>::new());
             }
         }
         world.check();
+        world.check_ids();
+        // Another device of each user begins only now.
+        world.devices.iter_mut().for_each(|device| *device = Device::default());
+        world.check();
+        world.check_ids();
     }
 }

@@ -74,6 +74,11 @@ enum Step {
         pod: usize,
         user: usize,
     },
+    /// A device loses its place, but not what it has.
+    Lose {
+        pod: usize,
+        user: usize,
+    },
     /// A device sends back what the pod says it lacks.
     Push {
         pod: usize,
@@ -116,6 +121,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(from, to, rows, seed)| Step::Replicate { from, to, rows, seed }),
         8 => (at.clone(), 1..6usize).prop_map(|((pod, user), rows)| Step::Pull { pod, user, rows }),
         3 => at.clone().prop_map(|(pod, user)| Step::Listen { pod, user }),
+        2 => at.clone().prop_map(|(pod, user)| Step::Lose { pod, user }),
         2 => (at.clone(), side.clone()).prop_map(|((pod, user), side)| Step::Push { pod, user, side }),
         4 => (at, side, doc, any::<u8>(), proptest::bool::weighted(0.2), proptest::bool::weighted(0.2)).prop_map(
             |((pod, user), side, doc, value, deletes, late)| Step::Edit { pod, user, side, doc, value, deletes, late }
@@ -316,6 +322,8 @@ impl Ring {
                 // Servers end the feeds of a user whose rights change.
                 self.pods.iter_mut().for_each(|pod| pod.devices[*user].hang_up());
                 self.accounts[*user].staff = *has;
+                let roles = self.accounts[*user].who(USERS[*user]).roles;
+                self.pods.iter().for_each(|pod| pod.db.note_roles(USERS[*user], &roles).unwrap());
             }
             Step::Rules { pod, version } => self.pods[pod % n].set_rules(*version),
             Step::Replicate { from, to, rows, seed } if from % n != to % n => {
@@ -332,6 +340,7 @@ impl Ring {
                 let scope = pod.scope(*user, &self.accounts);
                 pod.devices[*user].listen(&pod.db, &scope);
             }
+            Step::Lose { pod, user } => self.pods[pod % n].devices[*user].lose_place(),
             Step::Push { pod, user, side } => self.push(pod % n, *user, self.master(*side)),
             Step::Edit { pod, user, side, doc, value, deletes, late } => {
                 let Some(new) = self.pods[pod % n].devices[*user].edit(*user, &format!("d{doc}"), *value) else {

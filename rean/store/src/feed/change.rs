@@ -38,4 +38,9 @@ impl Change {
     pub fn id(&self) -> &str {
         &self.row.id
     }
+
+    /// Its winner's generation: 1 for one that is new.
+    pub fn generation(&self) -> u64 {
+        self.row.leaves.first().map_or(0, |winner| winner.rev.generation)
+    }
 }

@@ -10,6 +10,7 @@ use std::collections::BinaryHeap;
 /// The rows of several partial databases in the order of their sequences.
 pub(super) struct Merge<'a> {
     direction: Direction,
+    parts: Vec<PartNo>,
     ranges: Vec<Range<'a>>,
     /// The next row of each range, best on top; backwards the sequence is turned around. Of a move's two rows,
     /// which have one sequence, the tombstone comes first: the place after the last one covers both.
@@ -30,8 +31,10 @@ impl<'a> Merge<'a> {
         let id = db.inner().id;
         let app = db.inner().app.read();
         // Most have nothing new: they are not even opened.
-        let with_news = parts.iter().filter(|part| app.part(**part).is_some_and(|p| p.count.seq > after));
-        let ranges: Vec<Range<'a>> = with_news
+        let has_news = |part: &PartNo| app.part(*part).is_some_and(|part| part.count.seq > after);
+        let parts: Vec<PartNo> = parts.iter().copied().filter(has_news).collect();
+        let ranges: Vec<Range<'a>> = parts
+            .iter()
             .map(|part| {
                 let (lo, hi) = (key::part_seq(id, *part, after.saturating_add(1)), key::part_seq(id, *part, before));
                 snapshot.range(Space::PartSeqs, &lo, &hi, direction)
@@ -39,7 +42,7 @@ impl<'a> Merge<'a> {
             .collect();
         drop(app);
         let rows = ranges.iter().map(|_| None).collect();
-        let mut merge = Merge { direction, ranges, heap: BinaryHeap::new(), rows };
+        let mut merge = Merge { direction, parts, ranges, heap: BinaryHeap::new(), rows };
         for at in 0..merge.ranges.len() {
             merge.advance(at)?;
         }
@@ -65,7 +68,8 @@ impl<'a> Merge<'a> {
         self.heap.peek().map(|Reverse((seq, ..))| *seq)
     }
 
-    pub fn next(&mut self) -> Result<Option<(Seq, PartRow)>, StoreError> {
+    /// The next row, with its sequence and its partial database.
+    pub fn next(&mut self) -> Result<Option<(Seq, PartRow, PartNo)>, StoreError> {
         let Some(Reverse((rank, _, at))) = self.heap.pop() else { return Ok(None) };
         let row = self.rows[at].take();
         self.advance(at)?;
@@ -73,6 +77,6 @@ impl<'a> Merge<'a> {
             Direction::Forward => rank,
             Direction::Backward => Seq::MAX - rank,
         };
-        Ok(row.map(|row| (seq, row)))
+        Ok(row.map(|row| (seq, row, self.parts[at])))
     }
 }

@@ -30,14 +30,19 @@ pub struct FeedRow {
     pub change: Option<Arc<Change>>,
 }
 
-/// Whether a reader has, or may have, written the document where the row is.
+/// Whether a reader has written the document where the row is.
 pub(super) fn wrote(reader: &Reader, row: &PartRow) -> bool {
-    reader.name().is_some_and(|name| row.authors.iter().any(|author| author == name || author == SOMEBODY))
+    reader.name().is_some_and(|name| row.authors.iter().any(|author| author == name))
+}
+
+/// Whether somebody has written it on another pod, who may be this reader.
+pub(super) fn somebody_wrote(reader: &Reader, row: &PartRow) -> bool {
+    reader.name().is_some() && row.authors.iter().any(|author| author == SOMEBODY)
 }
 
 /// Whether the client may hold the row's winner as dead. Not if it was in the reader's sight before and after
 /// the move that ended it for others, which is the commit that made the row.
-pub(super) fn needs_successor(row: &PartRow, seq: Seq, first_read: bool) -> bool {
+pub(super) fn may_be_dead(row: &PartRow, seq: Seq, first_read: bool) -> bool {
     !row.tomb
         && row
             .leaves

@@ -1,16 +1,18 @@
 //! Telling a reader what a change of their roles means: of partial databases that they gained the documents up
 //! to their place, of those that they lost the end of what they may hold.
 
-use super::row::{live_row, needs_successor, tomb_row, wrote};
+use super::row::{live_row, may_be_dead, tomb_row};
 use super::{Feed, FeedRow, SCANNED_ROWS};
 use crate::app::Reader;
 use crate::apply::leaves_of;
-use crate::bookmark::{Place, Turn};
+use crate::bookmark::{Gain, Place, Turn};
 use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
-use crate::partition::{gone_of, visible};
+use crate::partition::{gone_of, has_all_successors, visible};
 use crate::record::{DocRecord, PartNo, PartRow, Seq, decode, key};
 use crate::rev::Rev;
+use crate::served::Spans;
+use crate::tree::RevTree;
 use crate::view::Scope;
 
 /// What is told of a document that left a partial database.
@@ -18,6 +20,31 @@ pub(super) struct End {
     pub row: FeedRow,
     /// Revisions whose end is told although the document's leaves they may still be.
     pub told: Vec<Rev>,
+}
+
+/// What a row means for the reader of a turn.
+enum Told {
+    Nothing,
+    /// The document as it is.
+    Live,
+    /// That it left.
+    End,
+    /// That what they were given of it until then, or wrote themselves, is over.
+    EndOfGiven {
+        until: Seq,
+        own: bool,
+    },
+}
+
+/// The partial databases that a turn concerns, in order.
+struct Turning {
+    parts: Vec<PartNo>,
+    gained: Vec<PartNo>,
+    lost: Vec<PartNo>,
+    /// Roles by which the client may have documents.
+    had: Vec<String>,
+    /// What the user was given of each before, if this is a first read.
+    spans: Option<Vec<Spans>>,
 }
 
 impl Feed {
@@ -31,17 +58,15 @@ impl Feed {
         max: usize,
     ) -> Result<Vec<FeedRow>, StoreError> {
         let db = self.db.clone();
-        let (gained, lost) = self.turned(reader, &turn);
-        let mut parts: Vec<PartNo> = gained.iter().chain(&lost).copied().filter(|part| *part >= turn.part).collect();
-        parts.sort_unstable();
+        let turning = self.turning(reader, &turn);
         let mut rows = Vec::new();
         let mut scanned = 0;
         let (mut ended, mut ending) = (Vec::new(), Vec::new());
         let id = db.inner().id;
-        for part in parts {
+        let told_before = turn.part;
+        for (at, part) in turning.parts.iter().copied().enumerate().filter(|(_, part)| *part >= told_before) {
             let from = if part == turn.part { turn.seq.saturating_add(1) } else { 0 };
             let (lo, hi) = (key::part_seq(id, part, from), key::part_seq(id, part, Seq::MAX));
-            let is_gain = gained.binary_search(&part).is_ok();
             for item in snapshot.range(Space::PartSeqs, &lo, &hi, Direction::Forward) {
                 scanned += 1;
                 if rows.len() >= max || scanned > SCANNED_ROWS {
@@ -54,25 +79,23 @@ impl Feed {
                 let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
                 let row: PartRow = decode(&value, "a row of a partial database")?;
                 (turn.part, turn.seq) = (part, seq);
-                let gone = row.leaves.first().is_none_or(|leaf| leaf.deleted);
-                let news = seq > self.place.after;
-                let told = if is_gain {
-                    !row.tomb && !gone && !news
-                } else {
-                    (row.entered <= self.place.after || wrote(reader, &row)) && (news || !(row.tomb || gone))
-                };
-                if !told {
-                    continue;
-                }
-                if is_gain && needs_successor(&row, seq, true) {
+                let told = self.told(reader, &turning, &turn, at, &row);
+                if matches!(told, Told::Live) && self.needs_successor(snapshot, &row, seq, true)? {
                     ended.push(row.id);
                     continue;
                 }
                 self.place.turn = Some(turn.clone());
                 let seq_token = self.token();
-                if is_gain {
-                    rows.push(live_row(&db, &db.inner().app.read(), reader, &row, seq_token));
-                } else if let Some(end) = self.end_of(snapshot, reader, self.place.after, &row)? {
+                let end = match told {
+                    Told::Nothing => None,
+                    Told::Live => {
+                        rows.push(live_row(&db, &db.inner().app.read(), reader, &row, seq_token.clone()));
+                        None
+                    }
+                    Told::End => self.end_of(snapshot, reader, self.place.after, &row)?,
+                    Told::EndOfGiven { until, own } => self.end_of_given(snapshot, seq, until, own, &row)?,
+                };
+                if let Some(end) = end {
                     rows.push(FeedRow { seq_token, ..end.row });
                     ending.push((row.id, end.told));
                 }
@@ -86,6 +109,51 @@ impl Feed {
         Ok(rows)
     }
 
+    fn turning(&self, reader: &Reader, turn: &Turn) -> Turning {
+        let (gained, mut lost) = self.turned(reader, turn);
+        let had = self.place.sure.iter().chain(&self.place.maybe).cloned().collect();
+        let is_first_read = turn.fresh || self.place.origin == 0;
+        let before = if is_first_read { self.lost_parts(reader) } else { Vec::new() };
+        let mut parts: Vec<PartNo> = gained.iter().chain(&lost).chain(&before).copied().collect();
+        for list in [&mut parts, &mut lost] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        let spans = is_first_read.then(|| self.spans(reader, &parts));
+        Turning { parts, gained, lost, had, spans }
+    }
+
+    /// What is told of the row at the turn's place, which is of the partial database number `at` of the turning ones.
+    fn told(&self, reader: &Reader, turning: &Turning, turn: &Turn, at: usize, row: &PartRow) -> Told {
+        let (part, seq) = (turn.part, turn.seq);
+        let given = turning.spans.as_ref().and_then(|spans| spans.get(at));
+        let is_gone = row.leaves.first().is_none_or(|leaf| leaf.deleted);
+        let is_over = row.tomb || is_gone;
+        let is_news = seq > self.place.after;
+        let given_until =
+            given.and_then(|given| given.had(row.entered).filter(|_| !is_over || given.had_until(row.entered, seq)));
+        if turning.gained.binary_search(&part).is_ok() && !row.tomb {
+            // Deletions, too, in a first read, as where it takes one list: a device may begin it with what it has.
+            let shown = !is_news && (!is_gone || turn.fresh || given_until.is_some());
+            return if shown { Told::Live } else { Told::Nothing };
+        }
+        if turning.lost.binary_search(&part).is_ok() {
+            let may_have = match is_over {
+                true => is_news && self.may_hold(reader, &turning.had, part, row, seq),
+                false => row.entered <= self.place.after,
+            };
+            if may_have || ((is_news || !is_over) && self.may_have_written(reader, part, seq, row)) {
+                return Told::End;
+            }
+        }
+        let own = given.is_some() && self.may_have_written(reader, part, seq, row);
+        match given_until {
+            None if !own => Told::Nothing,
+            _ if row.tomb => Told::End,
+            until => Told::EndOfGiven { until: until.unwrap_or_default(), own },
+        }
+    }
+
     /// Partial databases gained and lost, each in order.
     fn turned(&self, reader: &Reader, turn: &Turn) -> (Vec<PartNo>, Vec<PartNo>) {
         let app = self.db.inner().app.read();
@@ -94,7 +162,7 @@ impl Feed {
             true => Vec::new(),
             false => app.parts_of(&reader.with_roles(self.place.sure.clone())),
         };
-        let had = self.place.sure.iter().chain(&self.place.maybe).cloned().collect();
+        let had: Vec<String> = self.place.sure.iter().chain(&self.place.maybe).cloned().collect();
         let maybe = app.parts_of(&reader.with_roles(had));
         let without = |of: &[PartNo], these: &[PartNo]| -> Vec<PartNo> {
             of.iter().filter(|part| these.binary_search(part).is_err()).copied().collect()
@@ -134,6 +202,69 @@ impl Feed {
         Ok(Some(End { row, told: Vec::new() }))
     }
 
+    /// What a reader is told of a document that is still in a partial database from which they were served `until` then:
+    /// the end of what they may have been given. Not of what came later, or each first read of theirs would end what
+    /// others have since been shown in its place.
+    fn end_of_given(
+        &self,
+        snapshot: &dyn Snapshot,
+        seq: Seq,
+        until: Seq,
+        own: bool,
+        row: &PartRow,
+    ) -> Result<Option<End>, StoreError> {
+        let mut held: Vec<Rev> = row.leaves.iter().map(|leaf| leaf.rev.clone()).collect();
+        if seq > until {
+            let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, &row.id))? else {
+                return Ok(None);
+            };
+            let record: DocRecord = decode(&value, "a document")?;
+            // What they wrote themselves they have without being given it.
+            let until = if own { Seq::MAX } else { until };
+            held = held.iter().filter_map(|rev| self.given_of(&record.tree, &row.id, rev, until)).collect();
+        }
+        held.extend(row.gone.iter().cloned());
+        if held.is_empty() {
+            return Ok(None);
+        }
+        let row = PartRow { leaves: Vec::new(), gone: held.clone(), ..row.clone() };
+        Ok(Some(End { row: tomb_row(&self.db, &row, String::new()), told: held }))
+    }
+
+    /// The newest revision of a leaf's history that can have been there at `until`, when the leaf's row is newer.
+    fn given_of(&self, tree: &RevTree, id: &str, leaf: &Rev, until: Seq) -> Option<Rev> {
+        let nodes = tree.nodes();
+        let mut at = tree.find(leaf)?;
+        let parent = nodes[at].parent;
+        // A successor has the body of what it succeeds: when it was made is not kept, but its row was then.
+        let is_successor = |parent: u32| self.db.inner().chain.successor(id, &nodes[parent as usize].rev) == *leaf;
+        if let Some(parent) = parent.filter(|parent| is_successor(*parent)) {
+            at = parent as usize;
+        }
+        while nodes[at].body.is_some_and(|body| body > until) {
+            at = nodes[at].parent? as usize;
+        }
+        Some(nodes[at].rev.clone())
+    }
+
+    /// Whether a row must not be shown before its document has a successor: a device may hold it as dead. When there
+    /// can be no more successors it is shown all the same: most devices don't.
+    pub(super) fn needs_successor(
+        &self,
+        snapshot: &dyn Snapshot,
+        row: &PartRow,
+        seq: Seq,
+        first_read: bool,
+    ) -> Result<bool, StoreError> {
+        if !may_be_dead(row, seq, first_read) {
+            return Ok(false);
+        }
+        let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, &row.id))? else { return Ok(true) };
+        let tree = decode::<DocRecord>(&value, "a document")?.tree;
+        let path = row.leaves.first().and_then(|winner| tree.find(&winner.rev)).map(|at| tree.path(at));
+        Ok(path.is_none_or(|path| !has_all_successors(&self.db, &row.id, &path)))
+    }
+
     /// Has documents succeeded by a revision that no device holds as dead: they come again, at the feed's end.
     pub(super) fn succeed(&mut self, ids: Vec<String>) -> Result<(), StoreError> {
         if ids.is_empty() {
@@ -155,13 +286,17 @@ impl Feed {
     }
 }
 
-/// Notes in a place that its reader's roles are others now.
-pub(super) fn turn_to(place: &mut Place, roles: &[String]) {
+/// Notes in a place that its reader's roles are others, found when the store's newest sequence is `now`.
+pub(super) fn turn_to(place: &mut Place, roles: &[String], now: Seq) {
+    let is_same = match &place.turn {
+        Some(turn) => turn.roles == roles,
+        None => place.sure == roles,
+    };
+    if is_same {
+        return;
+    }
+    note_gains(place, roles, now);
     let had: Vec<String> = match place.turn.take() {
-        Some(turn) if turn.roles == roles => {
-            place.turn = Some(turn);
-            return;
-        }
         Some(turn) if turn.fresh => {
             // The first read was not finished: all is new still, and what it told may be lost already.
             place.maybe.extend(turn.roles);
@@ -174,11 +309,21 @@ pub(super) fn turn_to(place: &mut Place, roles: &[String]) {
             place.sure = kept;
             turn.roles.into_iter().chain(lost).collect()
         }
-        None if place.sure == roles => return,
         None => Vec::new(),
     };
     place.maybe.extend(had);
     place.maybe.sort_unstable();
     place.maybe.dedup();
     place.turn = Some(Turn { fresh: false, roles: roles.to_vec(), part: 0, seq: 0 });
+}
+
+/// Notes roles by which the client can't have anything yet.
+fn note_gains(place: &mut Place, roles: &[String], now: Seq) {
+    for role in roles {
+        let turning = place.turn.as_ref().is_some_and(|turn| turn.roles.contains(role));
+        if !turning && !place.sure.contains(role) && !place.maybe.contains(role) {
+            place.gained.retain(|gain| gain.role != *role);
+            place.gained.push(Gain { role: role.clone(), at: now });
+        }
+    }
 }

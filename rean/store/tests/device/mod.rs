@@ -1,10 +1,11 @@
 //! A client as PouchDB is one, and what tests of random histories have in common: users, readers, rules, edits.
+#![allow(dead_code, reason = "each test program uses its part of this")]
 
 use rean_store::engine::memory::MemoryEngine;
 use rean_store::tree::RevTree;
 use rean_store::{
-    AppRules, Author, Change, Db, Edit, Feed, FeedRow, Mode, Observer, Offer, Rev, Scope, Since, Store, StoreKeys, Who,
-    Write, WriteError, Written,
+    AppRules, Author, Change, Db, Edit, Feed, FeedRow, Mode, Observer, Offer, Rev, RevView, Scope, Since, Store,
+    StoreKeys, Who, Write, WriteError, Written,
 };
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,6 +100,12 @@ impl Device {
         if matches!(offer, Offer::Gap) {
             self.catch_up(db);
         }
+    }
+
+    /// Is cut off before it has noted its place: it begins again, with what it has.
+    pub fn lose_place(&mut self) {
+        self.hang_up();
+        self.since = None;
     }
 
     pub fn hang_up(&mut self) {
@@ -227,7 +234,12 @@ pub fn names(db: &Db, id: &str, account: &Account, name: &str, rules: u8) -> boo
     if view.winner().deleted {
         return false;
     }
-    let body = db.body(view.winner().body.unwrap()).unwrap().unwrap();
+    is_named(db, view.winner(), account, name, rules)
+}
+
+/// Whether a revision's readers name a user.
+pub fn is_named(db: &Db, rev: &RevView, account: &Account, name: &str, rules: u8) -> bool {
+    let Some(body) = rev.body.and_then(|at| db.body(at).unwrap()) else { return false };
     let body: serde_json::Value = serde_json::from_slice(&body.json).unwrap();
     let readers: Vec<String> = match (body.get("access"), body.get("owner").and_then(|o| o.as_str())) {
         (Some(access), _) => serde_json::from_value(access["read"].clone()).unwrap(),
