@@ -9,7 +9,7 @@ use crate::app::AppState;
 use crate::db::Db;
 use crate::error::StoreError;
 use crate::partition::NewPartRow;
-use crate::record::{DocRecord, PartDoc, PartNo, PartRow};
+use crate::record::{DocRecord, PartDoc, PartNo, PartRow, Past};
 use crate::rev::Rev;
 use crate::tree::RevTree;
 use crate::writer::Tx;
@@ -117,8 +117,10 @@ impl Tx<'_> {
         self.drop_part_row(db.inner().id, part, was.seq);
         self.count(db, part, seq, &was, None);
         change(&mut was);
+        let left = if was.tomb { was.stay_until_it_left().1 } else { 0 };
+        let past = Past { left, ..was.past };
         let PartDoc { entered, leaves, gone, authors, .. } = was;
-        let row = PartRow { id: id.to_owned(), entered, tomb: true, leaves, gone, authors };
+        let row = PartRow { id: id.to_owned(), entered, tomb: true, leaves, gone, authors, past };
         self.put_part_row(db.inner().id, part, seq, &row);
         row
     }

@@ -350,27 +350,29 @@ impl Feed {
         given.map(|given| given.lost_parts(&self.db, reader)).unwrap_or_default()
     }
 
-    /// Whether the client may have been given a document that left a partial database, or was deleted there, at `seq`, as
-    /// far as the place tells. `roles`: by which it may have been given it.
+    /// Whether the client may have been given a document of a row, as far as the place tells. `roles`: by which it may
+    /// have been given it.
     fn may_hold(&self, reader: &Reader, roles: &[String], part: PartNo, row: &PartRow, seq: Seq) -> bool {
         let Place { after, origin, head, gained, .. } = &self.place;
-        let was_here = row.entered <= *origin || (seq > *head && row.entered <= *after);
-        if !was_here || gained.iter().all(|gain| gain.at < seq) {
-            return was_here;
-        }
-        // By a right that is older than that.
-        let later = |role: &&String| gained.iter().any(|gain| gain.role == **role && gain.at >= seq);
-        let roles = roles.iter().filter(|role| !later(role)).cloned().collect();
-        self.db.inner().app.read().may_read(&reader.with_roles(roles), Some(part))
+        let held = |(entered, left): (Seq, Seq)| {
+            let was_here = (entered <= *origin && *origin < left) || (entered <= *after && *head < left);
+            if !was_here || gained.iter().all(|gain| gain.at < left) {
+                return was_here;
+            }
+            // By a right that is older than that.
+            let later = |role: &&String| gained.iter().any(|gain| gain.role == **role && gain.at >= left);
+            let roles = roles.iter().filter(|role| !later(role)).cloned().collect();
+            self.db.inner().app.read().may_read(&reader.with_roles(roles), Some(part))
+        };
+        row.stays(seq).any(held)
     }
 
     /// Whether the user may hold what they wrote themselves. Who did on another pod isn't known: it can't have been
     /// somebody whose right is newer than the row's tombstone, or was lost before the document came.
     fn may_have_written(&self, reader: &Reader, part: PartNo, seq: Seq, row: &PartRow) -> bool {
         let may_be_theirs = |spans: &Spans| match self.db.may_read_part(reader, part) {
-            true => spans.began_before(seq),
-            false if row.tomb => spans.had_until(row.entered, seq),
-            false => spans.had(row.entered).is_some(),
+            true => spans.began_before(row.stays(seq).map(|(_, left)| left).max().unwrap_or(seq)),
+            false => spans.given(row.stays(seq)).is_some(),
         };
         wrote(reader, row) || (somebody_wrote(reader, row) && self.spans(reader, &[part]).iter().any(may_be_theirs))
     }
@@ -476,7 +478,7 @@ impl Feed {
                 self.caught_up = true;
                 break;
             };
-            let was_given = |spans: &Spans| spans.had_until(row.entered, seq);
+            let was_given = |spans: &Spans| spans.given(row.stays(seq)).is_some();
             let may_have = row.tomb
                 && (self.may_hold(reader, reader.roles(), part, &row, seq)
                     || parts.binary_search(&part).ok().and_then(|at| spans.get(at)).is_some_and(was_given)
@@ -525,8 +527,9 @@ impl Feed {
             let live = live_row(&db, &app, reader, row, self.token());
             return Some(FeedRow { change: Some(Arc::clone(change)), ..live });
         }
+        let had = |row: &PartRow| row.stays(change.seq).any(|(entered, left)| entered <= before && before < left);
         let elsewhere = only.is_none() && app.may_read(reader, change.place);
-        ((row.entered <= before || wrote(reader, row) || somebody_wrote(reader, row)) && !elsewhere)
+        ((had(row) || wrote(reader, row) || somebody_wrote(reader, row)) && !elsewhere)
             .then(|| tomb_row(&db, row, self.token()))
     }
 }

@@ -12,7 +12,10 @@ use crate::db::Db;
 use crate::document;
 use crate::engine::Space;
 use crate::error::{StoreError, WriteError};
-use crate::record::{DbId, DocRecord, Leaf, PartDoc, PartNo, PartRow, Seq, SeqRow, decode, decode_body, encode, key};
+use crate::record::{
+    DbId, DocRecord, Leaf, PartDoc, PartNo, PartRow, Past, Seq, SeqRow, decode_body, decode_part_doc, encode,
+    encode_with_past, key,
+};
 use crate::rev::Rev;
 use crate::tree::RevTree;
 use crate::writer::Tx;
@@ -102,7 +105,11 @@ impl Tx<'_> {
         if let Some(was) = &was {
             self.delete(Space::PartSeqs, key::part_seq(db_id, part, was.seq));
         }
-        let entered = was.as_ref().map_or(seq, |was| was.entered);
+        let (entered, past) = match &was {
+            None => (seq, Past::default()),
+            Some(was) if was.tomb => (seq, Past { left: 0, earlier: Some(was.stay_until_it_left()) }),
+            Some(was) => (was.entered, was.past),
+        };
         let leaves = visible(&db.inner().app.read(), leaves_of(record), part);
         let gone = was.as_ref().map(|was| gone_of(&was.leaves, &was.gone, &record.tree, &leaves)).unwrap_or_default();
         // None of them is among the leaves of the row, so these stay as they are.
@@ -110,9 +117,8 @@ impl Tx<'_> {
         prune_ended(record);
         let mut authors = was.as_ref().map(|was| was.authors.clone()).unwrap_or_default();
         wrote.into_iter().for_each(|wrote| wrote.add_authors(&record.tree, &mut authors));
-        let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves, gone, authors };
-        let nothing = PartDoc { seq, entered, tomb: true, leaves: Vec::new(), gone: Vec::new(), authors: Vec::new() };
-        let before = was.filter(|was| !was.tomb).unwrap_or(nothing);
+        let row = PartRow { id: id.to_owned(), entered, tomb: false, leaves, gone, authors, past };
+        let before = was.filter(|was| !was.tomb).unwrap_or_else(|| PartDoc::nothing(seq));
         self.count(db, part, seq, &before, Some(&row));
         self.put_part_row(db_id, part, seq, &row);
         Ok(row)
@@ -141,8 +147,8 @@ impl Tx<'_> {
                 && let Some(was) = self.part_doc(db_id, place, id)?
             {
                 leaves = visible(&db.inner().app.read(), leaves, place);
-                let PartDoc { entered, tomb, gone, authors, .. } = was;
-                let row = PartRow { id: id.clone(), entered, tomb, leaves, gone, authors };
+                let PartDoc { entered, tomb, gone, authors, past, .. } = was;
+                let row = PartRow { id: id.clone(), entered, tomb, leaves, gone, authors, past };
                 self.put_part_row(db_id, place, was.seq, &row);
             }
             self.put(Space::Docs, doc_key, encode(&record));
@@ -171,15 +177,15 @@ impl Tx<'_> {
     }
 
     pub(crate) fn put_part_row(&mut self, db_id: DbId, part: PartNo, seq: Seq, row: &PartRow) {
-        let PartRow { entered, tomb, leaves, gone, authors, .. } = row.clone();
-        let doc = PartDoc { seq, entered, tomb, leaves, gone, authors };
-        self.put(Space::PartDocs, key::part_doc(db_id, part, &row.id), encode(&doc));
-        self.put(Space::PartSeqs, key::part_seq(db_id, part, seq), encode(row));
+        let PartRow { entered, tomb, leaves, gone, authors, past, .. } = row.clone();
+        let doc = PartDoc { seq, entered, tomb, leaves, gone, authors, past };
+        self.put(Space::PartDocs, key::part_doc(db_id, part, &row.id), encode_with_past(&doc, past));
+        self.put(Space::PartSeqs, key::part_seq(db_id, part, seq), encode_with_past(row, past));
     }
 
     pub(crate) fn part_doc(&self, db_id: DbId, part: PartNo, id: &str) -> Result<Option<PartDoc>, StoreError> {
         let value = self.get(Space::PartDocs, &key::part_doc(db_id, part, id))?;
-        value.map(|value| decode(&value, "a document of a partial database")).transpose()
+        value.map(|value| decode_part_doc(&value)).transpose()
     }
 
     /// Keeps the partial database's counts.

@@ -106,7 +106,7 @@ pub(crate) struct SeqRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PartDoc {
     pub seq: Seq,
-    /// When it first came here.
+    /// When it came here.
     pub entered: Seq,
     /// It was here and has left.
     pub tomb: bool,
@@ -117,6 +117,19 @@ pub(crate) struct PartDoc {
     pub gone: Vec<Rev>,
     /// Users who wrote the document here: they have what they wrote, whatever they have read.
     pub authors: Vec<String>,
+    /// Stored behind the rest (see [`encode_with_past`]).
+    #[serde(skip)]
+    pub past: Past,
+}
+
+/// What is remembered of when a document was in a partial database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Past {
+    /// When what is a tombstone now had left; 0: at the row's sequence. A tombstone can be put anew.
+    pub left: Seq,
+    /// When it had first come, and when it had last left, before it came for the last time. An earlier version kept only
+    /// the first of these, as the time when the document came.
+    pub earlier: Option<(Seq, Seq)>,
 }
 
 /// A row of a partial database's feed.
@@ -127,8 +140,61 @@ pub(crate) struct PartRow {
     pub tomb: bool,
     pub leaves: Vec<Leaf>,
     pub gone: Vec<Rev>,
-    /// Users who wrote the document here: they have what they wrote, whatever they have read.
     pub authors: Vec<String>,
+    #[serde(skip)]
+    pub past: Past,
+}
+
+impl PartDoc {
+    /// For what has no row.
+    pub fn nothing(seq: Seq) -> PartDoc {
+        let (leaves, gone, authors) = Default::default();
+        PartDoc { seq, entered: seq, tomb: true, leaves, gone, authors, past: Past::default() }
+    }
+
+    /// Of a tombstone: from when to when the document was there, all times taken as one.
+    pub fn stay_until_it_left(&self) -> (Seq, Seq) {
+        let first = self.past.earlier.map_or(self.entered, |(first, _)| first);
+        (first, if self.past.left == 0 { self.seq } else { self.past.left })
+    }
+}
+
+impl PartRow {
+    /// From when to when the document was there: the first sequence with it, and the first without. `seq`: the row's.
+    pub fn stays(&self, seq: Seq) -> impl Iterator<Item = (Seq, Seq)> + Clone + use<> {
+        let is_deleted = self.leaves.first().is_none_or(|leaf| leaf.deleted);
+        let end = match (self.tomb, self.past.left) {
+            (true, 0) => seq,
+            (true, left) => left,
+            (false, _) if is_deleted => seq,
+            (false, _) => Seq::MAX,
+        };
+        self.past.earlier.into_iter().chain([(self.entered, end)])
+    }
+}
+
+/// A record that has a past, as one value. A version that knows of no past reads what stands before it.
+pub(crate) fn encode_with_past<T: Serialize>(record: &T, past: Past) -> Vec<u8> {
+    let mut out = encode(record);
+    if past != Past::default() {
+        out.extend(encode(&past));
+    }
+    out
+}
+
+pub(crate) fn decode_row(bytes: &[u8]) -> Result<PartRow, StoreError> {
+    let (row, past) = decode_with_past(bytes, "a row of a partial database")?;
+    Ok(PartRow { past, ..row })
+}
+
+pub(crate) fn decode_part_doc(bytes: &[u8]) -> Result<PartDoc, StoreError> {
+    let (doc, past) = decode_with_past(bytes, "a document of a partial database")?;
+    Ok(PartDoc { past, ..doc })
+}
+
+fn decode_with_past<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<(T, Past), StoreError> {
+    let (record, rest) = postcard::take_from_bytes(bytes).map_err(|_| StoreError::Damaged(what))?;
+    Ok((record, if rest.is_empty() { Past::default() } else { decode(rest, what)? }))
 }
 
 /// What is counted of a partial database. Its readers are a record of their own, which never changes.

@@ -88,19 +88,16 @@ pub(crate) struct Given {
 pub(crate) struct Spans(Vec<(Seq, Seq)>);
 
 impl Spans {
-    /// Until when a document was given that came at `entered`; `None`: it never was.
-    pub fn had(&self, entered: Seq) -> Option<Seq> {
-        self.0.iter().map(|(_, until)| *until).filter(|until| entered <= *until).max()
+    /// Until when a document was given that was there at these times (see [`crate::record::PartRow::stays`]); `None`: it
+    /// never was.
+    pub fn given(&self, stays: impl Iterator<Item = (Seq, Seq)> + Clone) -> Option<Seq> {
+        let had = |(from, until): (Seq, Seq)| stays.clone().any(|(entered, left)| entered <= until && from < left);
+        self.0.iter().copied().filter(|span| had(*span)).map(|(_, until)| until).max()
     }
 
     /// Whether the user was served before this sequence.
     pub fn began_before(&self, seq: Seq) -> bool {
         self.0.iter().any(|(from, _)| *from < seq)
-    }
-
-    /// Whether a document was given that came at `entered` and left, or was deleted, at `left`.
-    pub fn had_until(&self, entered: Seq, left: Seq) -> bool {
-        self.0.iter().any(|(from, until)| entered <= *until && *from < left)
     }
 }
 

@@ -8,7 +8,8 @@ use crate::indexable::PURGED_INFOS;
 use crate::outside::is_file;
 use crate::partitioned::{PartitionInfo, partition_of};
 use crate::record::{
-    BlobEntry, BlobId, DbState, DocRecord, PartDoc, PartNo, PartRow, Seq, SeqRow, decode, decode_body, encode, key,
+    BlobEntry, BlobId, DbState, DocRecord, PartNo, Seq, SeqRow, decode, decode_body, decode_part_doc, decode_row,
+    encode, key,
 };
 use crate::rev::Rev;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -288,7 +289,7 @@ impl Check<'_> {
             rows += 1;
             let part = PartNo::from_be_bytes(doc_key[4..8].try_into().map_err(|_| StoreError::Damaged("a key"))?);
             let id = String::from_utf8_lossy(&doc_key[8..]).into_owned();
-            let doc: PartDoc = decode(&value, "a document of a partial database")?;
+            let doc = decode_part_doc(&value)?;
             let record = db.record(&id)?.unwrap_or_default();
             if !doc.tomb && record.place != Some(part) {
                 self.faults.push(format!("{id}: in partial database {part}, its place is {:?}", record.place));
@@ -299,8 +300,13 @@ impl Check<'_> {
             match snapshot.get(Space::PartSeqs, &key::part_seq(db.inner().id, part, doc.seq))? {
                 None => self.faults.push(format!("{id}: no row in partial database {part}")),
                 Some(row) => {
-                    let row: PartRow = decode(&row, "a row of a partial database")?;
-                    if row.id != id || row.tomb != doc.tomb || row.leaves != doc.leaves || row.entered != doc.entered {
+                    let row = decode_row(&row)?;
+                    if row.id != id
+                        || row.tomb != doc.tomb
+                        || row.leaves != doc.leaves
+                        || row.entered != doc.entered
+                        || row.past != doc.past
+                    {
                         self.faults.push(format!("{id}: its row in partial database {part} is another"));
                     }
                 }

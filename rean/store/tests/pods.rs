@@ -343,7 +343,9 @@ impl Ring {
             Step::Lose { pod, user } => self.pods[pod % n].devices[*user].lose_place(),
             Step::Push { pod, user, side } => self.push(pod % n, *user, self.master(*side)),
             Step::Edit { pod, user, side, doc, value, deletes, late } => {
-                let Some(new) = self.pods[pod % n].devices[*user].edit(*user, &format!("d{doc}"), *value) else {
+                // Two devices of a user that edit alike make two edits.
+                let device = USERS.len() * (pod % n) + user;
+                let Some(new) = self.pods[pod % n].devices[*user].edit(device, &format!("d{doc}"), *value) else {
                     return;
                 };
                 self.edit(pod % n, *user, self.master(*side), if *deletes { deletion(new) } else { new }, *late);

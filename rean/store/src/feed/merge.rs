@@ -3,7 +3,7 @@
 use crate::db::Db;
 use crate::engine::{Direction, Range, Snapshot, Space};
 use crate::error::StoreError;
-use crate::record::{PartNo, PartRow, Seq, decode, key};
+use crate::record::{PartNo, PartRow, Seq, decode_row, key};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -57,7 +57,7 @@ impl<'a> Merge<'a> {
             Direction::Forward => seq,
             Direction::Backward => Seq::MAX - seq,
         };
-        let row: PartRow = decode(&value, "a row of a partial database")?;
+        let row = decode_row(&value)?;
         self.heap.push(Reverse((rank, !row.tomb, at)));
         self.rows[at] = Some(row);
         Ok(())

@@ -9,7 +9,7 @@ use crate::bookmark::{Gain, Place, Turn};
 use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
 use crate::partition::{gone_of, has_all_successors, visible};
-use crate::record::{DocRecord, PartNo, PartRow, Seq, decode, key};
+use crate::record::{DocRecord, PartNo, PartRow, Seq, decode, decode_row, key};
 use crate::rev::Rev;
 use crate::served::Spans;
 use crate::tree::RevTree;
@@ -77,7 +77,7 @@ impl Feed {
                 }
                 let (row_key, value) = item?;
                 let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
-                let row: PartRow = decode(&value, "a row of a partial database")?;
+                let row = decode_row(&value)?;
                 (turn.part, turn.seq) = (part, seq);
                 let told = self.told(reader, &turning, &turn, at, &row);
                 if matches!(told, Told::Live) && self.needs_successor(snapshot, &row, seq, true)? {
@@ -130,19 +130,16 @@ impl Feed {
         let is_gone = row.leaves.first().is_none_or(|leaf| leaf.deleted);
         let is_over = row.tomb || is_gone;
         let is_news = seq > self.place.after;
-        let given_until =
-            given.and_then(|given| given.had(row.entered).filter(|_| !is_over || given.had_until(row.entered, seq)));
+        let given_until = given.and_then(|given| given.given(row.stays(seq)));
         if turning.gained.binary_search(&part).is_ok() && !row.tomb {
             // Deletions, too, in a first read, as where it takes one list: a device may begin it with what it has.
             let shown = !is_news && (!is_gone || turn.fresh || given_until.is_some());
             return if shown { Told::Live } else { Told::Nothing };
         }
         if turning.lost.binary_search(&part).is_ok() {
-            let may_have = match is_over {
-                true => is_news && self.may_hold(reader, &turning.had, part, row, seq),
-                false => row.entered <= self.place.after,
-            };
-            if may_have || ((is_news || !is_over) && self.may_have_written(reader, part, seq, row)) {
+            let may_have =
+                || self.may_hold(reader, &turning.had, part, row, seq) || self.may_have_written(reader, part, seq, row);
+            if (is_news || !is_over) && may_have() {
                 return Told::End;
             }
         }
@@ -197,7 +194,7 @@ impl Feed {
         if gone.is_empty() {
             return Ok(None);
         }
-        let row = PartRow { id: row.id.clone(), entered: row.entered, tomb: false, leaves, gone, authors: Vec::new() };
+        let row = PartRow { tomb: false, leaves, gone, authors: Vec::new(), ..row.clone() };
         let row = live_row(&self.db, &app, reader, &row, String::new());
         Ok(Some(End { row, told: Vec::new() }))
     }

@@ -114,9 +114,9 @@ impl Device {
         }
     }
 
-    /// Edits what the device shows, for `user`; `None`: it shows no such document. What is made is kept only with
-    /// [`Device::keep`].
-    pub fn edit(&mut self, user: usize, id: &str, value: u8) -> Option<Edit> {
+    /// Edits what the device shows; `None`: it shows no such document. `number`: the device's, as no two make the same edit.
+    /// What is made is kept only with [`Device::keep`].
+    pub fn edit(&mut self, number: usize, id: &str, value: u8) -> Option<Edit> {
         let tree = self.trees.get(id)?;
         let winner = tree.winner()?;
         let node = &tree.nodes()[winner];
@@ -127,7 +127,7 @@ impl Device {
         let old = self.bodies.get(&(id.to_owned(), node.rev.clone())).cloned().unwrap_or("{}".to_owned());
         let mut body: serde_json::Value = serde_json::from_str(&old).unwrap();
         body["value"] = json!(value);
-        body["edited"] = json!(format!("{user}/{}", self.edits));
+        body["edited"] = json!(format!("{number}/{}", self.edits));
         let rev = Rev::next(Some(&node.rev), false, body.to_string().as_bytes(), std::iter::empty());
         let mut history = vec![rev];
         history.extend(tree.path(winner));
