@@ -12,6 +12,7 @@ use crate::engine::{Space, Value};
 use crate::error::{StoreError, WriteError};
 use crate::feed::Change;
 use crate::known::{known_already, was_made_here};
+use crate::partitioned::Full;
 use crate::record::{
     AclNo, Attachment, DocRecord, Leaf, PartNo, Seq, SeqRow, decode, decode_body, encode, encode_body, key,
 };
@@ -43,16 +44,34 @@ impl Db {
         let db = self.clone();
         let job = Box::new(move |tx: &mut Tx<'_>| -> crate::writer::After {
             let Write { edits, author, mode } = write;
+            let full = match mode {
+                Mode::Interactive => tx.full_partitions(&db, &edits),
+                Mode::Replicated => Ok(Full::new()),
+            };
+            let full = full.unwrap_or_else(|error| {
+                tx.fail(error);
+                Full::new()
+            });
             let bases = bases.into_iter().chain(std::iter::repeat(None));
             let edits = edits.into_iter().zip(bases);
-            let results: Vec<_> =
-                edits.map(|(edit, base)| tx.validated_edit(&db, edit, &author, mode, base.as_ref())).collect();
+            let results: Vec<_> = edits
+                .map(|(edit, base)| tx.validated_edit(&db, edit, &author, mode, Checked { base: base.as_ref(), full: &full }))
+                .collect();
             Box::new(move |committed| done(committed.map(|()| results)))
         });
         // Nobody takes the job of a store that is closing: then `done` is dropped with it, and the caller,
         // who waits for it, sees that.
         let _ = self.inner().store.submit(job);
     }
+}
+
+/// What an edit is checked against, besides the document.
+#[derive(Clone, Copy)]
+struct Checked<'a> {
+    /// What it stood on when it was validated, if it was.
+    base: Option<&'a Base>,
+    /// Partitions that take no more.
+    full: &'a Full,
 }
 
 /// A document as it is about to become.
@@ -66,7 +85,7 @@ struct Draft {
 impl Tx<'_> {
     /// An edit that nobody has validated.
     pub(crate) fn edit(&mut self, db: &Db, edit: Edit, author: &Author, mode: Mode) -> Result<Written, WriteError> {
-        self.validated_edit(db, edit, author, mode, None)
+        self.validated_edit(db, edit, author, mode, Checked { base: None, full: &Full::new() })
     }
 
     fn validated_edit(
@@ -75,9 +94,9 @@ impl Tx<'_> {
         edit: Edit,
         author: &Author,
         mode: Mode,
-        validated: Option<&Base>,
+        checked: Checked<'_>,
     ) -> Result<Written, WriteError> {
-        let result = self.try_edit(db, edit, author, mode, validated);
+        let result = self.try_edit(db, edit, author, mode, checked);
         if let Err(WriteError::Store(error)) = &result
             && !matches!(error, StoreError::Gone)
         {
@@ -93,7 +112,7 @@ impl Tx<'_> {
         mut edit: Edit,
         author: &Author,
         mode: Mode,
-        validated: Option<&Base>,
+        checked: Checked<'_>,
     ) -> Result<Written, WriteError> {
         db.present()?;
         let doc_key = key::doc(db.inner().id, &edit.id);
@@ -113,11 +132,12 @@ impl Tx<'_> {
         let tree = old.as_ref().map_or(&no_tree, |old| &old.tree);
         check_leaves(tree, &parent, author, mode)?;
         // After the author's rights: nobody learns by it that there is a document that they can't read.
-        if validated.is_some_and(|then| !then.is_same(&base_on(db, tree, &edit, &parent, author, mode))) {
+        if checked.base.is_some_and(|then| !then.is_same(&base_on(db, tree, &edit, &parent, author, mode))) {
             return Err(WriteError::Overtaken);
         }
         // All that can be refused is, before anything is staged or numbered.
         let attachments = self.resolve(db, tree, &edit, &parent, author, mode)?;
+        self.check_partition(db, checked.full, tree, &edit, parent.first(), &attachments)?;
         let acl = self.number(db, admitted, author)?;
         say_access(db, &mut edit, acl);
         let draft = match mode {
@@ -134,6 +154,7 @@ impl Tx<'_> {
         if db.kind() == DbKind::App {
             db.inner().chain.close_overtaken(&edit.id, &mut record.tree);
         }
+        let gone = self.leaf_bytes(db, &edit.id, old.as_ref(), Some(&record))?;
         self.stem(db, &edit.id, &mut record)?;
         if with_body {
             let attachments = self.take_up(db, &edit, attachments)?;
@@ -143,6 +164,8 @@ impl Tx<'_> {
             let value = encode_body(&attachments, &edit.body);
             self.put(Space::Bodies, key::seq(db.inner().id, record.seq), value);
         }
+        let came = self.leaf_bytes(db, &edit.id, Some(&record), old.as_ref())?;
+        self.count_external(db, &edit.id, gone, came)?;
         let by = self.written_by(db, &edit.id, &record.tree, &rev, author, mode)?;
         let diverged = mode == Mode::Replicated && live_leaves(tree) <= 1 && live_leaves(&record.tree) > 1;
         let wrote = Wrote { rev: &rev, by: by.as_deref() };

@@ -92,6 +92,9 @@ pub enum WriteError {
         /// The attachment.
         name: String,
     },
+    /// The document's partition is too large to take more. The words are CouchDB's.
+    #[error("Partition limit exceeded due to update on '{0}'")]
+    PartitionOverflow(String),
     /// The document has changed since the edit was validated: validate it again.
     #[error("The document changed while its new revision was validated. Try again.")]
     Overtaken,
@@ -108,7 +111,7 @@ impl WriteError {
     pub fn status(&self) -> u16 {
         match self {
             WriteError::Conflict => 409,
-            WriteError::Forbidden(_) => 403,
+            WriteError::Forbidden(_) | WriteError::PartitionOverflow(_) => 403,
             WriteError::Unauthorized(_) => 401,
             WriteError::BadRequest(_) => 400,
             WriteError::MissingStub { .. } => 412,
@@ -123,6 +126,7 @@ impl WriteError {
         match self {
             WriteError::Conflict => "conflict",
             WriteError::Forbidden(_) => "forbidden",
+            WriteError::PartitionOverflow(_) => "partition_overflow",
             WriteError::Unauthorized(_) => "unauthorized",
             WriteError::BadRequest(_) => "bad_request",
             WriteError::MissingStub { .. } => "missing_stub",

@@ -24,7 +24,7 @@ use crate::engine::{Direction, Snapshot, Space};
 use crate::error::StoreError;
 use crate::record::{PartNo, PartRow, Seq, SeqRow, decode, key};
 use crate::rev::Rev;
-use crate::served::{Serving, Spans};
+use crate::served::{Given, Serving, Spans};
 use crate::view::{BodyRef, Scope};
 use std::sync::Arc;
 
@@ -306,7 +306,7 @@ impl Feed {
 
     fn start_over(&mut self, now: Seq) {
         let one_by_one = match &self.scope {
-            Scope::Personal(reader) => self.parts().len() > MERGED_PARTS || !self.lost_parts(reader).is_empty(),
+            Scope::Personal(reader) => self.parts().len() > MERGED_PARTS || self.has_lost_parts(reader),
             Scope::All | Scope::Part(..) => false,
         };
         self.place = Place { sure: self.roles(), head: now, ..Place::default() };
@@ -344,10 +344,14 @@ impl Feed {
         Ok(())
     }
 
-    /// The partial databases from which the user was served and which are out of their sight now.
-    fn lost_parts(&self, reader: &Reader) -> Vec<PartNo> {
-        let given = self.serving.as_ref().map(|serving| serving.given(reader));
-        given.map(|given| given.lost_parts(&self.db, reader)).unwrap_or_default()
+    /// Whether there are partial databases from which the user was served and which are out of their sight now.
+    fn has_lost_parts(&self, reader: &Reader) -> bool {
+        self.given(reader).is_some_and(|given| !given.lost_parts(&self.db, reader).is_empty())
+    }
+
+    /// What the user was given so far; `None`: it isn't kept.
+    fn given(&self, reader: &Reader) -> Option<Given> {
+        self.serving.as_ref().map(|serving| serving.given(reader))
     }
 
     /// Whether the client may have been given a document of a row, as far as the place tells. `roles`: by which it may
@@ -370,19 +374,19 @@ impl Feed {
     /// Whether the user may hold what they wrote themselves. Who did on another pod isn't known: it can't have been
     /// somebody whose right is newer than the row's tombstone, or was lost before the document came.
     fn may_have_written(&self, reader: &Reader, part: PartNo, seq: Seq, row: &PartRow) -> bool {
-        let may_be_theirs = |spans: &Spans| match self.db.may_read_part(reader, part) {
+        let may_be_theirs = |spans: Spans| match self.db.may_read_part(reader, part) {
             true => spans.began_before(row.stays(seq).map(|(_, left)| left).max().unwrap_or(seq)),
             false => spans.given(row.stays(seq)).is_some(),
         };
-        wrote(reader, row) || (somebody_wrote(reader, row) && self.spans(reader, &[part]).iter().any(may_be_theirs))
+        wrote(reader, row)
+            || (somebody_wrote(reader, row)
+                && self.given(reader).is_some_and(|given| may_be_theirs(self.spans(&given, part))))
     }
 
-    /// What the user was given of these partial databases before, for a first read.
-    fn spans(&self, reader: &Reader, parts: &[PartNo]) -> Vec<Spans> {
-        let given = self.serving.as_ref().map(|serving| serving.given(reader));
+    /// What was given of a partial database.
+    fn spans(&self, given: &Given, part: PartNo) -> Spans {
         let app = self.db.inner().app.read();
-        let of = |part: &PartNo| Some(given.as_ref()?.of(&app.part(*part)?.readers));
-        parts.iter().map(|part| of(part).unwrap_or_default()).collect()
+        app.part(part).map(|part| given.of(&part.readers)).unwrap_or_default()
     }
 
     /// The partial databases of the scope.
@@ -466,7 +470,7 @@ impl Feed {
         let mut rows = Vec::new();
         let (mut ended, mut ending) = (Vec::new(), Vec::new());
         let first_read = self.place.origin == 0;
-        let spans = if first_read { self.spans(reader, &parts) } else { Vec::new() };
+        let given = if first_read { self.given(reader) } else { None };
         let mut tied = self.place.after;
         for _ in 0..SCANNED_ROWS {
             // A move's tombstone and its new row have one sequence: a place must not come between them.
@@ -478,10 +482,10 @@ impl Feed {
                 self.caught_up = true;
                 break;
             };
-            let was_given = |spans: &Spans| spans.given(row.stays(seq)).is_some();
+            let was_given = |given: &Given| self.spans(given, part).given(row.stays(seq)).is_some();
             let may_have = row.tomb
                 && (self.may_hold(reader, reader.roles(), part, &row, seq)
-                    || parts.binary_search(&part).ok().and_then(|at| spans.get(at)).is_some_and(was_given)
+                    || given.as_ref().is_some_and(was_given)
                     || self.may_have_written(reader, part, seq, &row));
             tied = seq;
             if merge.peek() != Some(seq) {

@@ -112,7 +112,7 @@ pub use moves::{Instructor, Move};
 pub use notes::{MAX_NOTE_BYTES, MAX_NOTE_NAME_BYTES};
 pub use outside::{FileKey, FileKeyError, FilePlace, Outside, Reading, StoredFile};
 pub use partitioned::{
-    PartitionError, PartitionInfo, PartitionedIdError, partition_bounds, partition_of, validate_partition,
+    MAX_PARTITION_BYTES, PartitionError, PartitionInfo, PartitionedIdError, partition_bounds, partition_of, validate_partition,
     validate_partitioned_id,
 };
 pub use record::{Attachment, BlobId, PartNo, Seq};

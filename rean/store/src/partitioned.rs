@@ -2,15 +2,24 @@
 //! (<https://docs.couchdb.org/en/stable/partitioned-dbs/index.html>).
 //!
 //! A partition is a stretch of ids, so nothing is stored twice for it. Its counts are records of their own, written in
-//! the commit of the document that they count: to ask for them costs the same however large it is.
+//! the commit of the document that they count: to ask for them costs the same however large it is. One that is too large
+//! takes nothing from clients that would make it larger
+//! (<https://docs.couchdb.org/en/stable/config/couchdb.html#couchdb/max_partition_size>); what comes by replication it takes,
+//! as in CouchDB: it was taken elsewhere, and is not to be lost here.
 
 use crate::db::Db;
 use crate::document::{DocumentError, validate_id};
-use crate::engine::Space;
-use crate::error::StoreError;
-use crate::record::{decode, encode, key};
+use crate::edit::Edit;
+use crate::engine::{Snapshot, Space, Value};
+use crate::error::{StoreError, WriteError};
+use crate::record::{Attachment, DbId, DocRecord, Seq, decode, decode_body, encode, key};
+use crate::rev::Rev;
+use crate::store::Store;
+use crate::tree::RevTree;
 use crate::writer::Tx;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 /// What ends a partition in an id.
 const SEPARATOR: char = ':';
@@ -19,16 +28,27 @@ const BEHIND: char = ';';
 /// What the ids of documents without a partition begin with.
 const FREE: [&str; 2] = ["_design/", "_local/"];
 
+/// Bytes of a partition from which on nothing that makes it larger is taken, unless [`Store::set_max_partition_bytes`]
+/// says something else: CouchDB's 10 GiB.
+pub const MAX_PARTITION_BYTES: u64 = 10 << 30;
+
 /// What is counted of a partition.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionInfo {
     /// Live documents.
     pub docs: u64,
     /// Deleted documents.
     pub deleted: u64,
-    /// Bytes of stored bodies.
+    /// Bytes of stored bodies, also of revisions that only a compaction removes.
     pub bytes: u64,
+    /// Bytes of what can be read: the leaves' bodies and attachments. `None`: the partition is from a version that did not
+    /// count them. Stored behind the rest, so that such a version reads the rest.
+    #[serde(skip)]
+    pub external: Option<u64>,
 }
+
+/// The partitions of some edits that are too large.
+pub(crate) type Full = BTreeSet<String>;
 
 /// A partition's name that there can't be. The message is CouchDB's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +121,41 @@ pub fn validate_partitioned_id(id: &str) -> Result<(), PartitionedIdError> {
     Ok(validate_id(rest)?)
 }
 
+impl Default for PartitionInfo {
+    fn default() -> Self {
+        PartitionInfo { docs: 0, deleted: 0, bytes: 0, external: Some(0) }
+    }
+}
+
+impl PartitionInfo {
+    /// What it has in bytes, as CouchDB bounds it: its leaves' bodies and attachments, if they are counted.
+    pub fn size(&self) -> u64 {
+        self.external.unwrap_or(self.bytes)
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = encode(self);
+        out.extend(self.external.map(|external| encode(&external)).unwrap_or_default());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<PartitionInfo, StoreError> {
+        const WHAT: &str = "counts of a partition";
+        let (info, rest): (PartitionInfo, _) =
+            postcard::take_from_bytes(bytes).map_err(|_| StoreError::Damaged(WHAT))?;
+        let external = if rest.is_empty() { None } else { Some(decode(rest, WHAT)?) };
+        Ok(PartitionInfo { external, ..info })
+    }
+}
+
+impl Store {
+    /// How large partitions may get: one of so many bytes takes nothing from clients that would make it larger. 0: there
+    /// is no bound.
+    pub fn set_max_partition_bytes(&self, bytes: u64) {
+        self.inner().max_partition_bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
 impl Db {
     /// What is counted of a partition; nothing where there is none, as in a database that has no partitions.
     ///
@@ -109,7 +164,7 @@ impl Db {
     pub fn partition_info(&self, partition: &str) -> Result<PartitionInfo, StoreError> {
         self.present()?;
         let value = self.inner().store.engine.get(Space::Meta, &key::partition(self.inner().id, partition))?;
-        value.map_or_else(|| Ok(PartitionInfo::default()), |value| decode(&value, "counts of a partition"))
+        value.map_or_else(|| Ok(PartitionInfo::default()), |value| PartitionInfo::decode(&value))
     }
 }
 
@@ -124,16 +179,113 @@ impl Tx<'_> {
         let Some(partition) = partition_of(id).filter(|_| db.is_partitioned()) else { return Ok(()) };
         let record_key = key::partition(db.inner().id, partition);
         let before = self.get(Space::Meta, &record_key)?;
-        let mut info: PartitionInfo =
-            before.map(|value| decode(&value, "counts of a partition")).transpose()?.unwrap_or_default();
+        let mut info = before.map(|value| PartitionInfo::decode(&value)).transpose()?.unwrap_or_default();
         change(&mut info);
-        if info == PartitionInfo::default() {
+        if (info.docs, info.deleted, info.bytes) == (0, 0, 0) {
             self.delete(Space::Meta, record_key);
         } else {
-            self.put(Space::Meta, record_key, encode(&info));
+            self.put(Space::Meta, record_key, info.encode());
         }
         Ok(())
     }
+
+    /// Counts what a document's leaves have come to: `gone` bytes are of leaves that it had, `came` of those that it has now.
+    pub(crate) fn count_external(&mut self, db: &Db, id: &str, gone: u64, came: u64) -> Result<(), StoreError> {
+        if gone == came {
+            return Ok(());
+        }
+        self.count_partition(db, id, |partition| {
+            partition.external = partition.external.map(|bytes| bytes.saturating_sub(gone) + came);
+        })
+    }
+
+    /// Bytes of the leaves that a document's record has and the other has not; 0 where partitions are not counted.
+    pub(crate) fn leaf_bytes(
+        &self,
+        db: &Db,
+        id: &str,
+        of: Option<&DocRecord>,
+        without: Option<&DocRecord>,
+    ) -> Result<u64, StoreError> {
+        if !db.is_partitioned() || partition_of(id).is_none() {
+            return Ok(0);
+        }
+        let bodies = |record: Option<&DocRecord>| record.map(|record| leaf_bodies(&record.tree)).unwrap_or_default();
+        let without = bodies(without);
+        bodies(of).difference(&without).map(|body| self.body_bytes(db, *body)).sum()
+    }
+
+    /// Which of the edits' partitions are too large before any of the edits is applied: as in CouchDB all of a batch count
+    /// as one.
+    pub(crate) fn full_partitions(&self, db: &Db, edits: &[Edit]) -> Result<Full, StoreError> {
+        let max = self.store.max_partition_bytes.load(Ordering::Relaxed);
+        if max == 0 || !db.is_partitioned() {
+            return Ok(Full::new());
+        }
+        let names: BTreeSet<&str> = edits.iter().filter_map(|edit| partition_of(&edit.id)).collect();
+        let mut full = Full::new();
+        for name in names {
+            let record = self.get(Space::Meta, &key::partition(db.inner().id, name))?;
+            let size = record.map(|value| PartitionInfo::decode(&value)).transpose()?.unwrap_or_default().size();
+            if size >= max {
+                full.insert(name.to_owned());
+            }
+        }
+        Ok(full)
+    }
+
+    /// Refuses an edit that would add to a partition that is too large. One that takes away from it is let through.
+    pub(crate) fn check_partition(
+        &self,
+        db: &Db,
+        full: &Full,
+        tree: &RevTree,
+        edit: &Edit,
+        parent: Option<&Rev>,
+        attachments: &[Attachment],
+    ) -> Result<(), WriteError> {
+        if full.is_empty() || partition_of(&edit.id).is_none_or(|partition| !full.contains(partition)) {
+            return Ok(());
+        }
+        let leaf = parent.and_then(|rev| tree.find(rev)).filter(|index| tree.is_leaf(*index));
+        let before = match leaf.and_then(|index| tree.nodes()[index].body) {
+            Some(body) => self.body_bytes(db, body)?,
+            None => 0,
+        };
+        if bytes_of(attachments, &edit.body) > before {
+            return Err(WriteError::PartitionOverflow(edit.id.clone()));
+        }
+        Ok(())
+    }
+
+    fn body_bytes(&self, db: &Db, body: Seq) -> Result<u64, StoreError> {
+        self.get(Space::Bodies, &key::seq(db.inner().id, body))?.map_or(Ok(0), |value| bytes_of_body(&value))
+    }
+}
+
+/// Bytes of a document's leaves, for checking what is counted.
+pub(crate) fn leaf_bytes_in(snapshot: &dyn Snapshot, db: DbId, tree: &RevTree) -> Result<u64, StoreError> {
+    let mut sum = 0;
+    for body in leaf_bodies(tree) {
+        if let Some(value) = snapshot.get(Space::Bodies, &key::seq(db, body))? {
+            sum += bytes_of_body(&value)?;
+        }
+    }
+    Ok(sum)
+}
+
+fn leaf_bodies(tree: &RevTree) -> BTreeSet<Seq> {
+    tree.leaves().into_iter().filter_map(|leaf| tree.nodes()[leaf].body).collect()
+}
+
+fn bytes_of_body(value: &Value) -> Result<u64, StoreError> {
+    let (attachments, json) = decode_body(value)?;
+    Ok(bytes_of(&attachments, &json))
+}
+
+fn bytes_of(attachments: &[Attachment], json: &[u8]) -> u64 {
+    let attached: u64 = attachments.iter().map(|attachment| attachment.length).sum();
+    json.len() as u64 + attached
 }
 
 #[cfg(test)]

@@ -400,7 +400,29 @@ pub(crate) mod key {
 
 #[cfg(test)]
 mod tests {
-    use super::{KindRecord, decode, encode};
+    use super::{KindRecord, PartRow, Past, decode, decode_row, encode, encode_with_past};
+
+    #[test]
+    fn a_row_without_a_past_is_stored_as_it_was_before_there_were_pasts() {
+        let row = |past| PartRow {
+            id: "x".into(),
+            entered: 3,
+            tomb: true,
+            leaves: Vec::new(),
+            gone: Vec::new(),
+            authors: vec!["ann".into()],
+            past,
+        };
+        let past = Past { left: 0, earlier: Some((1, 2)) };
+        let (old, new) = (encode_with_past(&row(Past::default()), Past::default()), encode_with_past(&row(past), past));
+        assert_eq!(decode_row(&old).unwrap(), row(Past::default()));
+        assert_eq!(decode_row(&new).unwrap(), row(past));
+        assert_eq!(row(past).stays(9).collect::<Vec<_>>(), [(1, 2), (3, 9)]);
+        // A version that knows of none reads the rest.
+        assert!(new.starts_with(&old));
+        assert_eq!(decode::<PartRow>(&new, "a row").unwrap(), row(Past::default()));
+        assert!(decode_row(&new[..new.len() - 1]).is_err());
+    }
 
     #[test]
     fn kinds_are_stored_as_it_was_stored_whether_they_are_apps() {

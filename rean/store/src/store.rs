@@ -100,6 +100,8 @@ pub(crate) struct StoreInner {
     pub notes: Notes,
     pub instructor: RwLock<Option<Arc<dyn Instructor>>>,
     pub outside: RwLock<Option<Arc<dyn Outside>>>,
+    /// See [`Store::set_max_partition_bytes`].
+    pub max_partition_bytes: AtomicU64,
 }
 
 impl Store {
@@ -159,6 +161,7 @@ impl Store {
             notes: Notes::default(),
             instructor: RwLock::new(None),
             outside: RwLock::new(None),
+            max_partition_bytes: AtomicU64::new(MAX_PARTITION_BYTES),
         });
         load_databases(&inner, lost > 0).map_err(damaged)?;
         let for_writer = Arc::clone(&inner);

@@ -6,7 +6,7 @@ use crate::engine::{Direction, Snapshot, Space};
 use crate::error::{StoreError, WriteError};
 use crate::indexable::PURGED_INFOS;
 use crate::outside::is_file;
-use crate::partitioned::{PartitionInfo, partition_of};
+use crate::partitioned::{PartitionInfo, leaf_bytes_in, partition_of};
 use crate::record::{
     BlobEntry, BlobId, DbState, DocRecord, PartNo, Seq, SeqRow, decode, decode_body, decode_part_doc, decode_row,
     encode, key,
@@ -152,6 +152,7 @@ impl crate::writer::Tx<'_> {
         let doc_key = key::doc(db_id, id);
         let Some(old) = self.doc_record(&doc_key)? else { return Ok(Vec::new()) };
         let mut record = old.clone();
+        let bytes_before = self.leaf_bytes(db, id, Some(&old), None)?;
         let mut purged = Vec::new();
         for rev in revs {
             let leaf = record.tree.find(rev).filter(|index| record.tree.is_leaf(*index));
@@ -167,6 +168,8 @@ impl crate::writer::Tx<'_> {
             return Ok(purged);
         }
         self.note_purge(db, id);
+        let bytes_now = self.leaf_bytes(db, id, Some(&record), None)?;
+        self.count_external(db, id, bytes_before, bytes_now)?;
         if !record.tree.is_empty() {
             if db.kind() == DbKind::App {
                 db.inner().chain.close_overtaken(id, &mut record.tree);
@@ -335,6 +338,8 @@ impl Check<'_> {
                 count.bytes += decode_body(&value)?.1.len() as u64;
             }
         }
+        let external = leaf_bytes_in(snapshot, self.db.inner().id, &record.tree)?;
+        count.external = count.external.map(|sum| sum + external);
         Ok(())
     }
 
@@ -345,7 +350,12 @@ impl Check<'_> {
         for item in snapshot.range(Space::Meta, &prefix, &key::after(&prefix), Direction::Forward) {
             let (name, value) = item?;
             let name = String::from_utf8_lossy(&name[prefix.len()..]).into_owned();
-            stored.insert(name, decode::<PartitionInfo>(&value, "counts of a partition")?);
+            let counts = PartitionInfo::decode(&value)?;
+            if let Some(found) = self.partitions.get_mut(&name).filter(|_| counts.external.is_none()) {
+                // An earlier version began to count it, and knew nothing of these.
+                found.external = None;
+            }
+            stored.insert(name, counts);
         }
         if stored != self.partitions {
             self.faults.push(format!("partitions count {stored:?}, found {:?}", self.partitions));

@@ -11,7 +11,7 @@ use crate::error::StoreError;
 use crate::partition::{gone_of, has_all_successors, visible};
 use crate::record::{DocRecord, PartNo, PartRow, Seq, decode, decode_row, key};
 use crate::rev::Rev;
-use crate::served::Spans;
+use crate::served::{Given, Spans};
 use crate::tree::RevTree;
 use crate::view::Scope;
 
@@ -43,8 +43,8 @@ struct Turning {
     lost: Vec<PartNo>,
     /// Roles by which the client may have documents.
     had: Vec<String>,
-    /// What the user was given of each before, if this is a first read.
-    spans: Option<Vec<Spans>>,
+    /// What the user was given before, if this is a first read.
+    given: Option<Given>,
 }
 
 impl Feed {
@@ -64,7 +64,8 @@ impl Feed {
         let (mut ended, mut ending) = (Vec::new(), Vec::new());
         let id = db.inner().id;
         let told_before = turn.part;
-        for (at, part) in turning.parts.iter().copied().enumerate().filter(|(_, part)| *part >= told_before) {
+        for part in turning.parts.iter().copied().filter(|part| *part >= told_before) {
+            let spans = turning.given.as_ref().map(|given| self.spans(given, part));
             let from = if part == turn.part { turn.seq.saturating_add(1) } else { 0 };
             let (lo, hi) = (key::part_seq(id, part, from), key::part_seq(id, part, Seq::MAX));
             for item in snapshot.range(Space::PartSeqs, &lo, &hi, Direction::Forward) {
@@ -79,7 +80,7 @@ impl Feed {
                 let seq = key::last_seq(&row_key).ok_or(StoreError::Damaged("a row's key"))?;
                 let row = decode_row(&value)?;
                 (turn.part, turn.seq) = (part, seq);
-                let told = self.told(reader, &turning, &turn, at, &row);
+                let told = self.told(reader, &turning, &turn, spans.as_ref(), &row);
                 if matches!(told, Told::Live) && self.needs_successor(snapshot, &row, seq, true)? {
                     ended.push(row.id);
                     continue;
@@ -113,24 +114,23 @@ impl Feed {
         let (gained, mut lost) = self.turned(reader, turn);
         let had = self.place.sure.iter().chain(&self.place.maybe).cloned().collect();
         let is_first_read = turn.fresh || self.place.origin == 0;
-        let before = if is_first_read { self.lost_parts(reader) } else { Vec::new() };
+        let given = if is_first_read { self.given(reader) } else { None };
+        let before = given.as_ref().map(|given| given.lost_parts(&self.db, reader)).unwrap_or_default();
         let mut parts: Vec<PartNo> = gained.iter().chain(&lost).chain(&before).copied().collect();
         for list in [&mut parts, &mut lost] {
             list.sort_unstable();
             list.dedup();
         }
-        let spans = is_first_read.then(|| self.spans(reader, &parts));
-        Turning { parts, gained, lost, had, spans }
+        Turning { parts, gained, lost, had, given }
     }
 
-    /// What is told of the row at the turn's place, which is of the partial database number `at` of the turning ones.
-    fn told(&self, reader: &Reader, turning: &Turning, turn: &Turn, at: usize, row: &PartRow) -> Told {
+    /// What is told of the row at the turn's place. `spans`: what was given of its partial database before, in a first read.
+    fn told(&self, reader: &Reader, turning: &Turning, turn: &Turn, spans: Option<&Spans>, row: &PartRow) -> Told {
         let (part, seq) = (turn.part, turn.seq);
-        let given = turning.spans.as_ref().and_then(|spans| spans.get(at));
         let is_gone = row.leaves.first().is_none_or(|leaf| leaf.deleted);
         let is_over = row.tomb || is_gone;
         let is_news = seq > self.place.after;
-        let given_until = given.and_then(|given| given.given(row.stays(seq)));
+        let given_until = spans.and_then(|spans| spans.given(row.stays(seq)));
         if turning.gained.binary_search(&part).is_ok() && !row.tomb {
             // Deletions, too, in a first read, as where it takes one list: a device may begin it with what it has.
             let shown = !is_news && (!is_gone || turn.fresh || given_until.is_some());
@@ -143,7 +143,7 @@ impl Feed {
                 return Told::End;
             }
         }
-        let own = given.is_some() && self.may_have_written(reader, part, seq, row);
+        let own = spans.is_some() && self.may_have_written(reader, part, seq, row);
         match given_until {
             None if !own => Told::Nothing,
             _ if row.tomb => Told::End,
