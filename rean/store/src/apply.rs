@@ -55,7 +55,9 @@ impl Db {
             let bases = bases.into_iter().chain(std::iter::repeat(None));
             let edits = edits.into_iter().zip(bases);
             let results: Vec<_> = edits
-                .map(|(edit, base)| tx.validated_edit(&db, edit, &author, mode, Checked { base: base.as_ref(), full: &full }))
+                .map(|(edit, base)| {
+                    tx.validated_edit(&db, edit, &author, mode, Checked { base: base.as_ref(), full: &full })
+                })
                 .collect();
             Box::new(move |committed| done(committed.map(|()| results)))
         });

@@ -359,7 +359,11 @@ impl Feed {
     fn may_hold(&self, reader: &Reader, roles: &[String], part: PartNo, row: &PartRow, seq: Seq) -> bool {
         let Place { after, origin, head, gained, .. } = &self.place;
         let held = |(entered, left): (Seq, Seq)| {
-            let was_here = (entered <= *origin && *origin < left) || (entered <= *after && *head < left);
+            let was_here = entered <= *origin || (entered <= *after && *head < left);
+            if was_here && left <= *origin {
+                // A later row stands in the place of the tombstone, which the client may have passed or not.
+                return self.given(reader).is_none_or(|given| self.spans(&given, part).began_before(left));
+            }
             if !was_here || gained.iter().all(|gain| gain.at < left) {
                 return was_here;
             }

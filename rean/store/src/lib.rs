@@ -112,8 +112,8 @@ pub use moves::{Instructor, Move};
 pub use notes::{MAX_NOTE_BYTES, MAX_NOTE_NAME_BYTES};
 pub use outside::{FileKey, FileKeyError, FilePlace, Outside, Reading, StoredFile};
 pub use partitioned::{
-    MAX_PARTITION_BYTES, PartitionError, PartitionInfo, PartitionedIdError, partition_bounds, partition_of, validate_partition,
-    validate_partitioned_id,
+    MAX_PARTITION_BYTES, PartitionError, PartitionInfo, PartitionedIdError, partition_bounds, partition_of,
+    validate_partition, validate_partitioned_id,
 };
 pub use record::{Attachment, BlobId, PartNo, Seq};
 pub use rev::Rev;

@@ -9,6 +9,7 @@ use crate::moves::Instructor;
 use crate::notes::{Notes, note_key};
 use crate::opening::{check_format_file, load_databases, note_format_file, read_format, read_history};
 use crate::outside::Outside;
+use crate::partitioned::MAX_PARTITION_BYTES;
 use crate::progress::Progress;
 use crate::record::{BlobId, Clock, DbId, DbRecord, DbState, KindRecord, Seq, decode, encode, key};
 use crate::served;

@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 use rean_store::engine::memory::MemoryEngine;
-use rean_store::engine::{Direction, Engine, Space};
+use rean_store::engine::{Batch, Direction, Engine, Space};
 use rean_store::{
-    Author, Db, Edit, Mode, NoObserver, PartitionInfo, Rev, Scope, Store, StoreKeys, Who, Write, WriteError, Written,
+    AttachmentEdit, AttachmentEditSource, Author, Db, Edit, Mode, NoObserver, PartitionInfo, Rev, Scope, Store,
+    StoreKeys, Who, Write, WriteError, Written,
 };
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -61,12 +62,20 @@ fn edit(id: usize, text: usize, deleted: bool) -> Edit {
     }
 }
 
+fn attachment(db: &Db, length: usize) -> AttachmentEdit {
+    let mut writer = db.blob_writer();
+    writer.write(&vec![b'x'; length]).unwrap();
+    let source = AttachmentEditSource::Blob(writer.finish().unwrap());
+    AttachmentEdit { name: "file".to_owned(), content_type: None, revpos: None, source }
+}
+
 fn carry_out(db: &Db, op: Op, brought: usize) {
     let leaves = |id: usize| db.doc(&Scope::All, IDS[id]).unwrap().map_or(Vec::new(), |doc| doc.leaves);
     match op {
         Op::Edit(id, text, deleted) => {
             let parent = leaves(id).first().map(|winner| winner.rev.clone());
-            match submit(db, Edit { parent, ..edit(id, text, deleted) }, Mode::Interactive) {
+            let attachments = if text.is_multiple_of(3) { vec![attachment(db, text)] } else { Vec::new() };
+            match submit(db, Edit { parent, attachments, ..edit(id, text, deleted) }, Mode::Interactive) {
                 // What is deleted is not deleted again.
                 Ok(_) | Err(WriteError::Conflict) => {}
                 Err(other) => panic!("{other}"),
@@ -117,6 +126,64 @@ proptest! {
         prop_assert_eq!(of("_design/p"), PartitionInfo::default());
         store.close();
     }
+}
+
+#[test]
+fn a_partition_that_is_too_large_takes_what_makes_it_smaller() {
+    let (engine, folder) = (MemoryEngine::new(), TempDir::new().unwrap());
+    let store = open(&engine, &folder);
+    let db = store.create_partitioned_db("parts").unwrap();
+    let size = || db.partition_info("p").unwrap().size();
+    let with_file =
+        |id: usize, length: usize| Edit { attachments: vec![attachment(&db, length)], ..edit(id, 10, false) };
+    let first = submit(&db, with_file(0, 500), Mode::Interactive).unwrap().rev;
+    let of_text = |length: usize| r#"{"text":""}"#.len() as u64 + length as u64;
+    assert_eq!(size(), of_text(10) + 500);
+    store.set_max_partition_bytes(size());
+    let refused = |edit: Edit| match submit(&db, edit, Mode::Interactive) {
+        Err(error @ WriteError::PartitionOverflow(_)) => assert_eq!(error.status(), 403),
+        other => panic!("{other:?}"),
+    };
+    refused(edit(1, 0, false));
+    refused(Edit { parent: Some(first.clone()), ..with_file(0, 501) });
+    // As large as it was is no more than it was.
+    let second = submit(&db, Edit { parent: Some(first), ..with_file(0, 500) }, Mode::Interactive).unwrap().rev;
+    // A conflict is told as one.
+    assert!(matches!(submit(&db, edit(0, 900, false), Mode::Interactive), Err(WriteError::Conflict)));
+    submit(&db, edit(6, 900, false), Mode::Interactive).unwrap();
+    let rev: Rev = "1-0123456789abcdef0123456789abcdef".parse().unwrap();
+    submit(&db, Edit { history: vec![rev.clone()], ..edit(2, 900, false) }, Mode::Replicated).unwrap();
+    // Its end can be said to be so long that it is larger than what it ends.
+    refused(Edit { parent: Some(rev.clone()), ..edit(2, 901, true) });
+    submit(&db, Edit { parent: Some(rev), ..edit(2, 0, true) }, Mode::Interactive).unwrap();
+    submit(&db, Edit { parent: Some(second), ..edit(0, 0, true) }, Mode::Interactive).unwrap();
+    assert_eq!(size(), 2 * of_text(0), "what a compaction has yet to remove is not counted");
+    submit(&db, edit(1, 900, false), Mode::Interactive).unwrap();
+    assert_eq!(db.verify().unwrap(), Vec::<String>::new());
+    store.close();
+}
+
+#[test]
+fn counts_of_an_earlier_version_are_read_and_kept() {
+    let (engine, folder) = (MemoryEngine::new(), TempDir::new().unwrap());
+    let store = open(&engine, &folder);
+    let db = store.create_partitioned_db("parts").unwrap();
+    let rev = submit(&db, edit(0, 100, false), Mode::Interactive).unwrap().rev;
+    let record = || engine.snapshot().range(Space::Meta, b"partition/", b"partition0", Direction::Forward).next();
+    let (key, value) = record().unwrap().unwrap();
+    // It ended before the bytes of leaves: three numbers, of which two are one byte.
+    let counted = db.partition_info("p").unwrap();
+    assert_eq!((counted.docs, counted.deleted, counted.bytes, counted.external), (1, 0, 111, Some(111)));
+    let mut batch = Batch::new();
+    batch.put(Space::Meta, key.to_vec(), value[..3].to_vec());
+    engine.commit(batch, true).unwrap();
+    let info = || db.partition_info("p").unwrap();
+    assert_eq!((info().external, info().size()), (None, 111));
+    assert_eq!(db.verify().unwrap(), Vec::<String>::new());
+    submit(&db, Edit { parent: Some(rev), ..edit(0, 50, false) }, Mode::Interactive).unwrap();
+    assert_eq!((info().bytes, info().external, info().size()), (111 + 61, None, 111 + 61));
+    assert_eq!(db.verify().unwrap(), Vec::<String>::new());
+    store.close();
 }
 
 #[test]
