@@ -232,7 +232,7 @@ impl Db {
     /// Notes that a user's feed is open; nothing for who has no name.
     ///
     /// # Errors
-    /// The engine failed, or the record is damaged.
+    /// The engine failed.
     pub(crate) fn serve(&self, reader: &Reader) -> Result<Option<Serving>, StoreError> {
         let Some(name) = reader.name() else { return Ok(None) };
         let open = Arc::new(Open { roles: reader.roles().to_vec(), given: AtomicU64::new(0) });
@@ -254,7 +254,13 @@ impl Db {
     fn load_user(&self, name: &str) -> Result<User, StoreError> {
         let note = self.inner().store.note(&note_name(self.inner().id, name))?;
         let Some(note) = note else { return Ok(User::default()) };
-        let noted: Record = decode(&note, "what a user was served")?;
+        let noted: Record = match decode(&note, "what a user was served") {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::warn!(%error, db = self.name(), "what a user was served can't be read, and is noted anew");
+                return Ok(User::default());
+            }
+        };
         let mut record = noted.clone();
         record.settle(self.inner().store.opened_at, self.inner().store.progress.seq());
         Ok(User { record, open: Vec::new(), noted })
@@ -264,7 +270,7 @@ impl Db {
     /// a role was lost and given back between two of them, and takes what came and went meanwhile for given.
     ///
     /// # Errors
-    /// The engine failed, the record is damaged, or the store is being closed.
+    /// The engine failed, or the store is being closed.
     pub fn note_roles(&self, name: &str, roles: &[String]) -> Result<(), StoreError> {
         let mut users = self.inner().served.users.lock();
         let mut loaded = None;
