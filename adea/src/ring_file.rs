@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use adea_ring::clock::DEFAULT_MAX_DRIFT_MS;
 use adea_ring::upgrade::{OrderKeyError, OrderPublicKey, OrderTrust};
 use adea_ring::{PodId, RingSecret};
 use serde::{Deserialize, Serialize};
@@ -30,8 +31,8 @@ pub struct RingFile {
     /// On whose machine its private half was made, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     order_key_at: Option<PodId>,
-    /// Orders that were made before this don't count, in milliseconds since 1970: when the machine joined, or the key was
-    /// replaced. So an old order that somebody puts back moves no new machine.
+    /// Orders that were made before this don't count, in milliseconds since 1970: when the machine joined, or was told of
+    /// another key. So an old order that somebody puts back moves no new machine.
     #[serde(default)]
     pub orders_since_ms: u64,
     /// Only for `podctl dev`, whose users shouldn't have to remember passwords.
@@ -168,6 +169,17 @@ impl RingFile {
         self.orders_since_ms = since_ms;
     }
 
+    /// From now on the orders of a key count that was made this moment: none of them is old, so no clock has a say in it.
+    pub fn trust_new_key(&mut self, trust: &OrderTrust) {
+        self.trust_orders(trust, 0);
+    }
+
+    /// Whether no order counts yet, though some key is known: a clock was wrong when that was written, as `now_ms` is
+    /// earlier, in milliseconds since 1970.
+    pub fn waits_for_orders(&self, now_ms: u64) -> bool {
+        self.order_key.is_some() && is_to_come(self.orders_since_ms, now_ms)
+    }
+
     /// Writes the file, whole or not at all, for its owner only.
     ///
     /// # Errors
@@ -177,6 +189,12 @@ impl RingFile {
             serde_json::to_vec_pretty(self).map_err(io::Error::from).map_err(FileFault::during("write", path))?;
         Ok(replace(path, &text).map_err(FileFault::during("write", path))?)
     }
+}
+
+/// Whether a time is so much later than now that it was told by a wrong clock, both in milliseconds since 1970. What is
+/// less than clocks of pods may differ by is over before anybody asks.
+pub(crate) fn is_to_come(time_ms: u64, now_ms: u64) -> bool {
+    time_ms > now_ms.saturating_add(DEFAULT_MAX_DRIFT_MS)
 }
 
 /// Replaces a file by way of a new one beside it, so that a reader or a crash sees the old or the new.
@@ -251,6 +269,11 @@ mod tests {
         ring.save(&path).unwrap();
         let read = RingFile::load(&path).unwrap().unwrap();
         assert_eq!((read.order_trust(), read.orders_since_ms), (Some(trust), 7));
+        assert!(!read.waits_for_orders(7));
+        ring.trust_orders(&read.order_trust().unwrap(), 1_060_001);
+        assert!(ring.waits_for_orders(1_000_000) && !ring.waits_for_orders(1_000_001));
+        ring.trust_new_key(&read.order_trust().unwrap());
+        assert!(!ring.waits_for_orders(0), "whatever the clock said");
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.replace(&read.order_trust().unwrap().key.to_string(), "abc")).unwrap();
         let err = RingFile::load(&path).err().unwrap().to_string();

@@ -9,7 +9,6 @@ use serde_json::json;
 
 use crate::command::init::Args;
 use crate::machine::{Machine, start};
-use crate::moment::now_ms;
 use crate::password;
 
 /// The longest name of an administrator, in bytes.
@@ -33,7 +32,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let admin = Admin { name: args.admin.clone(), password_hash: password::hash(&password)? };
     let mut file = RingFile::new(machine.pod.to_string(), admin);
     let order_key = OrderKey::random();
-    file.trust_orders(&OrderTrust { key: order_key.public(), at: Some(machine.pod.clone()) }, now_ms());
+    file.trust_new_key(&OrderTrust { key: order_key.public(), at: Some(machine.pod.clone()) });
     let written = machine.write(&file, Some(&order_key), &[], None)?;
     if args.machine.json {
         let mut value = written.json();

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use adea::ring_file::{Admin, RingFile};
+use adea_ring::clock::DEFAULT_MAX_DRIFT_MS;
 use adea_ring::join::{Intent, Token, Welcome};
 use adea_ring::upgrade::OrderTrust;
 use anyhow::{Context, bail};
@@ -47,6 +48,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
              upgrade until it is told by hand (podctl upgrade key)"
         );
     }
+    judge_clock(door.clock_ahead_ms().await)?;
     let (reached, missed) = reach_all(&seen.seeds).await;
     let Some(first) = reached.first() else { bail!(unreachable_text(&missed)) };
     for miss in &missed {
@@ -89,6 +91,21 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether this machine's clock is right, if the ring's is, which is so far ahead of it.
+fn judge_clock(ahead_ms: Option<i64>) -> anyhow::Result<()> {
+    let ahead_ms = ahead_ms.unwrap_or(0);
+    if ahead_ms.unsigned_abs() <= DEFAULT_MAX_DRIFT_MS {
+        return Ok(());
+    }
+    bail!(
+        "this machine's clock is {} s {} the ring's: the pod would not be chosen as write master, and it tells by its clock \
+         which orders of upgrades are old. Nothing was written, and no use of the token is spent. Set the clock (timedatectl \
+         set-ntp true) and join again; if it is the clock of the pod that was asked that is wrong, set that one",
+        ahead_ms.unsigned_abs() / 1_000,
+        if ahead_ms < 0 { "ahead of" } else { "behind" },
+    )
 }
 
 fn ring_file(token: &Token, welcome: &Welcome, machine: &Machine) -> anyhow::Result<RingFile> {

@@ -107,8 +107,8 @@ fn end(outcome: &Outcome) -> anyhow::Result<()> {
 }
 
 /// Shows or changes the key that orders are signed with.
-pub fn key(args: &KeyArgs) -> anyhow::Result<()> {
-    key::run(args)
+pub async fn key(args: &KeyArgs) -> anyhow::Result<()> {
+    key::run(args).await
 }
 
 async fn open(common: &Common) -> anyhow::Result<(Conn, RingFile)> {

@@ -2,8 +2,8 @@
 
 mod harness;
 
-use std::io::Read;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -301,14 +301,79 @@ async fn upgrades_are_ordered_with_a_key_that_one_machine_has() {
     let refused = order(&machines, 1, &[&third, "--order-key", &old_key]);
     assert!(fails(&refused, 1).contains("is the key"));
     was_followed(&order(&machines, 0, &[&third]));
-    // A ring file of an earlier version has no key: nothing can be ordered, and that is said.
+
+    // A machine that was told of the key by a wrong clock refuses orders, says why and what to do, and that helps.
     let ring_file = machines.data(1).join("ring.json");
     let mut file: Value = serde_json::from_slice(&std::fs::read(&ring_file).unwrap()).unwrap();
+    file["orders_since_ms"] = 4_000_000_000_000_u64.into();
+    std::fs::write(&ring_file, file.to_string()).unwrap();
+    let said = text(&machines.on(1, &["doctor"]).stdout);
+    let advice = format!("podctl upgrade key --trust {trust}");
+    assert!(said.contains("yet to come") && said.contains(&advice), "{said}");
+    assert_eq!(ok(&machines.on(1, &["upgrade", "key", "--json"]))["waits"], true);
+    let fourth = bad_program(&machines, "fourth");
+    ok(&order(&machines, 0, &[&fourth, "--no-wait"]));
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let status = text(&machines.on(0, &["upgrade", "status"]).stdout);
+        if status.contains("yet to come") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{status}");
+    }
+    let healed = machines.on(1, &["upgrade", "key", "--trust", trust, "--json"]);
+    assert!(!text(&healed.stderr).contains("could not be compared"), "{}", text(&healed.stderr));
+    let healed = ok(&healed);
+    assert_eq!((&healed["waits"], &healed["made_at"]), (&false.into(), &"pod-a".into()));
+    was_followed(&order(&machines, 0, &[&bad_program(&machines, "fifth"), "--force"]));
+
+    // A ring file of an earlier version has no key: nothing can be ordered, and that is said.
     file.as_object_mut().unwrap().remove("order_key").unwrap();
     std::fs::write(&ring_file, file.to_string()).unwrap();
     assert!(fails(&order(&machines, 1, &[&third]), 1).contains("--replace"));
     let doctor = text(&machines.on(1, &["doctor"]).stdout);
     assert!(doctor.contains("orders, here") && doctor.contains("podctl upgrade key"), "{doctor}");
+}
+
+/// A place that leads to `to`, whose answers have the date of a clock that was never set.
+fn with_an_old_clock(to: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = format!("http://{}", listener.local_addr().unwrap());
+    let to = to.trim_start_matches("http://").to_owned();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&to).unwrap());
+            let (mut asks, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut asks, &mut asked));
+            std::thread::spawn(move || {
+                // One answer for each connection has a head; the rest goes through as it is.
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && server.read(&mut byte).unwrap_or(0) == 1 {
+                    head.push(byte[0]);
+                }
+                let lines = String::from_utf8(head).unwrap();
+                let dated = lines.split_inclusive("\r\n").map(|line| match line.to_lowercase().starts_with("date: ") {
+                    true => "date: Thu, 01 Jan 1970 00:02:00 GMT\r\n",
+                    false => line,
+                });
+                let _ = client.write_all(dated.collect::<String>().as_bytes());
+                let _ = std::io::copy(&mut server, &mut client);
+            });
+        }
+    });
+    place
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_clock_is_not_the_ring_s_does_not_join() {
+    let machines = Machines::first().await;
+    let made = ok(&machines.on(0, &["token", "create", "--json"]));
+    let place = with_an_old_clock(&machines.url(0));
+    let refused = fails(&machines.join(1, "pod-b", &invitation(&made, &place)), 1);
+    assert!(refused.contains("s ahead of the ring's") && refused.contains("timedatectl"), "{refused}");
+    assert!(!machines.config(1).exists() && !machines.data(1).exists());
+    // No use of it was spent.
+    ok(&machines.join(1, "pod-b", &invitation(&made, &machines.url(0))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use crate::feeds::FeedTicket;
+use crate::feeds::{Close, FeedTicket};
 use crate::gzip::GzipBody;
 use crate::metrics::Metrics;
 use crate::outflow::Giver;
@@ -275,13 +275,23 @@ pub struct UpstreamBody {
     lease: Option<PoolLease>,
 }
 
+/// What a feed is made of, for how it may end before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedForm {
+    /// Lines: it may end after any.
+    Lines,
+    /// One JSON value, which must not look complete.
+    Json,
+    /// Events of many feeds, of which the last says why it ends. `true`: the last one that came is whole.
+    Events(bool),
+}
+
 /// A feed from rean.
 #[derive(Debug)]
 struct FeedBody {
     incoming: Option<Incoming>,
     ticket: FeedTicket,
-    /// A feed of lines may end after any line; a long poll's answer is one JSON value, which must not look complete.
-    lines: bool,
+    form: FeedForm,
     metrics: Arc<Metrics>,
     _stream: StreamLease,
 }
@@ -386,12 +396,12 @@ impl Body {
         incoming: Incoming,
         stream: StreamLease,
         ticket: FeedTicket,
-        lines: bool,
+        form: FeedForm,
         metrics: Arc<Metrics>,
     ) -> Self {
         metrics.feeds.fetch_add(1, Relaxed);
         let incoming = Some(incoming);
-        Self::of(Kind::Feed(FeedBody { incoming, ticket, lines, metrics, _stream: stream }))
+        Self::of(Kind::Feed(FeedBody { incoming, ticket, form, metrics, _stream: stream }))
     }
 
     /// Whether this is a feed.
@@ -506,8 +516,25 @@ fn poll_feed(feed: &mut FeedBody, context: &mut Context<'_>) -> Poll<Option<Resu
     let Some(incoming) = &mut feed.incoming else { return Poll::Ready(None) };
     if feed.ticket.poll_ended(context.waker()) {
         feed.incoming = None;
-        return Poll::Ready(if feed.lines { None } else { Some(Err(BodyError::FeedEnded)) });
+        return Poll::Ready(match feed.form {
+            // In the middle of an event nothing else can be said; one without its end counts as none.
+            FeedForm::Lines | FeedForm::Events(false) => None,
+            FeedForm::Json => Some(Err(BodyError::FeedEnded)),
+            FeedForm::Events(true) => Some(Ok(Frame::data(last_event(feed.ticket.why())))),
+        });
     }
     let frame = ready!(http_body::Body::poll_frame(Pin::new(incoming), context));
+    if let (FeedForm::Events(whole), Some(Ok(frame))) = (&mut feed.form, &frame)
+        && let Some(data) = frame.data_ref().filter(|data| !data.is_empty())
+    {
+        // A piece that is no more than a line break is cut out of an event, or after one: either way no end to rely on.
+        *whole = data.ends_with(b"\n\n");
+    }
     Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+}
+
+/// The message `close` of the feeds' protocol (`proxy/web/FEEDS.md`), as an event.
+fn last_event(close: Close) -> Bytes {
+    let message = serde_json::json!({"op": "close", "code": close.code(), "reason": close.reason()});
+    format!("data: {message}\n\n").into()
 }

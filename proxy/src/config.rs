@@ -35,8 +35,10 @@ pub struct Config {
     pub limits: Limits,
     /// What browsers from other origins may do.
     pub cors: Cors,
-    /// How long a session lasts.
+    /// How long a session lasts that is not prolonged.
     pub session_lifetime: Duration,
+    /// How long after its log-in a session can be prolonged at the most.
+    pub session_max_age: Duration,
     /// Whether a log-in gives CouchDB's cookie.
     pub cookie: bool,
     /// Whether 401 answers carry `WWW-Authenticate` (see `stack`).
@@ -198,6 +200,8 @@ impl Config {
             limits: Limits::default(),
             cors: Cors::default(),
             session_lifetime: Duration::from_secs(24 * 3600),
+            // Who has stolen a session has it no longer than this, however they go on; and a person types a password a month.
+            session_max_age: Duration::from_secs(30 * 86_400),
             cookie: false,
             www_authenticate: false,
             open_metrics: false,
@@ -242,6 +246,8 @@ impl Config {
             // A session of a year is a password; one under a minute ends before it is used.
             let lifetime = session.number("lifetime_s", 60..=366 * 86_400)?;
             config.session_lifetime = lifetime.map_or(config.session_lifetime, Duration::from_secs);
+            let max_age = session.number("max_age_s", 60..=366 * 86_400)?;
+            config.session_max_age = max_age.map_or(config.session_max_age, Duration::from_secs);
             config.cookie = session.boolean("cookie")?.unwrap_or(false);
             session.finish()?;
         }
@@ -468,7 +474,7 @@ mod tests {
         let config = parse(
             r#","admin":{"name":"a","hash":"$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$MTIzNDU2Nzg5MDEyMzQ1Ng"},
             "limits":{"max_connections":5,"idle_timeout_ms":70,"body_bytes_per_s":0,"body_grace_ms":8},"cors":{"origins":["https://a"],"max_age_s":1},
-            "session":{"lifetime_s":60,"cookie":true},"www_authenticate":true,"open_metrics":true,"access_log":"/x",
+            "session":{"lifetime_s":60,"max_age_s":90,"cookie":true},"www_authenticate":true,"open_metrics":true,"access_log":"/x",
             "databases":{"notes":"closed"},"tls":{"ring":{"names":["a"]}},"redirect":"127.0.0.1:80",
             "public_port":443,"hsts_s":5"#,
         )
@@ -479,6 +485,7 @@ mod tests {
         assert_eq!((config.limits.body_bytes_per_s, config.limits.body_grace), (0, Duration::from_millis(8)));
         assert_eq!(config.cors.origins, ["https://a"]);
         assert_eq!(config.session_lifetime, Duration::from_secs(60));
+        assert_eq!(config.session_max_age, Duration::from_secs(90));
         assert!(config.cookie);
         assert_eq!(config.tls, Some(PublicTls::Ring { names: vec!["a".to_owned()] }));
         assert!(config.redirect.is_some());

@@ -2,9 +2,9 @@
 //!
 //! rean knows users and ends their feeds itself when their rights change; of sessions only the proxy knows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
@@ -16,6 +16,34 @@ use crate::auth::Login;
 #[derive(Debug, Default)]
 pub struct Feeds {
     inner: Mutex<Inner>,
+    stopping: AtomicBool,
+}
+
+/// Why a feed ends that did not end by itself: the code that the client gets (RFC 6455, 7.4), and a word for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// Come back: to another process, or another pod.
+    Restart,
+    /// The log-in counts no more. Show anew who you are.
+    LogIn,
+}
+
+impl Close {
+    /// The code.
+    pub fn code(self) -> u16 {
+        match self {
+            Self::Restart => 1012,
+            Self::LogIn => 4001,
+        }
+    }
+
+    /// The word.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Restart => "the server is stopping",
+            Self::LogIn => "the log-in has ended or changed",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +58,8 @@ struct Inner {
 #[derive(Debug)]
 struct Feed {
     login: Arc<Login>,
+    /// When the login's session ends, as far as is known. Changed only where `Inner::ends` is.
+    expires_at_ms: AtomicU64,
     ended: AtomicBool,
     waker: AtomicWaker,
 }
@@ -52,7 +82,9 @@ pub struct FeedTicket {
 impl Feeds {
     /// Enters a feed. It is ended at once when the login was revoked in the meantime.
     pub fn enter(self: &Arc<Self>, login: Arc<Login>) -> FeedTicket {
-        let feed = Arc::new(Feed { login, ended: AtomicBool::new(false), waker: AtomicWaker::new() });
+        let expires_at_ms = login.session.as_ref().map_or(u64::MAX, |session| session.expires_at_ms);
+        let (expires_at_ms, ended) = (AtomicU64::new(expires_at_ms), AtomicBool::new(false));
+        let feed = Arc::new(Feed { login, expires_at_ms, ended, waker: AtomicWaker::new() });
         let mut inner = self.inner.lock();
         inner.next_id += 1;
         let id = inner.next_id;
@@ -83,13 +115,43 @@ impl Feeds {
         inner.ends.values().filter(of_session).for_each(|feed| feed.end());
     }
 
+    /// The sessions that should be over by now and have feeds that go on.
+    pub fn due(&self, now_ms: u64) -> HashSet<Box<str>> {
+        let inner = self.inner.lock();
+        let due = inner.ends.range(..=(now_ms, u64::MAX)).map(|(_, feed)| feed);
+        let due = due.filter(|feed| !feed.ended.load(Ordering::Acquire));
+        due.filter_map(|feed| feed.login.session.as_ref().map(|session| session.id.clone())).collect()
+    }
+
+    /// Moves the end of a session's feeds on; it never comes nearer by that.
+    pub fn prolong(&self, id: &str, expires_at_ms: u64) {
+        let mut inner = self.inner.lock();
+        let before = inner
+            .ends
+            .range(..(expires_at_ms, 0))
+            .filter(|(_, feed)| feed.login.session.as_ref().is_some_and(|session| &*session.id == id));
+        let before: Vec<(u64, u64)> = before.map(|(key, _)| *key).collect();
+        for key in before {
+            if let Some(feed) = inner.ends.remove(&key) {
+                feed.expires_at_ms.store(expires_at_ms, Ordering::Release);
+                inner.ends.insert((expires_at_ms, key.1), feed);
+            }
+        }
+    }
+
     /// Ends the feeds whose sessions are over.
     pub fn end_expired(&self, now_ms: u64) {
         let inner = self.inner.lock();
         inner.ends.range(..=(now_ms, u64::MAX)).for_each(|(_, feed)| feed.end());
     }
 
-    /// Ends all feeds: the proxy stops, or has lost track of who may read.
+    /// Ends all feeds, for good: the proxy stops.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.end_all();
+    }
+
+    /// Ends all feeds: the proxy has lost track of who may read.
     pub fn end_all(&self) {
         let inner = self.inner.lock();
         inner.accounts.values().flat_map(HashMap::values).for_each(|feed| feed.end());
@@ -105,6 +167,11 @@ impl FeedTicket {
         self.feed.waker.register(waker);
         self.feed.ended.load(Ordering::Acquire)
     }
+
+    /// Why it ends. A server that stops ends the log-ins of its feeds as well.
+    pub fn why(&self) -> Close {
+        if self.feeds.stopping.load(Ordering::Acquire) { Close::Restart } else { Close::LogIn }
+    }
 }
 
 impl Drop for FeedTicket {
@@ -117,8 +184,8 @@ impl Drop for FeedTicket {
                 inner.accounts.remove(&login.account);
             }
         }
-        if let Some(session) = &login.session {
-            inner.ends.remove(&(session.expires_at_ms, self.id));
+        if login.session.is_some() {
+            inner.ends.remove(&(self.feed.expires_at_ms.load(Ordering::Acquire), self.id));
         }
     }
 }
@@ -131,7 +198,12 @@ mod tests {
     fn login(account: &str, session: Option<(&str, u64)>) -> Arc<Login> {
         let mut login = Login::anonymous_for_tests();
         login.account = account.into();
-        login.session = session.map(|(id, expires_at_ms)| Session { id: id.into(), rev: "1-a".into(), expires_at_ms });
+        login.session = session.map(|(id, expires_at_ms)| Session {
+            id: id.into(),
+            rev: "1-a".into(),
+            created_at_ms: 0,
+            expires_at_ms,
+        });
         Arc::new(login)
     }
 
@@ -156,6 +228,28 @@ mod tests {
         feeds.end_all();
         assert!(ended(&ann));
         drop((ann, bob, bob2));
+        let inner = feeds.inner.lock();
+        assert!(inner.accounts.is_empty() && inner.ends.is_empty());
+    }
+
+    #[test]
+    fn feeds_of_a_session_that_was_prolonged_go_on() {
+        let feeds = Arc::new(Feeds::default());
+        let tabs = [1, 2].map(|_| feeds.enter(login("ann", Some(("s1", 1000)))));
+        let other = feeds.enter(login("ann", Some(("s2", 1000))));
+        assert!(feeds.due(999).is_empty());
+        assert_eq!(feeds.due(1000), HashSet::from(["s1".into(), "s2".into()]));
+        feeds.prolong("s1", 2000);
+        feeds.prolong("s1", 1500);
+        feeds.end_expired(1000);
+        assert!(!ended(&tabs[0]) && !ended(&tabs[1]) && ended(&other));
+        assert!(feeds.due(1999).is_empty(), "what has ended is not looked up again");
+        feeds.end_session("s1");
+        assert!(ended(&tabs[0]) && ended(&tabs[1]));
+        assert_eq!(other.why(), Close::LogIn);
+        feeds.stop();
+        assert_eq!(other.why(), Close::Restart);
+        drop((tabs, other));
         let inner = feeds.inner.lock();
         assert!(inner.accounts.is_empty() && inner.ends.is_empty());
     }

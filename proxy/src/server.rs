@@ -15,7 +15,6 @@ use tokio::task::JoinSet;
 
 use crate::access_log::AccessLog;
 use crate::auth::follow;
-use crate::clock;
 use crate::config::{AccessLogTarget, Config, Limits};
 use crate::connection::{Connections, Phase};
 use crate::plain::Redirect;
@@ -134,7 +133,7 @@ impl Server {
         tracing::info!("draining");
         phase.send_replace(Phase::Draining);
         // Feeds have no end of their own; their clients come back, to the next process.
-        stack.feeds.end_all();
+        stack.feeds.stop();
         let drained = tokio::time::timeout(limits.drain, phase.closed()).await;
         if drained.is_err() {
             tracing::warn!("requests are cut off: the drain time is over");
@@ -207,7 +206,7 @@ async fn sweep(stack: Arc<Stack>) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
         ticks.tick().await;
-        stack.feeds.end_expired(clock::now_ms());
+        stack.authenticator.end_expired_feeds().await;
     }
 }
 

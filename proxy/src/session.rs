@@ -1,17 +1,19 @@
-//! `/_session`: who am I, log in, log out (<https://docs.couchdb.org/en/stable/api/server/authn.html>).
+//! `/_session`: who am I, log in, stay, log out (<https://docs.couchdb.org/en/stable/api/server/authn.html>).
 //!
 //! A log-in gives no cookie but a temporary name and password, which work wherever Basic credentials do and on every
 //! pod. A page keeps them in memory; a browser never adds them by itself, so no foreign page can use them. Where CouchDB's
 //! cookie is switched on (`auth::cookie`), a log-in gives that, unless the body asks with `"session": true` for the other:
 //! never both, as what is in a body is not hidden from a page's programs.
+//!
+//! `PUT /_session`, which CouchDB doesn't have, prolongs a temporary name and password (`auth::prolong`). Its answer is that
+//! of `GET`, which says until when the session lasts: as what is left too, for clients whose clocks are wrong.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::auth::cache::Change;
 use crate::auth::cookie::{self, CookieRules};
@@ -20,6 +22,7 @@ use crate::auth::{Authenticator, Credentials, Login, SESSION_PREFIX, accounts, m
 use crate::body::{Body, BodyError, ClientBody};
 use crate::clock;
 use crate::error::{Refusal, json};
+use crate::settings::InForce;
 use crate::upstream::{Upstream, UpstreamError};
 
 /// A name and a password, with room for escapes.
@@ -29,19 +32,22 @@ const MAX_BODY_BYTES: u64 = 16 * 1024;
 pub struct Lifetimes<'a> {
     /// One that is a cookie; `None`: there are no cookies for this request.
     pub cookie: Option<&'a CookieRules>,
-    /// Any other.
-    pub plain: Duration,
+    /// Any other, in milliseconds.
+    pub plain_ms: u64,
+    /// How long after its log-in any can be prolonged, in milliseconds.
+    pub max_age_ms: u64,
 }
 
-/// Answers `GET /_session`.
+/// Answers `GET /_session`, and `PUT` when the session was prolonged as far as it could be.
 ///
 /// # Errors
 /// `LogInFirst` to nobody in particular, where `?basic=true` asks for somebody.
-pub fn who_am_i(login: &Login, with_cookies: bool, query: Option<&str>) -> Result<Response<Body>, Refusal> {
+pub fn who_am_i(login: &Login, settings: &InForce, query: Option<&str>) -> Result<Response<Body>, Refusal> {
     if login.identity.name.is_none() && parameter(query, "basic").as_deref() == Some("true") {
         return Err(Refusal::LogInFirst);
     }
-    let handlers: &[&str] = if with_cookies { &["cookie", "default", "session"] } else { &["default", "session"] };
+    let handlers: &[&str] =
+        if settings.cookie.is_some() { &["cookie", "default", "session"] } else { &["default", "session"] };
     let mut info = json!({"authentication_handlers": handlers});
     if login.identity.name.is_some() {
         info["authenticated"] = if login.by_cookie { "cookie" } else { "default" }.into();
@@ -50,7 +56,11 @@ pub fn who_am_i(login: &Login, with_cookies: bool, query: Option<&str>) -> Resul
         info["authentication_db"] = "_users".into();
     }
     let user = json!({"name": login.identity.name, "roles": login.identity.roles});
-    Ok(json(StatusCode::OK, &json!({"ok": true, "userCtx": user, "info": info})))
+    let mut answer = json!({"ok": true, "userCtx": user, "info": info});
+    if let Some(session) = &login.session {
+        answer["session"] = times(session.expires_at_ms, session.longest_ms(settings.session_max_age_ms));
+    }
+    Ok(json(StatusCode::OK, &answer))
 }
 
 /// Answers `POST /_session`.
@@ -76,7 +86,7 @@ pub async fn log_in(
     let cookie = lifetimes.cookie.filter(|_| !wants_session);
     let lifetime_ms = match cookie {
         Some(rules) => rules.timeout_s.saturating_mul(1000),
-        None => u64::try_from(lifetimes.plain.as_millis()).unwrap_or(u64::MAX),
+        None => lifetimes.plain_ms,
     };
     let expires_at_ms = now_ms.saturating_add(lifetime_ms);
     let (id, secret, mut doc) = make_session(&login.account, &login.password_sha256, now_ms, expires_at_ms);
@@ -84,15 +94,14 @@ pub async fn log_in(
     accounts::create_session(upstream, &id, &doc).await.map_err(|error| failed(&error))?;
     let mut answer = json!({"ok": true, "name": login.identity.name, "roles": login.identity.roles});
     let Some(rules) = cookie else {
-        answer["session"] = json!({
-            "name": format!("{SESSION_PREFIX}{id}"),
-            "password": secret,
-            "expires": clock::iso8601(expires_at_ms),
-        });
+        let mut session = times(expires_at_ms, expires_at_ms.max(now_ms.saturating_add(lifetimes.max_age_ms)));
+        session["name"] = format!("{SESSION_PREFIX}{id}").into();
+        session["password"] = secret.into();
+        answer["session"] = session;
         return Ok(json(StatusCode::OK, &answer));
     };
     let mut response = json(StatusCode::OK, &answer);
-    if let Some(cookie) = cookie::set(rules, &id, &secret, headers) {
+    if let Some(cookie) = cookie::set(rules, &id, &secret, expires_at_ms, headers) {
         response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     Ok(response)
@@ -115,6 +124,15 @@ pub async fn log_out(
         authenticator.changed(Change::Session { id: session.id.to_string(), rev: None });
     }
     Ok(json(StatusCode::OK, &json!({"ok": true})))
+}
+
+/// What a client has to know to stay logged in: when the session ends, and until when it can be prolonged.
+fn times(expires_at_ms: u64, longest_ms: u64) -> Value {
+    json!({
+        "expires": clock::iso8601(expires_at_ms),
+        "left_ms": expires_at_ms.saturating_sub(clock::now_ms()),
+        "longest": clock::iso8601(longest_ms),
+    })
 }
 
 /// Sends a browser's form on to the page that `?next=` names, as CouchDB does after a log-in and a log-out that are the
@@ -150,8 +168,8 @@ fn parameter(query: Option<&str>, wanted: &str) -> Option<String> {
 /// When it is something else.
 pub fn check_method(method: &Method) -> Result<(), Refusal> {
     match *method {
-        Method::GET | Method::HEAD | Method::POST | Method::DELETE => Ok(()),
-        _ => Err(Refusal::Method("DELETE,GET,HEAD,POST")),
+        Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::DELETE => Ok(()),
+        _ => Err(Refusal::Method("DELETE,GET,HEAD,POST,PUT")),
     }
 }
 

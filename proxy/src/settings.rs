@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use adea_ring::node_config::{ADMINS, NODE_CONFIG_ID};
 use adea_ring::{NodeConfig, log_level};
@@ -51,6 +52,10 @@ pub struct InForce {
     pub cors: Cors,
     /// How cookies are given out; `None`: not at all.
     pub cookie: Option<CookieRules>,
+    /// How long any other session lasts that is not prolonged, in milliseconds.
+    pub session_ms: u64,
+    /// How long after its log-in a session of either kind can be prolonged, in milliseconds.
+    pub session_max_age_ms: u64,
     /// Whether nobody in particular may do nothing.
     pub require_valid_user: bool,
     /// Body bytes of a request that isn't JSON.
@@ -92,11 +97,17 @@ impl InForce {
             domain: text("chttpd_auth", "cookie_domain").filter(|domain| is_domain(domain)).map(str::to_owned),
         };
         let strict = flag("chttpd", "require_valid_user").or_else(|| flag("chttpd_auth", "require_valid_user"));
+        let millis = |key: &str, file: Duration| {
+            let seconds = number("chttpd_auth", key).filter(|seconds| *seconds > 0).map(Duration::from_secs);
+            u64::try_from(seconds.unwrap_or(file).as_millis()).unwrap_or(u64::MAX)
+        };
         // `/_up` answers everyone here, so the setting that leaves only that open is the same.
         let but_up = flag("chttpd", "require_valid_user_except_for_up");
         Self {
             cors: Cors::new(&cors(&config, &file.cors)),
             cookie: has_cookie.then_some(cookie),
+            session_ms: millis("session_timeout", file.session_lifetime),
+            session_max_age_ms: millis("max_session_age", file.session_max_age),
             require_valid_user: strict.unwrap_or(false) || but_up.unwrap_or(false),
             max_body_bytes: number("chttpd", "max_http_request_size").unwrap_or(file.limits.max_body_bytes),
             body_bytes_per_s: number("chttpd", "body_bytes_per_second").unwrap_or(file.limits.body_bytes_per_s),
@@ -209,7 +220,9 @@ fn file_header(config: &Config) -> HeaderValue {
         ("chttpd", "require_valid_user", flag(false)),
         ("chttpd", "require_valid_user_except_for_up", flag(false)),
         ("chttpd_auth", "allow_persistent_cookies", flag(cookie.persistent)),
+        ("chttpd_auth", "max_session_age", config.session_max_age.as_secs().to_string()),
         ("chttpd_auth", "same_site", "strict".to_owned()),
+        ("chttpd_auth", "session_timeout", config.session_lifetime.as_secs().to_string()),
         ("chttpd_auth", "timeout", cookie.timeout_s.to_string()),
         ("cors", "credentials", flag(config.cors.credentials)),
         ("cors", "headers", text(config.cors.headers.as_ref().unwrap_or(&HEADERS))),
@@ -245,6 +258,21 @@ mod tests {
 
     fn set(settings: &Settings, doc: &Value) -> Vec<String> {
         settings.put_in_force(NodeConfig::parse(doc).expect("good")).admins
+    }
+
+    #[test]
+    fn what_log_ins_last_is_the_files_until_it_is_set() {
+        let settings = settings(false);
+        let lasts = || (settings.get().session_ms, settings.get().session_max_age_ms);
+        let of_file = (86_400_000, 30 * 86_400_000);
+        assert_eq!(lasts(), of_file);
+        set(&settings, &json!({"sections": {"chttpd_auth": {"session_timeout": "60", "max_session_age": "3600"}}}));
+        assert_eq!(lasts(), (60_000, 3_600_000));
+        set(&settings, &json!({"sections": {"chttpd_auth": {"session_timeout": "0", "max_session_age": "long"}}}));
+        assert_eq!(lasts(), of_file);
+        let told: Value = serde_json::from_slice(settings.file_header().as_bytes()).expect("JSON");
+        let told = &told["chttpd_auth"];
+        assert_eq!((&told["session_timeout"], &told["max_session_age"]), (&json!("86400"), &json!("2592000")));
     }
 
     #[test]

@@ -7,7 +7,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use adea_ring::pace::Pace;
 use http::request::Parts;
@@ -48,7 +47,6 @@ pub struct Stack {
     limits: Limits,
     settings: Arc<Settings>,
     health: Health,
-    session_lifetime: Duration,
     www_authenticate: bool,
     open_metrics: bool,
     hsts: Option<HeaderValue>,
@@ -96,7 +94,6 @@ impl Stack {
             limits: config.limits.clone(),
             settings,
             health: Health::default(),
-            session_lifetime: config.session_lifetime,
             www_authenticate: config.www_authenticate,
             open_metrics: config.open_metrics,
             hsts: hsts(config),
@@ -203,7 +200,7 @@ impl Stack {
         }
         let login = self.logged_in(&parts, peer, seen).await?;
         match parts.uri.path() {
-            "/_session" => self.session(&parts, &login, seen).await,
+            "/_session" => self.session(&parts, login, peer, seen).await,
             path if path == "/_metrics" || is_prometheus(path) => {
                 if login.identity.is_admin() {
                     self.metrics(&parts.method)
@@ -318,7 +315,8 @@ impl Stack {
         let settings = self.settings.get();
         // A foreign page is not to log its visitor in under another name.
         let cookie = settings.cookie.as_ref().filter(|_| cookie::counts(parts, settings.cors.named()));
-        let lifetimes = session::Lifetimes { cookie, plain: self.session_lifetime };
+        let lifetimes =
+            session::Lifetimes { cookie, plain_ms: settings.session_ms, max_age_ms: settings.session_max_age_ms };
         let (authenticator, upstream) = (&self.authenticator, &self.upstream);
         let logging_in = session::log_in(authenticator, upstream, &parts.headers, body, peer, &lifetimes);
         let mut response = match logging_in.await {
@@ -335,19 +333,35 @@ impl Stack {
         Ok(response)
     }
 
-    async fn session(&self, parts: &Parts, login: &Login, seen: &mut Seen) -> Result<Response<Body>, Refusal> {
+    async fn session(
+        &self,
+        parts: &Parts,
+        mut login: Arc<Login>,
+        peer: IpAddr,
+        seen: &mut Seen,
+    ) -> Result<Response<Body>, Refusal> {
         session::check_method(&parts.method)?;
         let settings = self.settings.get();
         if parts.method == Method::DELETE {
             let cookie = settings.cookie.as_ref().filter(|_| cookie::counts(parts, settings.cors.named()));
             seen.cookie = cookie.and_then(|rules| cookie::clear(rules, &parts.headers));
-            let mut response = Box::pin(session::log_out(&self.authenticator, &self.upstream, login)).await?;
+            let mut response = Box::pin(session::log_out(&self.authenticator, &self.upstream, &login)).await?;
             if seen.cookie.is_some() {
                 session::send_on(&mut response, parts.uri.query());
             }
             return Ok(response);
         }
-        session::who_am_i(login, settings.cookie.is_some(), parts.uri.query())
+        if parts.method == Method::PUT {
+            if login.identity.name.is_none() {
+                return Err(Refusal::LogInFirst);
+            }
+            // A cookie was prolonged already, as by any request.
+            if !login.by_cookie && Box::pin(self.authenticator.prolong(&login, settings.session_ms)).await.is_some() {
+                // The login that was found is of the session as it was.
+                login = self.authenticator.authenticate_request(parts, peer).await?;
+            }
+        }
+        session::who_am_i(&login, &settings, parts.uri.query())
     }
 
     fn our_headers(&self, response: &mut Response<Body>, id: HeaderValue) {

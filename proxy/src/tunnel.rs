@@ -25,7 +25,7 @@ use crate::auth::SESSION_PREFIX;
 use crate::body::Body;
 use crate::connection::Phase;
 use crate::error::Refusal;
-use crate::feeds::FeedTicket;
+use crate::feeds::{Close, FeedTicket};
 use crate::metrics::Metrics;
 use crate::rules::{is_plain, segments};
 
@@ -165,28 +165,14 @@ pub fn ask(headers: &mut HeaderMap, closed: &str) {
     }
 }
 
-/// Why a connection is closed from here: the code that the client gets (RFC 6455, 7.4), and a word for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Close {
-    /// Come back: to another process, or another pod.
-    Restart,
-    /// The log-in counts no more. Show anew who you are.
-    LogIn,
-}
-
-impl Close {
-    /// The frame that says so.
-    fn frame(self) -> Vec<u8> {
-        let (code, reason): (u16, &[u8]) = match self {
-            Self::Restart => (1012, b"the server is stopping"),
-            Self::LogIn => (4001, b"the log-in has ended or changed"),
-        };
-        // Both are far below the 125 bytes of a short frame.
-        let mut frame = vec![0x88, u8::try_from(2 + reason.len()).unwrap_or(2)];
-        frame.extend_from_slice(&code.to_be_bytes());
-        frame.extend_from_slice(reason);
-        frame
-    }
+/// The frame that says why a connection is closed from here.
+fn close_frame(close: Close) -> Vec<u8> {
+    let reason = close.reason().as_bytes();
+    // Both are far below the 125 bytes of a short frame.
+    let mut frame = vec![0x88, u8::try_from(2 + reason.len()).unwrap_or(2)];
+    frame.extend_from_slice(&close.code().to_be_bytes());
+    frame.extend_from_slice(reason);
+    frame
 }
 
 /// Follows the frames that rean sends, which have no mask (RFC 6455, 5.2).
@@ -376,7 +362,7 @@ where
 
 async fn say_goodbye<W: AsyncWrite + Unpin>(client: &mut W, frames: &Frames, close: Close) -> io::Result<()> {
     if !frames.closed {
-        client.write_all(&close.frame()).await?;
+        client.write_all(&close_frame(close)).await?;
     }
     client.flush().await
 }
@@ -437,7 +423,7 @@ mod tests {
             seen.retain(|at| boundaries.contains(at));
             assert_eq!(seen.last(), boundaries.last(), "in steps of {step}");
             assert!(frames.at_boundary() && !frames.closed);
-            frames.pass(&Close::LogIn.frame(), false);
+            frames.pass(&close_frame(Close::LogIn), false);
             assert!(frames.at_boundary() && frames.closed);
         }
     }

@@ -80,6 +80,16 @@ impl Client {
         serde_json::from_slice(&text).expect("JSON")
     }
 
+    /// Reads an event stream to its end, which is one as of any answer; what the last event says.
+    async fn last_event(&mut self) -> Value {
+        while !self.read.ends_with(b"0\r\n\r\n") {
+            assert!(self.more().await, "it broke off");
+        }
+        let text = String::from_utf8(std::mem::take(&mut self.read)).expect("text");
+        let (_, event) = text.rsplit_once("data: ").expect("an event");
+        serde_json::from_str(event.lines().next().expect("a line")).expect("JSON")
+    }
+
     /// Reads to the end: whole messages, and then the code of the good-bye.
     async fn goodbye(&mut self) -> Option<u16> {
         loop {
@@ -216,14 +226,27 @@ async fn an_event_stream_is_a_feed_and_ends_with_the_log_in() {
         let text = String::from_utf8(metrics.body.to_vec()).expect("text");
         assert!(text.contains("adea_proxy_feeds 1\n"), "{text}");
         pod.rean.put_user("ann", "another", &["r"]);
-        // It ends well: of an event that isn't whole the browser takes no notice.
-        while !client.read.ends_with(b"0\r\n\r\n") {
-            assert!(client.more().await, "it broke off");
-        }
+        assert_eq!(
+            client.last_event().await,
+            json!({"op": "close", "code": 4001, "reason": "the log-in has ended or changed"})
+        );
         let (head, _) = event_stream(&pod, path, &ann).await;
         assert!(head.starts_with("http/1.1 401 "), "{head}");
         pod.rean.put_user("ann", "right", &["r"]);
     }
+}
+
+#[tokio::test]
+async fn an_event_stream_is_told_that_the_server_stops() {
+    let mut pod = Pod::start().await;
+    let (head, mut client) = event_stream(&pod, "/_feeds", "").await;
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
+    // An event has come whole: only then another one can follow.
+    while !client.read.windows(3).any(|three| three == b":\n\n") {
+        assert!(client.more().await, "no event");
+    }
+    pod.stop();
+    assert_eq!(client.last_event().await["code"], 1012);
 }
 
 #[tokio::test]

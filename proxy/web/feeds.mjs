@@ -31,6 +31,13 @@ const MESSAGES_AT_ONCE = 256;
 const IDLE_POLL_MS = 10_000;
 /** How long a long poll without heartbeat waits, in ms: CouchDB's default. */
 const POLL_MS = 60_000;
+/**
+ * A log-in asks to last longer when this share of its time is over: the server gives more from a half of it on, and what is
+ * left is enough to try again. Waits are at least and at most so long, in ms: a browser counts none beyond 24 days.
+ */
+const STAY_SHARE = 0.6;
+const SHORTEST_STAY_MS = 1_000;
+const LONGEST_STAY_MS = 86_400_000;
 /** The server's close code for a log-in that counts no more. */
 const LOG_IN_ENDED = 4001;
 /** Parameters of `_changes` that mean nothing for a subscription. */
@@ -54,6 +61,7 @@ export class Feeds {
   #socket = null; #open = false; #closed = false; #failures = 0; #timer = null; #watch = null; #heard = 0;
   #way; #ways; #refusals = 0; #user; #hello = null; #back = () => this.#backOnline();
   #subscriptions = new Map(); #next = 0; #polls = new Map(); #limit = Infinity; #renewing = null;
+  #stay = null; #leaves = null;
 
   /**
    * `url` is the pod's, without a database. `session`: a session as `POST /_session` gives it (`{name, password}`), or a
@@ -210,6 +218,7 @@ export class Feeds {
         this.#failures = this.#refusals = 0;
         this.#limit = message.limits.subscriptions;
         this.#keepWatch();
+        if (message.user !== null) this.#stayLater();
         for (const one of this.#subscriptions.values()) { clearTimeout(one.timer); this.#ask(one); }
         break;
       case 'changes': sub?.take(message.results); break;
@@ -244,7 +253,7 @@ export class Feeds {
   #drop() {
     this.#socket = null;
     this.#open = false;
-    for (const timer of [this.#watch, this.#hello]) clearTimeout(timer);
+    for (const timer of [this.#watch, this.#hello, this.#stay]) clearTimeout(timer);
     this.#watch = null;
   }
 
@@ -310,13 +319,47 @@ export class Feeds {
 
   async #logIn() {
     const given = typeof this.#given === 'function' ? await this.#given() : this.#given;
+    this.#leaves = null;
     if (!given || isSession(given)) return this.#session = given ?? null;
     // A pod may give cookies otherwise, which don't count here.
     const body = JSON.stringify({ name: given.name, password: given.password, session: true });
     const answer = await this.#plainFetch(`${this.#url}/_session`, { method: 'POST', headers: { 'content-type': 'application/json' }, body });
     const json = await answer.json();
     if (!answer.ok) throw new FeedError({ status: answer.status, ...json });
-    return this.#session = { name: json.session.name, password: json.session.password };
+    const { name: own, password, left_ms: left } = json.session;
+    this.#leaves = left === undefined ? null : Date.now() + left;
+    return this.#session = { name: own, password };
+  }
+
+  /**
+   * A connection that is open counts as no request, so the log-in is prolonged by one now and then. `#leaves`: when it ends,
+   * by this clock; unknown for a cookie, or for a session that was made elsewhere, until the server has said it.
+   */
+  #stayLater() {
+    const left = this.#leaves === null ? 0 : this.#leaves - Date.now();
+    const wait = Math.min(Math.max(left * STAY_SHARE, this.#leaves === null ? 0 : SHORTEST_STAY_MS), LONGEST_STAY_MS);
+    clearTimeout(this.#stay);
+    this.#stay = later(() => this.#stayNow(), wait);
+    this.#stay.unref?.();
+  }
+
+  async #stayNow() {
+    const socket = this.#socket, session = this.#session;
+    try {
+      const headers = session ? { authorization: basic(session) } : {};
+      const answer = await this.#plainFetch(`${this.#url}/_session`, { method: 'PUT', headers, credentials: 'include' });
+      const told = await answer.json();
+      if (this.#socket !== socket || this.#session !== session) return;
+      // An older pod, or nothing that ends. When the log-in is over the server says so on the connection.
+      if (!answer.ok || !told.session) return;
+      this.#leaves = Date.now() + told.session.left_ms;
+      if (told.session.expires === told.session.longest) return;
+    } catch {
+      // The pod is away for a moment; without an idea of the time left there is no hurry.
+      if (this.#socket !== socket) return;
+      this.#leaves ??= Date.now() + QUIET_MS;
+    }
+    this.#stayLater();
   }
 
   // ---- fetch -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use adea_ring::node_config::NODE_CONFIG_ID;
 use adea_ring::{NodeConfig, log_level};
 use parking_lot::RwLock;
-use rean_store::{Edit, StoreError};
+use rean_store::{Edit, MAX_PARTITION_BYTES, StoreError};
 use serde_json::Value;
 
 use crate::config::Limits;
@@ -36,6 +36,8 @@ pub struct InForce {
     pub max_document_bytes: usize,
     /// Largest attachment, in bytes: `couchdb/max_attachment_size`.
     pub max_attachment_bytes: u64,
+    /// From how many bytes on a partition takes nothing that makes it larger; 0: always. `couchdb/max_partition_size`.
+    pub max_partition_bytes: u64,
     /// Whether a new plain database is open to everyone: `couchdb/default_security`.
     pub open_databases: bool,
     /// Whether only administrators may list the databases: `chttpd/admin_only_all_dbs`.
@@ -77,6 +79,7 @@ impl InForce {
             // A document in a larger body would be refused all the same.
             max_document_bytes: document.unwrap_or(limits.max_document_bytes).min(limits.max_body_bytes),
             max_attachment_bytes: size("max_attachment_size").unwrap_or(limits.max_attachment_bytes),
+            max_partition_bytes: number("couchdb", "max_partition_size").unwrap_or(MAX_PARTITION_BYTES),
             open_databases: text("couchdb", "default_security") == Some("everyone"),
             admin_only_all_dbs: text("chttpd", "admin_only_all_dbs") != Some("false"),
             max_dbs_info: number("chttpd", "max_db_number_for_dbs_info_req")
@@ -119,7 +122,10 @@ pub fn load(pod: &Pod) -> Result<(), StoreError> {
     let body = ring_doc::live(&ring_db(pod)?, NODE_CONFIG_ID)?.map(|leaf| leaf.body).unwrap_or_default();
     match NodeConfig::parse(&Value::Object(body)) {
         Ok(config) if config == pod.settings.get().config => {}
-        Ok(config) => pod.settings.put_in_force(config),
+        Ok(config) => {
+            pod.settings.put_in_force(config);
+            pod.store.set_max_partition_bytes(pod.settings.get().max_partition_bytes);
+        }
         Err(error) => tracing::error!(%error, "the server settings can't be read; those before them stay in force"),
     }
     Ok(())
@@ -137,6 +143,7 @@ mod tests {
         let settings = Settings::new(&Limits::default());
         assert_eq!(settings.get().max_document_bytes, 8_000_000);
         assert!(settings.get().admin_only_all_dbs && !settings.get().open_databases);
+        assert_eq!(settings.get().max_partition_bytes, 10_737_418_240);
         let doc = json!({"sections": {
             "couchdb": {"max_document_size": "1000", "default_security": "everyone", "max_attachment_size": "infinity"},
             "chttpd": {"admin_only_all_dbs": "false"},

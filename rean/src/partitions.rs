@@ -50,7 +50,7 @@ pub fn open(pod: &Pod, who: &Identity, mut request: Request) -> Result<Asked, Ap
         let info = target.db.partition_info(&name)?;
         let answer = json!({
             "db_name": target.name,
-            "sizes": {"active": info.bytes, "external": info.bytes},
+            "sizes": {"active": info.bytes, "external": info.size()},
             "partition": name,
             "doc_count": info.docs,
             "doc_del_count": info.deleted,

@@ -3,11 +3,14 @@
 mod harness;
 
 use harness::{Answer, World, admin, user};
+use rean::error::ApiError;
 use rean::ring::databases::{Ensured, ensure_from};
+use rean::route::{Request, dispatch};
 use rean_store::Db;
 use serde_json::{Value, json};
 
 const ID_FORM: &str = "Doc id must be of form partition:id";
+const MAX_PARTITION_SIZE: &str = "/_node/_local/_config/couchdb/max_partition_size";
 
 impl World {
     /// A partitioned database that everyone may read and write.
@@ -27,6 +30,17 @@ impl World {
         let docs: Vec<Value> =
             (1..=20).map(|n| doc("foo", n)).chain((1..=20).map(|n| doc("bar", n))).chain([doc("foobar", 1)]).collect();
         self.post(&admin(), &format!("/{name}/_bulk_docs"), json!({"docs": docs})).await.expect(201);
+    }
+
+    /// Changes the bound of partitions; gives what it was.
+    async fn set_max_partition_size(&self, bytes: &str) -> Value {
+        self.put(&admin(), MAX_PARTITION_SIZE, json!(bytes)).await.expect(200)
+    }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<(), ApiError> {
+        let request = http::Request::builder().method("COPY").uri(from).header("destination", to);
+        let request = Request::from_http(request.body(axum::body::Body::empty()).expect("a request"));
+        dispatch(&self.pod, &user("ann", &[]), request.expect("a path")).await.map(drop)
     }
 
     async fn rows(&self, path: &str) -> Vec<String> {
@@ -128,11 +142,7 @@ async fn ids_name_a_partition_on_every_way_in() {
     assert_eq!(world.send(&ann, "PUT", "/parts/_design/d/_update/new/p:made", None).await.status, 201);
     world.put(&ann, "/parts/_local/x", json!({})).await.expect(201);
     world.post(&ann, "/parts/_bulk_docs", json!({"docs": [{"_id": "p:1:2"}, {"_id": "a b:ü"}]})).await.expect(201);
-    let mut copied = http::Request::builder().method("COPY").uri("/parts/p:1:2");
-    copied = copied.header("destination", "none");
-    let request =
-        rean::route::Request::from_http(copied.body(axum::body::Body::empty()).expect("a request")).expect("a path");
-    let error = rean::route::dispatch(&world.pod, &ann, request).await.expect_err("refused");
+    let error = world.copy("/parts/p:1:2", "none").await.expect_err("refused");
     assert_eq!((error.status.as_u16(), &*error.error), (400, "illegal_docid"));
     // What another pod has taken counts here too.
     world.put(&adea_ring::Identity::system(), "/parts/none", json!({})).await.expect(201);
@@ -192,6 +202,112 @@ async fn a_partition_is_counted_through_every_change() {
     world.put(&admin(), "/parts/_security", members).await.expect(200);
     assert_eq!(world.get(&ann, "/parts/_partition/p").await.status, 403);
     assert_eq!(world.get(&user("bob", &[]), "/parts/_partition/p").await.status, 200);
+}
+
+#[track_caller]
+fn overflows(answer: Answer, id: &str) {
+    assert_eq!(answer.expect(403), overflow_of(id));
+}
+
+/// In CouchDB's words.
+fn overflow_of(id: &str) -> Value {
+    json!({"error": "partition_overflow", "reason": format!("Partition limit exceeded due to update on '{id}'")})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_too_large_takes_no_more_on_any_way_in() {
+    let world = World::new().await;
+    let db = world.partitioned("parts").await;
+    let ann = user("ann", &[]);
+    let path = |id: &str| format!("/parts/{id}");
+    let update = "function (doc, req) { return [{_id: req.id, text: 'x'}, 'ok']; }";
+    world.put(&admin(), "/parts/_design/d", json!({"updates": {"new": update}})).await.expect(201);
+    assert_eq!(world.set_max_partition_size("1000").await, "10737418240");
+    let text = "x".repeat(100);
+    // All of a batch count as one: the partition was not too large when it came.
+    let docs: Vec<Value> = (10..25).map(|n| json!({"_id": format!("foo:{n}"), "text": text})).collect();
+    let rows = world.post(&ann, "/parts/_bulk_docs", json!({"docs": docs})).await.expect(201);
+    assert!(rows.as_array().expect("rows").iter().all(|row| row["ok"] == true), "{rows}");
+    let info = world.get(&ann, "/parts/_partition/foo").await.expect(200);
+    assert!(info["sizes"]["external"].as_u64().is_some_and(|bytes| bytes >= 1_000), "{info}");
+    let rev_of =
+        async |id: &str| world.get(&ann, &path(id)).await.expect(200)["_rev"].as_str().expect("one").to_owned();
+    overflows(world.put(&ann, &path("foo:bar"), json!({})).await, "foo:bar");
+    overflows(world.post(&ann, "/parts", json!({"_id": "foo:bar"})).await, "foo:bar");
+    overflows(world.put(&admin(), &path("foo:bar"), json!({})).await, "foo:bar");
+    overflows(world.put(&ann, &path("foo:bar/file"), json!("bytes")).await, "foo:bar");
+    let rev = rev_of("foo:10").await;
+    overflows(world.put(&ann, &path(&format!("foo:10/file?rev={rev}")), json!("bytes")).await, "foo:10");
+    let inline = json!({"_rev": rev, "_attachments": {"a": {"data": "eHh4".repeat(60)}}});
+    overflows(world.put(&ann, &path("foo:10"), inline).await, "foo:10");
+    overflows(world.put(&ann, &path("foo:10"), json!({"_rev": rev, "text": format!("{text}x")})).await, "foo:10");
+    overflows(world.send(&ann, "PUT", &path("_design/d/_update/new/foo:bar"), None).await, "foo:bar");
+    world.put(&ann, &path("bar:1"), json!({"text": "other partitions are not concerned"})).await.expect(201);
+    let error = world.copy("/parts/bar:1", "foo:bar").await.expect_err("refused");
+    assert_eq!((error.status.as_u16(), &*error.error), (403, "partition_overflow"));
+    let docs = json!([{"_id": "foo:bar"}, {"_id": "bar:2"}]);
+    let rows = world.post(&ann, "/parts/_bulk_docs", json!({"docs": docs})).await.expect(201);
+    let mut wanted = overflow_of("foo:bar");
+    wanted["id"] = json!("foo:bar");
+    assert_eq!((&rows[0], &rows[1]["ok"]), (&wanted, &json!(true)));
+    // What was taken elsewhere is taken here, and what has no partition, and other databases.
+    let came = json!({"_id": "foo:came", "_rev": "1-0123456789abcdef0123456789abcdef", "text": text});
+    let rows = world.post(&ann, "/parts/_bulk_docs", json!({"new_edits": false, "docs": [came]})).await.expect(201);
+    assert_eq!(rows, json!([]));
+    world.put(&ann, "/parts/_local/x", json!({"text": text})).await.expect(201);
+    world.put(&admin(), "/parts/_design/foo:e", json!({"text": text})).await.expect(201);
+    world.open_db("plain").await;
+    world.put(&ann, "/plain/foo:bar", json!({"text": "x".repeat(2_000)})).await.expect(201);
+    verify(&db);
+    // What takes away from it is let through; then there is room, also before a compaction.
+    world.put(&ann, &path("foo:10"), json!({"_rev": rev, "text": ""})).await.expect(201);
+    overflows(world.put(&ann, &path("foo:bar"), json!({})).await, "foo:bar");
+    for n in 11..20 {
+        let id = format!("foo:{n}");
+        let path = path(&format!("{id}?rev={}", rev_of(&id).await));
+        world.send(&ann, "DELETE", &path, None).await.expect(200);
+    }
+    let made = world.put(&ann, &path("foo:bar"), json!({})).await.expect(201);
+    // Attachments count.
+    let with_file = path(&format!("foo:bar/file?rev={}", made["rev"].as_str().expect("a revision")));
+    world.put(&ann, &with_file, json!("x".repeat(1_000))).await.expect(201);
+    overflows(world.put(&ann, &path("foo:baz"), json!({})).await, "foo:baz");
+    // With a stub they count once, and not any more when they are gone.
+    let rev = rev_of("foo:bar").await;
+    let stub = json!({"_rev": rev, "_attachments": {"file": {"stub": true}}});
+    world.put(&ann, &path("foo:bar"), stub).await.expect(201);
+    verify(&db);
+    let rev = rev_of("foo:bar").await;
+    world.post(&admin(), "/parts/_purge", json!({"foo:bar": [rev]})).await.expect(201);
+    world.put(&ann, &path("foo:baz"), json!({})).await.expect(201);
+    verify(&db);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bound_of_partitions_is_a_setting() {
+    let world = World::new().await;
+    world.partitioned("parts").await;
+    let ann = user("ann", &[]);
+    let put = async |id: &str| world.put(&ann, &format!("/parts/p:{id}"), json!({"text": "x".repeat(50)})).await;
+    assert_eq!(world.get(&admin(), MAX_PARTITION_SIZE).await.expect(200), "10737418240");
+    assert_eq!(world.get(&ann, MAX_PARTITION_SIZE).await.status, 401);
+    put("1").await.expect(201);
+    world.set_max_partition_size("10").await;
+    overflows(put("2").await, "p:2");
+    world.set_max_partition_size("100").await;
+    put("2").await.expect(201);
+    overflows(put("3").await, "p:3");
+    // 0: there is none.
+    world.set_max_partition_size("0").await;
+    put("3").await.expect(201);
+    assert_eq!(world.get(&admin(), MAX_PARTITION_SIZE).await.expect(200), "0");
+    for wrong in ["-1", "10 GiB", "infinity", ""] {
+        assert_eq!(world.put(&admin(), MAX_PARTITION_SIZE, json!(wrong)).await.status, 400, "{wrong}");
+    }
+    world.set_max_partition_size("10").await;
+    overflows(put("4").await, "p:4");
+    assert_eq!(world.send(&admin(), "DELETE", MAX_PARTITION_SIZE, None).await.expect(200), "10");
+    put("4").await.expect(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,12 +29,16 @@ async fn every_pod_has_the_partitions() {
     assert_eq!(error["error"], "illegal_docid");
     ring.bring_up(2).await;
     ring.elect(0).await;
+    // What the master took is never refused by another pod, whatever that holds for too large.
+    ring.pod(1).store.set_max_partition_bytes(1);
+    ring.put(0, &admin(), "/parts/c:large", json!({"text": "x".repeat(1_000)})).await.expect(201);
     for at in 0..3 {
         has_all_of(&ring, at, 0).await;
         let db = || ring.pod(at).store.db("parts").filter(|db| db.is_partitioned());
         until("the database is partitioned here", || async { db().is_some() }).await;
         let info = ring.get(at, &admin(), "/parts/_partition/b").await.expect(200);
         assert_eq!((&info["doc_count"], &info["doc_del_count"]), (&json!(10), &json!(0)), "{at}");
+        ring.get(at, &admin(), "/parts/c:large").await.expect(200);
         // Asked of a follower, it is the follower that answers.
         let query = json!({"selector": {"n": {"$lt": 7}}});
         let found = ring.post(at, &admin(), "/parts/_partition/b/_find", query).await.expect(200);

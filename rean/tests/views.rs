@@ -86,6 +86,76 @@ async fn rows_of_one_document_with_one_key_have_the_order_of_their_values() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn backwards_the_rows_of_one_document_with_one_key_still_come_forwards() {
+    let world = World::new().await;
+    world.open_db("plain").await;
+    world.app("notes").await;
+    world.send(&admin(), "PUT", "/parts?partitioned=true", None).await.expect(201);
+    // Each document has 40 rows with one key, which fill several pages, one before and one behind them.
+    let map = "function (doc) { for (var n = 0; n < 40; n++) emit(1, doc.pad + (99 - n)); emit(0); emit(2); }";
+    let design = json!({"views": {"v": {"map": map}}});
+    let pad = "x".repeat(300);
+    let rows = |key: u32| {
+        let values: Vec<Value> =
+            if key == 1 { (60..100).map(|n| json!(format!("{pad}{n}"))).collect() } else { vec![Value::Null] };
+        ["p:c", "p:b", "p:a"]
+            .map(|id| values.clone().into_iter().map(move |value| (id, key, value)))
+            .into_iter()
+            .flatten()
+    };
+    let wanted: Vec<_> = rows(2).chain(rows(1)).chain(rows(0)).collect();
+    for (db, asked) in
+        [("plain", "plain/"), ("parts", "parts/_partition/p/"), ("notes", "notes--me/"), ("notes", "notes/")]
+    {
+        let who = if asked == "notes--me/" { user("ann", &[]) } else { admin() };
+        if asked != "notes/" {
+            world.put(&admin(), &format!("/{db}/_design/v"), design.clone()).await.expect(201);
+            // Of two partial databases, where there are any.
+            for (id, readers) in [
+                ("p:a", ["user:ann", "user:bob"]),
+                ("p:b", ["user:ann", "user:ann"]),
+                ("p:c", ["user:ann", "user:bob"]),
+            ] {
+                let doc = json!({"pad": pad, "access": {"read": readers}});
+                world.put(&admin(), &format!("/{db}/{id}"), doc).await.expect(201);
+            }
+        }
+        let view = format!("/{asked}_design/v/_view/v");
+        let listed = |answer: &Value| -> Vec<(String, u32, Value)> {
+            let rows = answer["rows"].as_array().expect("rows").iter();
+            rows.map(|row| {
+                let key = row["key"].as_u64().expect("a number") as u32;
+                (row["id"].as_str().expect("an id").to_owned(), key, row["value"].clone())
+            })
+            .collect()
+        };
+        let expect = |found: &Value, from: usize, to: usize, what: &str| {
+            let wanted = wanted[from..to].iter().map(|(id, key, value)| ((*id).to_owned(), *key, value.clone()));
+            assert_eq!(listed(found), wanted.collect::<Vec<_>>(), "{asked} {what}");
+        };
+        for (query, from, to) in [
+            ("", 0, 126),
+            ("&limit=30", 0, 30),
+            ("&skip=13&limit=50", 13, 63),
+            ("&skip=60", 60, 126),
+            ("&startkey=1&startkey_docid=p:b&limit=45", 43, 88),
+            ("&startkey=1&endkey=1&endkey_docid=p:b", 3, 83),
+            ("&startkey=1&endkey=1&endkey_docid=p:b&inclusive_end=false", 3, 43),
+            ("&keys=[2,1]&skip=5", 5, 123),
+            ("&key=1&skip=39&limit=2", 42, 44),
+        ] {
+            let found = world.get(&who, &format!("{view}?descending=true{query}")).await.expect(200);
+            expect(&found, from, to, query);
+        }
+        let queries =
+            json!({"queries": [{"descending": true, "skip": 20, "limit": 40}, {"descending": true, "key": 1}]});
+        let found = world.post(&who, &format!("{view}/queries"), queries).await.expect(200);
+        expect(&found["results"][0], 20, 60, "queries");
+        expect(&found["results"][1], 3, 123, "queries");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn reductions_and_groups() {
     let world = people(team()).await;
     for (query, wanted) in [

@@ -1,14 +1,24 @@
 // What is under deploy/: the install script into a folder of its own, the unit, the compose file, the cloud-init template.
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import { after, before, test } from 'node:test';
+import { Elf } from './lib/elf.mjs';
 import { PROGRAM } from './lib/pod.mjs';
+import { until } from './lib/wait.mjs';
 
 const DEPLOY = new URL('../../deploy/', import.meta.url).pathname;
 const SCRIPT = join(DEPLOY, 'install.sh');
+/** What is told of the image. */
+const MAX_IMAGE_BYTES = 30_000_000;
+/** What a release build loads when `deploy/build` makes an image of nearly that of the same sources: with 38.6 MB it was 27.1 MB. Beyond it, build that and look. */
+const MAX_RELEASE_BYTES = 42_000_000;
+/** Of a program without symbols: its notes and the table of its sections. */
+const MAX_UNLOADED_BYTES = 100_000;
+const BUILD = new Elf(readFileSync(PROGRAM));
+const IS_STRIPPED = BUILD.bytes.length - BUILD.loaded < MAX_UNLOADED_BYTES;
 let folder;
 
 before(() => { folder = mkdtempSync(join(tmpdir(), 'adea-deploy-')); });
@@ -122,4 +132,40 @@ test('the image\'s build folder has what the Dockerfile copies', () => {
   const copied = [...readFileSync(join(DEPLOY, 'Dockerfile'), 'utf8').matchAll(/^COPY (?:--\S+ )*(\S+) /gm)].map((line) => line[1]);
   assert.deepEqual(copied, ['root/', 'podctl']);
   for (const name of copied) assert.ok(existsSync(join(context, name)), name);
+});
+
+test('an image of the same program has the same bytes, whenever, wherever and by whomever it is made', async () => {
+  // An image's program needs no other to start. That of a debug build does: here it is told not to, and cut, as nobody starts it.
+  const program = BUILD.isStatic ? BUILD.bytes : BUILD.madeStatic().subarray(0, 8 << 20);
+  const make = (name, mode, umask, { changed, env, args = [] }) => {
+    const place = join(folder, name);
+    mkdirSync(join(place, 'in'), { recursive: true });
+    const [file, archive] = [join(place, 'in', `${name}-program`), join(place, `${name}.tar`)];
+    writeFileSync(file, program);
+    chmodSync(file, mode);
+    utimesSync(file, changed, changed);
+    const script = `umask ${umask} && exec "$0" image --output "$@"`;
+    execFileSync('sh', ['-c', script, PROGRAM, archive, '--binary', file, ...args], { cwd: place, env: { PATH: process.env.PATH, ...env }, stdio: 'ignore' });
+    return archive;
+  };
+  const began = Math.floor(Date.now() / 1000);
+  const one = make('one', 0o700, '077', { changed: 1, env: { TZ: 'UTC', HOME: folder } });
+  // Archives tell times in seconds.
+  await until(() => Math.floor(Date.now() / 1000) > began, 'the next second');
+  const two = make('another', 0o755, '000', { changed: 1_700_000_000, env: { TZ: 'Asia/Tokyo', LANG: 'de_DE.UTF-8', SOURCE_DATE_EPOCH: '5', USER: 'ann' } });
+  execFileSync('cmp', [one, two]);
+  // It has no more than the program, and that is what is compared.
+  assert.ok(statSync(one).size >= program.length && statSync(one).size < program.length + 20_000, `${statSync(one).size} bytes`);
+  const renamed = make('renamed', 0o755, '022', { changed: 2, env: {}, args: ['--tag', 'adea:other'] });
+  assert.equal(spawnSync('cmp', [one, renamed]).status, 1, 'another image is another');
+});
+
+test(`the image has less than ${MAX_IMAGE_BYTES / 1e6} MB${IS_STRIPPED ? '' : ', as far as a build with symbols tells'}`, { skip: !BUILD.isStatic && 'only whether the bytes are the same is checked: a build that isn\'t static is no image\'s' }, () => {
+  if (!IS_STRIPPED) {
+    assert.ok(BUILD.loaded < MAX_RELEASE_BYTES, `the program has ${BUILD.loaded} bytes without its symbols: what \`deploy/build\` makes of it is no longer small enough`);
+    return;
+  }
+  const archive = join(folder, 'image.tar');
+  execFileSync(PROGRAM, ['image', '--output', archive], { stdio: 'ignore' });
+  assert.ok(statSync(archive).size < MAX_IMAGE_BYTES, `${statSync(archive).size} bytes`);
 });

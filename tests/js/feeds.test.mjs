@@ -235,6 +235,92 @@ for (const transport of ['websocket', 'events']) test(`log-out and a new passwor
   again.close();
 });
 
+/** Sets what log-ins last, in seconds, for as long as `work` takes. */
+async function shortLogins(settings, work) {
+  const path = (key) => `/_node/_local/_config/${key}`;
+  for (const [key, value] of Object.entries(settings)) await pod.ok('PUT', path(key), { body: JSON.stringify(String(value)) });
+  try {
+    // The proxy hears of them a moment later.
+    await until(async () => (await pod.ok('POST', '/_session', { as: null, body: { ...pod.login('ann'), session: true } })).session.left_ms <= settings['chttpd_auth/session_timeout'] * 1000, 'the shorter time');
+    await work();
+  } finally {
+    for (const key of Object.keys(settings)) await pod.ok('DELETE', path(key));
+  }
+}
+
+/** A `fetch` and a `WebSocket` that count, and keep a cookie as a browser does. */
+function counting() {
+  const seen = { lines: 0, logins: 0, stays: 0, cookie: null };
+  class Counted extends WebSocket { constructor(...args) { super(...args); seen.lines++; } }
+  const counted = async (url, init = {}) => {
+    const { method = 'GET', headers } = init;
+    if (method === 'GET' && url.endsWith('/_feeds')) seen.lines++;
+    if (method === 'POST' && url.endsWith('/_session')) seen.logins++;
+    if (method === 'PUT' && url.endsWith('/_session')) seen.stays++;
+    const answer = await fetch(url, { ...init, headers: { ...headers, ...(seen.cookie && { cookie: seen.cookie }) } });
+    const set = answer.headers.get('set-cookie');
+    if (set) seen.cookie = set.split(';')[0];
+    return answer;
+  };
+  return { seen, options: { WebSocket: Counted, fetch: counted } };
+}
+
+/** Waits as long as a log-in of this moment lasts that nobody prolongs. */
+async function oneLife() {
+  const { session } = await pod.ok('POST', '/_session', { as: null, body: { ...pod.login('ann'), session: true } });
+  await until(async () => (await pod.send('GET', '/_session', { as: session })).status === 401, 'the end of another log-in', 30_000);
+}
+
+test('a client that only listens stays logged in, on one connection', async () => {
+  const settings = { 'chttpd_auth/session_timeout': 5, 'chttpd_auth/timeout': 5, 'chttpd/authentication_handlers': '{chttpd_auth, cookie_authentication_handler}' };
+  await shortLogins(settings, () => Promise.all([['websocket'], ['events'], ['events', 'a cookie']].map(async ([transport, cookie]) => {
+    const db = await app(['a', { access: read('ann') }]);
+    const { seen, options } = counting();
+    if (cookie) {
+      options.session = null;
+      const body = JSON.stringify(pod.login('ann'));
+      await until(() => options.fetch(`${pod.base}/_session`, { method: 'POST', headers: { 'content-type': 'application/json' }, body })
+        .then(() => seen.cookie), 'the cookie');
+      seen.logins = 1;
+    }
+    const feeds = client('ann', { ...options, transport });
+    const followed = follow(feeds, `${db}--me`);
+    await until(() => followed.rows.length === 1, 'the first row');
+    await oneLife();
+    await oneLife();
+    await pod.put(db, 'b', { access: read('ann') });
+    await until(() => followed.ids.includes('b'), 'the row after twice the time');
+    assert.deepEqual([seen.lines, seen.logins, followed.ends], [1, 1, []], `${transport} ${cookie}`);
+    assert.ok(seen.stays >= 2 && seen.stays < 20, `${seen.stays} requests`);
+    feeds.close();
+    const { stays } = seen;
+    await oneLife();
+    assert.equal(seen.stays, stays, 'who has gone asks for nothing');
+  })));
+});
+
+test('no log-in lasts beyond the longest, and then somebody has to log in anew', async () => {
+  const settings = { 'chttpd_auth/session_timeout': 4, 'chttpd_auth/max_session_age': 7 };
+  await shortLogins(settings, () => Promise.all(['websocket', 'events'].map(async (transport) => {
+    const db = await app(['a', { access: read('ann') }]);
+    const { session } = await pod.ok('POST', '/_session', { as: null, body: pod.login('ann') });
+    const { seen, options } = counting();
+    const feeds = client('ann', { ...options, transport, session });
+    const followed = follow(feeds, `${db}--me`);
+    // With a name and a password the client does so, and misses nothing.
+    const again = client('ann', { ...counting().options, transport });
+    const more = follow(again, `${db}--me`);
+    await until(() => followed.ends.length, 'its end', 30_000);
+    assert.equal(followed.ends[0].status, 401);
+    assert.ok(seen.stays >= 1 && Date.now() >= Date.parse(session.longest), 'it was prolonged');
+    assert.equal(seen.lines, 1, 'the last event says why');
+    await pod.put(db, 'b', { access: read('ann') });
+    await until(() => more.ids.includes('b'), 'the row of the time between', 30_000);
+    assert.deepEqual(more.ends, []);
+    again.close();
+  })));
+});
+
 test('who asks is shown in a header or by a session, never in the URL', async () => {
   const protocol = (value) => Buffer.from(value).toString('base64url');
   const { name, password } = (await pod.ok('POST', '/_session', { as: null, body: pod.login('ann') })).session;

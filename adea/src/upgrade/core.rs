@@ -157,6 +157,7 @@ impl Core {
             let own = self.own(&inputs, inputs.elapsed_ms.saturating_sub(since_ms));
             let act = next(&order, &self.me, &inputs.peers, &own);
             self.carry_out(act, &order, &inputs, &mut outputs, &mut reason);
+            self.give_back(&order, &inputs, &mut outputs);
         }
         self.conclude(&mut outputs, reason, &inputs);
         outputs.save = self.journal != before || self.is_unsaved;
@@ -280,6 +281,10 @@ impl Core {
                 outputs.fetch = Some(order.clone());
                 *reason = inputs.trouble.clone();
             }
+            // It had failed elsewhere, so its software was given back; and who had failed was removed from the ring.
+            Act::Enter(Step::HandingOver, _) if journal.new.is_none() => {
+                (journal.step, self.step_since_ms) = (Some(Step::Fetching), Some(inputs.elapsed_ms));
+            }
             Act::Enter(step, why) => {
                 outputs.log = Some(log_line(order, step, why.as_deref()));
                 if matches!(step, Step::RollingBack | Step::RolledBack) {
@@ -319,6 +324,28 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Once an order has failed or was called off, and all pods run what they ran before, nobody needs its software.
+    fn give_back(&mut self, order: &Order, inputs: &Inputs, outputs: &mut Outputs) {
+        let is_before = matches!(self.journal.step, Some(Step::Ready | Step::RolledBack));
+        let own = self.progress();
+        let is_over = order.is_settled(|pod| {
+            if *pod == self.me {
+                return Some(own.clone());
+            }
+            let peer = inputs.peers.iter().find(|peer| peer.id == *pod);
+            peer.filter(|peer| !peer.is_removed).map(|peer| peer.progress.clone())
+        });
+        let journal = &mut self.journal;
+        if !is_before || !is_over || journal.new.is_none() {
+            return;
+        }
+        // The agent may be the new one still, where the old one could not be begun.
+        let agents = journal.agent.iter().chain([&inputs.agent]).cloned();
+        let program = journal.software.program.clone();
+        outputs.tidy = Some(journal.old.iter().flat_map(files).chain(agents).chain(program).collect());
+        journal.new = None;
     }
 
     fn conclude(&self, outputs: &mut Outputs, reason: Option<String>, inputs: &Inputs) {

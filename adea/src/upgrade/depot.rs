@@ -89,8 +89,13 @@ impl Depot {
             (_, _, Some(image)) => self.pull(image).await?,
             _ => return Err(FetchError::Fault("the order names no software".to_owned())),
         };
-        check(&outfit.agent).await?;
-        Ok(outfit)
+        match check(&outfit.agent).await {
+            Ok(_) => Ok(outfit),
+            Err(err) => {
+                self.give_back(outfit.brought).await;
+                Err(err)
+            }
+        }
     }
 
     /// Removes programs of upgrades that are not among these. Blocking.
@@ -118,6 +123,13 @@ impl Depot {
             tracing::info!("removed images that nothing runs any more: {}", names.join(", "));
         }
         gone
+    }
+
+    /// Removes an image that was brought and is of no use. What stays would not count as brought when it is fetched again.
+    async fn give_back(&self, brought: Option<Brought>) {
+        if let Some(brought) = brought {
+            self.tidy_images(&[brought], &BTreeSet::new()).await;
+        }
     }
 
     /// Removes what an agent that was killed had begun to fetch. There is one fetch at a time.
@@ -204,7 +216,10 @@ impl Depot {
     ) -> Result<Outfit, FetchError> {
         let brought = if was_there { None } else { engine.brought(image).await };
         let agent = self.place(digest)?;
-        engine.extract_binary(image, &agent).await.map_err(|err| err.to_string())?;
+        if let Err(err) = engine.extract_binary(image, &agent).await {
+            self.give_back(brought).await;
+            return Err(err.to_string().into());
+        }
         Ok(Outfit { software: Software { image: Some(image.to_owned()), program: None }, agent, brought })
     }
 }
@@ -398,6 +413,40 @@ mod tests {
         let gone = depot.tidy_images(&first.brought.map_or_else(Vec::new, |image| vec![image]), &kept).await;
         assert_eq!(gone, [Brought { id, name }]);
         assert!(fake.world().images.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_image_that_can_t_be_used_does_not_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeEngine::start(dir.path());
+        let depot = Depot::new(&Folder::new(dir.path()).unwrap(), Some(Engine::new(&fake.socket)));
+        let name = format!("example/adea@sha256:{}", "a".repeat(64));
+        let order = Order::new(Source::Registry, Some(name.clone()), vec!["me".parse().unwrap()], 1);
+        let rean = rean("404 Not Found", "").await;
+        fake.world().registry.push(name.clone());
+        let program = |text: &str| {
+            let mut tar = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_ustar();
+            header.set_size(text.len() as u64);
+            tar.append_data(&mut header, "podctl", text.as_bytes()).unwrap();
+            tar.into_inner().unwrap()
+        };
+        // One that doesn't take the configuration; one of which there is nothing to be taken out.
+        let strange = program("#!/bin/sh\ncase \"$*\" in *--check) exit 2;; esac\necho podctl 9.9.9\n");
+        for (text, is_new) in [(strange, true), (Vec::new(), true), (Vec::new(), false)] {
+            {
+                let mut world = fake.world();
+                world.program = text;
+                world.images = if is_new { [].into() } else { [(name.clone(), "sha256:people's".to_owned())].into() };
+                world.orders.clear();
+            }
+            assert!(depot.fetch(&order, &rean).await.is_err());
+            let left: Vec<_> = fake.world().images.keys().cloned().collect();
+            let wanted = if is_new { Vec::new() } else { vec![name.clone()] };
+            assert_eq!(left, wanted, "{is_new}");
+            let is_removed = fake.orders().contains(&format!("remove image {name}"));
+            assert_eq!(is_removed, is_new, "it was there before");
+        }
     }
 
     #[test]

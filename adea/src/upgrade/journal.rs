@@ -18,8 +18,8 @@ use crate::software::Software;
 
 /// The form that this version writes, and the newest that it reads.
 const FORMAT: u32 = 1;
-/// The most images that are noted: each upgrade brings one, and only those that fail leave any for the next to remove. The
-/// oldest beyond that stay in Docker.
+/// The most images that are noted: each upgrade brings one, and only those that Docker would not let go are left for the next
+/// to remove. The oldest beyond that stay in Docker.
 const MAX_IMAGES: usize = 16;
 
 /// What a pod remembers.

@@ -4,12 +4,17 @@ use adea_ring::PodId;
 use adea_ring::upgrade::{Order, OrderError, OrderTrust, Progress, Step};
 use serde_json::Value;
 
+use crate::ring_file::is_to_come;
 use crate::upgrade::core::{Core, short};
 use crate::upgrade::journal::Journal;
 
 /// Why an order that is signed as it should be isn't followed.
 const OLDER: &str = "upgrade: it was made before the newest order that this pod has seen, or before this machine joined the \
                      ring or got its key for orders: order the upgrade anew; if the clocks were wrong, set them first";
+
+/// Why no order of this time counts: the machine was told when that began by a wrong clock.
+const AWAITED: &str = "upgrade: this machine's ring file lets orders count only from a time on that is yet to come, as a clock was \
+                       wrong: set it, and do what `podctl doctor` says there; then order the upgrade anew";
 
 /// Why one of a clock that is wrong isn't: all that come after it would be refused.
 const AHEAD: &str = "upgrade: it says that it was made more than a day from now: set the clocks of this machine and of the one \
@@ -55,7 +60,10 @@ pub fn read(
     let key = trust.map(|trust| &trust.key);
     match Order::verify(doc, key) {
         Ok(order) if core.is_far_ahead(&order, now_ms) => Err(Refused::new(doc, core.me(), AHEAD.to_owned())),
-        Ok(order) if core.is_too_old(&order, key, since_ms) => Err(Refused::new(doc, core.me(), OLDER.to_owned())),
+        Ok(order) if core.is_too_old(&order, key, since_ms) => {
+            let why = if is_to_come(since_ms, now_ms) { AWAITED } else { OLDER };
+            Err(Refused::new(doc, core.me(), why.to_owned()))
+        }
         Ok(order) => Ok(order),
         Err(why @ (OrderError::Form(_) | OrderError::Format(_) | OrderError::Old)) => {
             Err(Refused { id: None, reason: why.to_string() })
@@ -93,6 +101,7 @@ mod tests {
         assert!(why(None, 0).contains("knows no key"));
         assert!(why(trust(&OrderKey::random()), 0).contains("not signed with the key"));
         assert!(why(trust(&key), 8).contains("before this machine joined"));
+        assert!(why(trust(&key), 60_010).contains("yet to come"));
         let late = Order { made_at_ms: u64::MAX, ..order.clone() };
         let late = read(&Value::from(late.sign(&key)), trust(&key).as_ref(), 7, 9, &core).unwrap_err();
         assert!(late.reason.contains("set the clocks"), "{}", late.reason);
@@ -110,6 +119,13 @@ mod tests {
         let said = refused.progress(&Journal::default()).unwrap();
         assert_eq!((&said.order, said.step), (&order.id, Step::Fetching));
         assert!(said.reason.unwrap().contains("does not follow this order"));
+        // All of the longest reasons gets there.
+        for since_ms in [8, u64::MAX] {
+            let trust = OrderTrust { key: key.public(), at: None };
+            let said = read(&doc, Some(&trust), since_ms, 9, &core(Journal::default())).unwrap_err();
+            let reason = said.progress(&Journal::default()).unwrap().reason.unwrap();
+            assert!(reason.contains("order the upgrade anew"), "{reason}");
+        }
         // It has gone through it before the key was replaced.
         let done = Journal { order: Some(order.clone()), step: Some(Step::Done), ..Journal::default() };
         assert_eq!(refused.progress(&done), None);

@@ -61,6 +61,9 @@ pub struct KeyArgs {
     /// The pod on whose machine that key lies, to be told to people
     #[arg(long, value_name = "POD", requires = "trust")]
     pub at: Option<PodId>,
+    /// Also when this machine's clock and those of the other pods are more than a minute apart
+    #[arg(long, requires = "trust")]
+    pub force: bool,
     /// The file with the ring's secret, which is changed [default: that of this machine's pod]
     #[arg(long)]
     pub ring_file: Option<PathBuf>,
@@ -125,7 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             None => upgrade::start(&args.order, &args.common).await,
             Some(Command::Status(common)) => upgrade::status(common).await,
             Some(Command::Cancel(args)) => upgrade::cancel(args).await,
-            Some(Command::Key(args)) => upgrade::key(args),
+            Some(Command::Key(args)) => upgrade::key(args).await,
         }
     })
 }

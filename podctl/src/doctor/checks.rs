@@ -9,6 +9,7 @@ use adea_ring::host::DiskLevel;
 use super::facts::{DockerFacts, Facts, MachineFacts, PodFacts, PortFacts, RingFacts};
 use super::finding::Finding;
 use crate::import::teller::size;
+use crate::ring::clocks::middle;
 
 /// Clocks that differ by more than this are worth a word; what is measured is right to about a second.
 const CLOCK_WARN_MS: i64 = 2_000;
@@ -155,9 +156,7 @@ fn ring_port(pod: &PodFacts) -> Vec<Finding> {
 /// Clocks are compared with this machine's, and so with one another.
 fn clocks(tried: &[PodFacts]) -> Vec<Finding> {
     let known: Vec<(&str, i64)> = tried.iter().filter_map(|pod| Some((pod.id.as_str(), pod.clock_ahead_ms?))).collect();
-    let mut sorted: Vec<i64> = known.iter().map(|(_, ahead_ms)| *ahead_ms).collect();
-    sorted.sort_unstable();
-    let Some(middle) = sorted.get(sorted.len() / 2).copied() else { return Vec::new() };
+    let Some(middle) = middle(known.iter().map(|(_, ahead_ms)| *ahead_ms)) else { return Vec::new() };
     let why = "a pod with a wrong clock is not chosen as write master, and sessions end too early or too late";
     let todo = "let NTP set it: `timedatectl set-ntp true`, and look at `timedatectl`";
     let mut findings = Vec::new();

@@ -90,6 +90,8 @@ pub struct MachineFacts {
 pub struct OrderKeyFacts {
     /// The fingerprint of the key whose orders the pod follows; none: it follows none.
     pub trusted: Option<String>,
+    /// That key as text, if its orders count only from a time on that is yet to come, as some clock was wrong.
+    pub awaited: Option<String>,
     /// The file of the private half.
     pub path: String,
     /// Its rights, and its fingerprint or why it can't be used; none if there is none here.

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use adea::Config as AgentConfig;
 use adea::folder::Folder;
@@ -14,9 +14,6 @@ use adea::state::State;
 use adea_ring::certificate::validity_s;
 use adea_ring::config::DiskConfig;
 use adea_ring::host::DiskLevel;
-use http::Method;
-use http::header::DATE;
-use http_body_util::BodyExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
@@ -28,7 +25,8 @@ use crate::command::doctor::Args;
 use crate::http::Peer;
 use crate::look::ring_config::{RingSettings, check};
 use crate::look::status;
-use crate::moment::{now_ms, parse_iso};
+use crate::moment::now_ms;
+use crate::ring::clocks;
 use crate::ring::status::Row;
 
 /// A pod or a name that takes longer is said not to answer.
@@ -91,38 +89,11 @@ async fn try_public(url: &str, args: &Args, facts: &mut PodFacts) {
     if peer.is_https() {
         facts.certificate = certificate(&peer, args).await;
     }
-    // No log-in is shown to it: whoever it is may answer this.
-    let peer = peer.unverified();
-    let asking = async {
-        let mut conn = peer.connect().await?;
-        let (asked, asked_ms) = (Instant::now(), now_ms());
-        let response = conn.open(Method::GET, "/_up", "").await?;
-        let took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok()).and_then(parse_date);
-        // Read to its end, so that the pod doesn't log a client that has hung up.
-        let _ = response.into_body().collect().await;
-        Ok::<_, anyhow::Error>(date.map(|date_ms| ahead_ms(date_ms, asked_ms + took_ms / 2)))
-    };
-    match timeout(PATIENCE, asking).await {
+    match timeout(PATIENCE, clocks::ahead_ms(&peer)).await {
         Ok(Ok(ahead_ms)) => facts.clock_ahead_ms = ahead_ms,
         Ok(Err(err)) => facts.public = Err(format!("{err:#}")),
         Err(_) => facts.public = Err("it does not answer".to_owned()),
     }
-}
-
-/// The header has whole seconds: on average the clock is half a second further.
-fn ahead_ms(date_ms: u64, here_ms: u64) -> i64 {
-    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
-    signed(date_ms.saturating_add(500)).saturating_sub(signed(here_ms))
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, 5.6.7), in milliseconds since 1970.
-fn parse_date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let words: Vec<&str> = text.split(' ').collect();
-    let [_, day, month, year, time, "GMT"] = words[..] else { return None };
-    let month = MONTHS.iter().position(|name| *name == month)? + 1;
-    parse_iso(&format!("{year}-{month:02}-{day}T{time}Z"))
 }
 
 async fn certificate(peer: &Peer, args: &Args) -> Option<CertificateFacts> {
@@ -227,14 +198,16 @@ fn of_folder(data: &Path, ring_file: &Path, disk: &DiskConfig) -> MachineFacts {
 }
 
 fn order_key_facts(ring_file: &Path) -> Option<OrderKeyFacts> {
-    let trust = RingFile::load(ring_file).ok()??.order_trust();
+    let file = RingFile::load(ring_file).ok()??;
+    let trust = file.order_trust();
     let path = order_key::beside(ring_file);
     let private = rights(&path).and_then(|rights| {
         let key = order_key::load(&path).map_err(|err| err.to_string()).transpose()?;
         Some((rights, key.map(|key| key.public().fingerprint().to_string())))
     });
-    let trusted = trust.map(|trust| trust.key.fingerprint().to_string());
-    Some(OrderKeyFacts { trusted, path: path.display().to_string(), private })
+    let trusted = trust.as_ref().map(|trust| trust.key.fingerprint().to_string());
+    let awaited = if file.waits_for_orders(now_ms()) { trust.map(|trust| trust.key.to_string()) } else { None };
+    Some(OrderKeyFacts { trusted, awaited, path: path.display().to_string(), private })
 }
 
 fn rights(path: &Path) -> Option<Rights> {
@@ -292,16 +265,7 @@ fn udp_port(name: &'static str, listen: SocketAddr) -> PortFacts {
 
 #[cfg(test)]
 mod tests {
-    use super::{ahead_ms, host_port_of, open_files, parse_date, udp_port};
-
-    #[test]
-    fn dates_of_answers() {
-        assert_eq!(parse_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777_000));
-        for bad in ["", "06 Nov 1994 08:49:37 GMT", "Sun, 06 Zov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 CET"] {
-            assert_eq!(parse_date(bad), None, "{bad}");
-        }
-        assert_eq!((ahead_ms(10_000, 10_400), ahead_ms(0, 5_000)), (100, -4_500));
-    }
+    use super::{host_port_of, open_files, udp_port};
 
     #[test]
     fn where_a_url_leads() {

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::hidden::Invitation;
 use crate::exit;
 use crate::http::{Conn, Peer, excerpt};
+use crate::ring::clocks;
 
 /// How long a ring may take to find a write master, which a join needs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -85,6 +86,11 @@ impl Door {
             }
             sleep(PAUSE).await;
         }
+    }
+
+    /// How far the clock of the pod that answers is ahead of this machine's, in milliseconds; none if it doesn't tell.
+    pub async fn clock_ahead_ms(&self) -> Option<i64> {
+        timeout(SILENCE, clocks::ahead_ms(&self.peer)).await.ok()?.ok()?
     }
 
     async fn send(&self, body: &str) -> anyhow::Result<(StatusCode, Value)> {

@@ -65,6 +65,11 @@ struct Candidates {
 }
 
 impl TargetArgs {
+    /// The pod of this machine, or that of a `podctl dev` if its data folder is given.
+    pub fn of_machine(data: Option<PathBuf>, config: PathBuf) -> Self {
+        Self { url: None, user: "admin".to_owned(), password_file: None, ca: None, data, config }
+    }
+
     /// A connection to the first of the pods that answers.
     pub async fn connect(&self) -> anyhow::Result<Conn> {
         let candidates = self.candidates()?;

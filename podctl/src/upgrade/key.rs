@@ -1,16 +1,24 @@
 //! The key that orders are signed with: found for an order, shown, replaced.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use adea::order_key;
 use adea::ring_file::RingFile;
+use adea_ring::clock::DEFAULT_MAX_DRIFT_MS;
 use adea_ring::upgrade::{OrderKey, OrderTrust};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::command::upgrade::KeyArgs;
 use crate::moment::now_ms;
-use crate::ring::target::ring_file_of;
+use crate::ring::clocks;
+use crate::ring::status::Pods;
+use crate::ring::target::{TargetArgs, ring_file_of};
+
+/// How long the other pods' clocks are asked for: a few that don't answer take five seconds, as all are asked at once.
+const CLOCK_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The private key for an order: the given one, else that beside the ring file.
 ///
@@ -51,7 +59,7 @@ fn made_at(trust: &OrderTrust) -> String {
 }
 
 /// Shows the key that this machine goes by, or gives it another.
-pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
+pub async fn run(args: &KeyArgs) -> anyhow::Result<()> {
     let path = ring_file_of(args.ring_file.as_deref(), args.data.as_deref(), &args.config)?;
     let mut file = RingFile::load(&path)?
         .with_context(|| format!("there is no {}: do this on a pod's machine", path.display()))?;
@@ -62,13 +70,17 @@ pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
             OrderTrust { key: key.public(), at: Some(file.pod_id.parse().context("the ring file's `pod_id`")?) };
         // In this order no pod ever follows a key that nobody has; if the other can't be written, this is done again.
         order_key::save(&key_path, &key)?;
-        file.trust_orders(&trust, now_ms());
+        file.trust_new_key(&trust);
         file.save(&path)?;
-    } else if let Some(key) = args.trust
-        && file.order_trust().is_none_or(|trust| trust.key != key)
-    {
-        file.trust_orders(&OrderTrust { key, at: args.at.clone() }, now_ms());
-        file.save(&path)?;
+    } else if let Some(key) = args.trust {
+        let known = file.order_trust().filter(|trust| trust.key == key);
+        // The same key again lets a machine off that has waited for a time which a wrong clock told.
+        if known.is_none() || file.waits_for_orders(now_ms()) {
+            check_clock(args, &path, &file).await?;
+            let at = args.at.clone().or_else(|| known.and_then(|trust| trust.at));
+            file.trust_orders(&OrderTrust { key, at }, now_ms());
+            file.save(&path)?;
+        }
     }
     let shown = Shown::new(&file, key_path)?;
     if args.json {
@@ -79,8 +91,48 @@ pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether this machine's clock is as those of the other pods, since orders are to count from now on by it. Where that can't
+/// be told, whoever does this has to see to it: a key that was stolen has to go also while no pod answers.
+async fn check_clock(args: &KeyArgs, ring_file: &Path, file: &RingFile) -> anyhow::Result<()> {
+    let target = TargetArgs::of_machine(args.data.clone(), args.config.clone());
+    let asking = async {
+        let (mut conn, ..) = target.ring(Some(ring_file)).await?;
+        Ok::<_, anyhow::Error>(clocks::of_others(&Pods::read(&mut conn).await?, &file.pod_id).await)
+    };
+    let why = match timeout(CLOCK_DEADLINE, asking).await {
+        Ok(Ok(ahead_ms)) => return judge(ahead_ms, args.force),
+        Ok(Err(err)) => format!("{err:#}"),
+        Err(_) => format!("no answer in {} s", CLOCK_DEADLINE.as_secs()),
+    };
+    eprintln!(
+        "warning: this machine's clock could not be compared with those of the other pods: {why}\n\
+         Orders count here from now on by it: see that it is right (timedatectl), else do this again when it is"
+    );
+    Ok(())
+}
+
+/// Whether a clock is right that the other pods' are so far ahead of.
+fn judge(ahead_ms: Option<i64>, force: bool) -> anyhow::Result<()> {
+    let ahead_ms = ahead_ms.unwrap_or(0);
+    if force || ahead_ms.unsigned_abs() <= DEFAULT_MAX_DRIFT_MS {
+        return Ok(());
+    }
+    let (side, what) = if ahead_ms < 0 {
+        ("ahead of", "for so long it would refuse those of machines whose clocks are right")
+    } else {
+        ("behind", "older ones would count, too, which somebody may have put back")
+    };
+    bail!(
+        "this machine's clock is {} s {side} those of the other pods, and by it orders are to count from now on: {what}. Nothing was \
+         changed. Set the clock (timedatectl set-ntp true) and do this again; if it is the other pods' that are wrong: --force",
+        ahead_ms.unsigned_abs() / 1_000
+    )
+}
+
 /// What a machine knows of the key.
 struct Shown {
+    /// Whether no order counts yet, by a time that a wrong clock told.
+    waits: bool,
     trust: Option<OrderTrust>,
     path: PathBuf,
     /// The private key that lies here.
@@ -89,7 +141,12 @@ struct Shown {
 
 impl Shown {
     fn new(file: &RingFile, path: PathBuf) -> anyhow::Result<Self> {
-        Ok(Self { trust: file.order_trust(), private: order_key::load(&path)?, path })
+        Ok(Self {
+            waits: file.waits_for_orders(now_ms()),
+            trust: file.order_trust(),
+            private: order_key::load(&path)?,
+            path,
+        })
     }
 
     /// Whether orders can be signed here.
@@ -104,6 +161,7 @@ impl Shown {
             "fingerprint": self.trust.as_ref().map(|trust| trust.key.fingerprint().to_string()),
             "made_at": self.trust.as_ref().and_then(|trust| trust.at.as_ref()),
             "private": self.is_here().then_some(&self.path),
+            "waits": self.waits,
         })
     }
 
@@ -116,6 +174,13 @@ impl Shown {
         };
         let mut text =
             format!("this machine's pod follows orders that are signed with\n  {}\n", trust.key.fingerprint());
+        if self.waits {
+            text += &format!(
+                "No order counts yet: the time since which they do is yet to come, as a clock was wrong when it was noted.\n\
+                 Set this machine's clock (timedatectl set-ntp true), then:\n  podctl upgrade key --trust {}\n",
+                trust.key
+            );
+        }
         let path = self.path.display();
         if self.is_here() {
             text += &format!(
@@ -140,7 +205,7 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use super::find;
+    use super::{find, judge};
     use adea::order_key;
     use adea::ring_file::{Admin, RingFile};
     use adea_ring::upgrade::{OrderKey, OrderTrust};
@@ -163,5 +228,17 @@ mod tests {
         assert_eq!(find(Some(&brought), &ring_file, &file).unwrap().public(), key.public());
         order_key::save(&beside, &key).unwrap();
         assert_eq!(find(None, &ring_file, &file).unwrap().public(), key.public());
+    }
+
+    #[test]
+    fn a_clock_that_is_off_tells_nobody_since_when_orders_count() {
+        for ahead_ms in [None, Some(0), Some(60_000), Some(-60_000)] {
+            assert!(judge(ahead_ms, false).is_ok(), "{ahead_ms:?}");
+        }
+        for (ahead_ms, side) in [(-3_600_000, "3600 s ahead of"), (60_001, "60 s behind"), (i64::MIN, "ahead of")] {
+            let why = judge(Some(ahead_ms), false).unwrap_err().to_string();
+            assert!(why.contains(side) && why.contains("timedatectl"), "{why}");
+            assert!(judge(Some(ahead_ms), true).is_ok());
+        }
     }
 }

@@ -58,7 +58,7 @@ pub struct SessionDoc {
     pub created_at_ms: u64,
     /// When it ends, in milliseconds since 1970.
     pub expires_at_ms: u64,
-    /// Whether it is a cookie: then its end moves on while it is used.
+    /// Whether it is a cookie: then its end moves on with any request, and not only when that is asked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cookie: bool,
 }
@@ -182,7 +182,7 @@ pub async fn delete_session(upstream: &Upstream, id: &str, rev: &str) -> Result<
     for _ in 0..DELETE_TRIES {
         match upstream.ask(Method::DELETE, &format!("{path}?rev={rev}"), None).await? {
             (StatusCode::OK | StatusCode::ACCEPTED | StatusCode::NOT_FOUND, _) => return Ok(()),
-            // A cookie that was prolonged meanwhile, perhaps on another pod: it must not outlive its log-out.
+            // One that was prolonged meanwhile, perhaps on another pod: it must not outlive its log-out.
             (StatusCode::CONFLICT, _) => match read::<SessionDoc>(upstream, &path).await?.and_then(|doc| doc.rev) {
                 Some(now) => rev = now,
                 None => return Ok(()),

@@ -7,8 +7,7 @@ use http::request::Parts;
 use http::{HeaderValue, header};
 
 use super::cache::{Change, Digest};
-use super::{Authenticator, Login, Outcome, accounts, cookie};
-use crate::clock;
+use super::{Authenticator, Login, Outcome, cookie};
 use crate::error::Refusal;
 use crate::settings::InForce;
 
@@ -44,30 +43,13 @@ impl Authenticator {
         found.map(|login| self.keep(login, digest, epoch))
     }
 
-    /// Prolongs the session of a cookie whose time is half over; the `Set-Cookie` that says so. It is best effort: if the
-    /// document can't be written, the cookie lasts as long as it did, and the next request tries again.
+    /// Prolongs the session of a cookie whose time is half over; the `Set-Cookie` that says so.
     pub async fn renew_cookie(&self, request: &Parts, login: &Login) -> Option<HeaderValue> {
         let settings = self.settings.get();
-        let rules = settings.cookie.as_ref()?;
-        let session = login.session.as_ref().filter(|_| login.by_cookie)?;
-        let (now_ms, timeout_ms) = (clock::now_ms(), rules.timeout_s.saturating_mul(1000));
-        if session.expires_at_ms.saturating_sub(now_ms) > timeout_ms / 2 {
-            return None;
-        }
-        // Of the requests of one page that come together one is enough. Bounded by the number of open connections.
-        if !self.renewing.lock().insert(session.id.clone()) {
-            return None;
-        }
-        let expires_at_ms = now_ms.saturating_add(timeout_ms);
-        let renewed = accounts::renew_session(&self.upstream, &session.id, &session.rev, expires_at_ms).await;
-        self.renewing.lock().remove(&session.id);
-        let rev = renewed.unwrap_or_else(|error| {
-            tracing::warn!(%error, "a session can't be prolonged");
-            None
-        })?;
-        self.changed(Change::Session { id: session.id.to_string(), rev: Some(rev) });
+        let rules = settings.cookie.as_ref().filter(|_| login.by_cookie)?;
+        let expires_at_ms = self.prolong(login, rules.timeout_s.saturating_mul(1000)).await?;
         let (id, secret) = cookie::read(&request.headers)?;
-        cookie::set(rules, &id, &secret, &request.headers)
+        cookie::set(rules, &id, &secret, expires_at_ms, &request.headers)
     }
 
     /// Reads the settings anew, and makes changes of administrators count at once.

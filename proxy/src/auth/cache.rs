@@ -250,7 +250,7 @@ mod tests {
         let cache = Cache::default();
         let digest = cache.digest(b"x");
         let mut login = login("ann", "1-a");
-        login.session = Some(Session { id: "s".into(), rev: "1-s".into(), expires_at_ms: 100 });
+        login.session = Some(Session { id: "s".into(), rev: "1-s".into(), created_at_ms: 0, expires_at_ms: 100 });
         cache.put(digest, &Arc::new(login), cache.now());
         assert!(cache.get(&digest, false, || 99).is_some());
         assert!(cache.get(&digest, false, || 100).is_none());

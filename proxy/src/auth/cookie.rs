@@ -71,12 +71,19 @@ fn value(id: &str, secret: &str) -> Option<String> {
     (bytes.len() == VALUE_BYTES).then(|| URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// `Set-Cookie` for a session; `None` if the session is none of ours.
-pub fn set(rules: &CookieRules, id: &str, secret: &str, headers: &HeaderMap) -> Option<HeaderValue> {
+/// `Set-Cookie` for a session that ends then; `None` if the session is none of ours.
+pub fn set(
+    rules: &CookieRules,
+    id: &str,
+    secret: &str,
+    expires_at_ms: u64,
+    headers: &HeaderMap,
+) -> Option<HeaderValue> {
     let mut text = format!("{NAME}={}; Version=1", value(id, secret)?);
     if rules.persistent {
-        let expires_at_ms = clock::now_ms().saturating_add(rules.timeout_s.saturating_mul(1000));
-        text.push_str(&format!("; Expires={}; Max-Age={}", clock::http_date(expires_at_ms), rules.timeout_s));
+        // Rounded, as the moment was taken a moment ago.
+        let left_s = expires_at_ms.saturating_sub(clock::now_ms()).saturating_add(500) / 1000;
+        text.push_str(&format!("; Expires={}; Max-Age={left_s}", clock::http_date(expires_at_ms)));
     }
     attributes(&mut text, rules, headers);
     HeaderValue::try_from(text).ok()
@@ -147,7 +154,7 @@ mod tests {
     fn what_is_set_is_read_back() {
         let secret = URL_SAFE_NO_PAD.encode([7; 32]);
         let none = HeaderMap::new();
-        let set = set(&CookieRules::default(), ID, &secret, &none).expect("a cookie");
+        let set = set(&CookieRules::default(), ID, &secret, clock::now_ms() + 600_000, &none).expect("a cookie");
         let text = set.to_str().expect("ASCII");
         for part in ["Max-Age=600", "Path=/", "HttpOnly", "SameSite=Strict", "Expires="] {
             assert!(text.contains(part), "{text}");
@@ -172,7 +179,7 @@ mod tests {
             domain: Some("example.org".to_owned()),
         };
         let secure = request(&[("x-forwarded-proto", "https")]).headers;
-        let set = set(&rules, ID, &URL_SAFE_NO_PAD.encode([7; 32]), &secure).expect("a cookie");
+        let set = set(&rules, ID, &URL_SAFE_NO_PAD.encode([7; 32]), 5, &secure).expect("a cookie");
         let text = set.to_str().expect("ASCII");
         assert!(!text.contains("Max-Age") && text.contains("; Secure"), "{text}");
         assert!(text.contains("SameSite=None") && text.contains("Domain=example.org"), "{text}");

@@ -12,6 +12,7 @@ pub mod follow;
 pub mod knocks;
 pub mod operator;
 pub mod password;
+pub mod prolong;
 pub mod throttle;
 
 use std::collections::{HashMap, HashSet};
@@ -72,6 +73,8 @@ pub struct Session {
     pub id: Box<str>,
     /// The revision of its document.
     pub rev: String,
+    /// When it began, in milliseconds since 1970.
+    pub created_at_ms: u64,
     /// When it ends, in milliseconds since 1970.
     pub expires_at_ms: u64,
 }
@@ -129,7 +132,7 @@ pub struct Authenticator {
     /// The same credentials are checked once, however many requests bring them at the same moment. Bounded by the
     /// number of open connections.
     checking: Mutex<HashMap<Digest, Arc<OnceCell<Outcome>>>>,
-    /// The sessions whose cookies are being prolonged.
+    /// The sessions that are being prolonged. Bounded by the number of open connections.
     renewing: Mutex<HashSet<Box<str>>>,
     /// How many of the two databases' changes can't be seen now.
     blind: [AtomicBool; 2],
@@ -227,7 +230,8 @@ impl Authenticator {
         match &change {
             Change::User { name, .. } | Change::Admin { name } => self.feeds.end(name, |login| change.hits(login)),
             Change::Session { id, rev: None } => self.feeds.end_session(id),
-            // A session's first revision, whose feeds are only just being opened; or it was prolonged.
+            // A session's first revision, whose feeds are only just being opened; or it was prolonged, which is looked up
+            // when the feeds would end.
             Change::Session { .. } => {}
         }
     }
@@ -379,7 +383,8 @@ impl Authenticator {
             return Err(Refusal::BadCredentials);
         }
         let rev = doc.rev.unwrap_or_default();
-        let session = Session { id: id.into(), rev, expires_at_ms: doc.expires_at_ms };
+        let session =
+            Session { id: id.into(), rev, created_at_ms: doc.created_at_ms, expires_at_ms: doc.expires_at_ms };
         // With the roles that the account has now, not those of the time of the log-in.
         let same_password = |stored: &Stored| {
             let now = stored.fingerprint();

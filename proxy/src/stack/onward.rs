@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ur
 
 use crate::auth::Login;
 use crate::auth::cache::Change;
-use crate::body::{Body, RequestBody};
+use crate::body::{Body, FeedForm, RequestBody};
 use crate::error::Refusal;
 use crate::feeds::FeedTicket;
 use crate::head::REQUEST_ID;
@@ -42,7 +42,11 @@ impl Stack {
         let is_stream = tunnel::is_stream_asked_for(&parts);
         seen.feed = is_stream || is_feed(path, parts.uri.query());
         let write = account_write(&parts.method, path);
-        let lines = is_stream || !parts.uri.query().is_some_and(|query| query.contains("longpoll"));
+        let form = match parts.uri.query() {
+            _ if is_stream => FeedForm::Events(false),
+            Some(query) if query.contains("longpoll") => FeedForm::Json,
+            _ => FeedForm::Lines,
+        };
         if seen.feed {
             let ticket = self.feeds.enter(Arc::clone(&login));
             // Once more: from here on a change of the rules ends the feed.
@@ -52,7 +56,7 @@ impl Stack {
             if is_stream {
                 tunnel::mark_stream(request.headers_mut(), &settings.rules.unreadable());
             }
-            return Box::pin(self.forward_feed(request, ticket, lines, &seen.id)).await;
+            return Box::pin(self.forward_feed(request, ticket, form, &seen.id)).await;
         }
         let app = visitor::app_of(path);
         let visitor = app.as_ref().filter(|_| login.identity.name.is_none()).map(|_| Visitor::of(path, &parts.headers));
@@ -91,7 +95,7 @@ impl Stack {
         &self,
         request: Request<RequestBody>,
         ticket: FeedTicket,
-        lines: bool,
+        form: FeedForm,
         id: &HeaderValue,
     ) -> Result<Response<Body>, Refusal> {
         let mut sending = Box::pin(self.upstream.send_shared(request));
@@ -105,7 +109,7 @@ impl Stack {
         let sent = sent.await.ok_or(Refusal::BadCredentials)?;
         let (response, stream) = sent.map_err(|error| self.failed(&error, id))?;
         let metrics = Arc::clone(&self.metrics);
-        let mut response = response.map(|incoming| Body::feed(incoming, stream, ticket, lines, metrics));
+        let mut response = response.map(|incoming| Body::feed(incoming, stream, ticket, form, metrics));
         *response.version_mut() = http::Version::HTTP_11;
         Ok(response)
     }

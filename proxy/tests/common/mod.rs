@@ -221,7 +221,7 @@ async fn documents(rean: &FakeRean, method: &Method, (db, id): (&str, &str), que
     }
 }
 
-/// A feed that begins at once, beats every 20 ms, and tells of documents that are put.
+/// A feed that begins at once, beats every 20 ms, and tells of documents that are put. That of `_feeds` is of events.
 fn feed(rean: &Arc<FakeRean>, db: &str, query: &str) -> Response {
     struct Open(Arc<FakeRean>);
     impl Drop for Open {
@@ -235,7 +235,8 @@ fn feed(rean: &Arc<FakeRean>, db: &str, query: &str) -> Response {
     // Ends after the first row.
     let once = query.contains("once");
     let silent = query.contains("silent");
-    let start = if query.contains("longpoll") { "{\"results\":[\n" } else { "\n" };
+    let beat_text = if db == "_feeds" { ":\n\n" } else { "\n" };
+    let start = if query.contains("longpoll") { "{\"results\":[\n" } else { beat_text };
     let stream = futures_util::stream::unfold(Some((rows, Some(start), open)), move |state| {
         let db = db.clone();
         async move {
@@ -246,7 +247,7 @@ fn feed(rean: &Arc<FakeRean>, db: &str, query: &str) -> Response {
             loop {
                 let beat = if silent { Duration::MAX } else { Duration::from_millis(20) };
                 match tokio::time::timeout(beat, rows.recv()).await {
-                    Err(_) => return Some((Ok(Bytes::from("\n")), Some((rows, None, open)))),
+                    Err(_) => return Some((Ok(Bytes::from(beat_text)), Some((rows, None, open)))),
                     Ok(Ok((of, row))) if of == db => {
                         let next = (!once).then_some((rows, None, open));
                         return Some((Ok(Bytes::from(row + "\n")), next));

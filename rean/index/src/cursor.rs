@@ -1,5 +1,6 @@
 //! Rows of several trees as one list.
 
+use crate::entries::Entries;
 use crate::error::IndexError;
 use crate::keys::TreeId;
 use crate::page::PageRow;
@@ -18,19 +19,35 @@ pub(crate) struct Bounds {
     pub bytes: usize,
 }
 
-/// The rows of one tree.
+/// The rows of one tree, in the order of their places or against it.
 pub(crate) struct Cursor {
     pub walk: Walk,
     pub rows: VecDeque<PageRow>,
 }
 
+/// A row, and where it was found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub row: PageRow,
+    pub tree: TreeId,
+}
+
 /// A merge that goes on from page to page.
 pub(crate) struct Merge {
-    cursors: Vec<Cursor>,
+    trees: Vec<Entries>,
     heap: BinaryHeap<Front>,
-    /// Cursors that are not in the heap, though they may have rows.
+    /// Trees that are not in the heap, though they may have rows.
     unfilled: Vec<usize>,
     descending: bool,
+}
+
+impl Bounds {
+    /// What may still come behind some rows; `None`: nothing.
+    pub fn behind(self, found: &[Found]) -> Option<Bounds> {
+        let bytes: usize = found.iter().map(|found| size(&found.row)).sum();
+        let left = Bounds { rows: self.rows.saturating_sub(found.len()), bytes: self.bytes.saturating_sub(bytes) };
+        (left.rows > 0 && left.bytes > 0).then_some(left)
+    }
 }
 
 impl Cursor {
@@ -48,29 +65,32 @@ impl Cursor {
     }
 }
 
-/// The first rows of all trees in a span. Fewer than there are only if one of the bounds was met.
+/// The first rows of all trees in a span, which backwards must part no entry. Fewer than there are only if one of the
+/// bounds was met.
 pub(crate) fn merge(
     snapshot: &dyn Snapshot,
     trees: &[TreeId],
     span: &Span,
     descending: bool,
     bounds: Bounds,
-) -> Result<Vec<PageRow>, IndexError> {
-    let mut out: Vec<PageRow> = Vec::new();
+) -> Result<Vec<Found>, IndexError> {
+    let mut out: Vec<Found> = Vec::new();
     for some in trees.chunks(MERGED_TREES) {
         let mut span = span.clone();
-        // What comes after the rows that are there already is not wanted.
-        if let Some(last) = out.last().filter(|_| is_enough(&out, bounds)) {
-            if descending { span.lo = last.place.clone() } else { span.hi = Some(last.place.clone()) }
+        // What comes after the rows that are there already is not wanted. An entry is in one tree only.
+        if let Some(last) = out.last().filter(|_| bounds.behind(&out).is_none()) {
+            let entry = last.row.entry();
+            if descending { span.lo = entry.to_vec() } else { span.hi = Some(entry.to_vec()) }
         }
-        let rows = Merge::new(some, &span, descending).take(snapshot, bounds)?;
-        let full_at = rows.last().filter(|_| is_enough(&rows, bounds)).map(|last| last.place.clone());
+        let found = Merge::new(some, &span, descending).take(snapshot, bounds)?;
+        let full_at =
+            found.last().filter(|_| bounds.behind(&found).is_none()).map(|last| Front::of(&last.row, 0, descending));
         let mut both = out;
-        both.extend(rows);
-        both.sort_unstable_by(|a, b| in_direction(&a.place, &b.place, descending));
+        both.extend(found);
+        both.sort_by_cached_key(|found| std::cmp::Reverse(Front::of(&found.row, 0, descending)));
         // Of these trees there may be more behind their last row: what others have behind it comes later.
         if let Some(full_at) = full_at {
-            both.retain(|row| in_direction(&row.place, &full_at, descending) != Ordering::Greater);
+            both.retain(|found| Front::of(&found.row, 0, descending) >= full_at);
         }
         cut(&mut both, bounds);
         out = both;
@@ -80,29 +100,30 @@ pub(crate) fn merge(
 
 impl Merge {
     pub fn new(trees: &[TreeId], span: &Span, descending: bool) -> Merge {
-        let cursors: Vec<Cursor> = trees.iter().map(|tree| Cursor::new(*tree, span, descending)).collect();
-        let unfilled = (0..cursors.len()).collect();
-        Merge { cursors, heap: BinaryHeap::new(), unfilled, descending }
+        let trees: Vec<Entries> = trees.iter().map(|tree| Entries::new(*tree, span, descending)).collect();
+        let unfilled = (0..trees.len()).collect();
+        Merge { trees, heap: BinaryHeap::new(), unfilled, descending }
     }
 
     /// The next rows, up to the bounds. After an error it is worth nothing.
-    pub fn take(&mut self, snapshot: &dyn Snapshot, bounds: Bounds) -> Result<Vec<PageRow>, IndexError> {
-        let (mut rows, mut bytes) = (Vec::new(), 0);
-        while rows.len() < bounds.rows && bytes < bounds.bytes {
+    pub fn take(&mut self, snapshot: &dyn Snapshot, bounds: Bounds) -> Result<Vec<Found>, IndexError> {
+        let (mut out, mut bytes) = (Vec::new(), 0);
+        while out.len() < bounds.rows && bytes < bounds.bytes {
             while let Some(at) = self.unfilled.pop() {
-                if let Some(row) = self.cursors[at].fill(snapshot)? {
-                    self.heap.push(Front { place: row.place.clone(), at, descending: self.descending });
+                if let Some(row) = self.trees[at].fill(snapshot)? {
+                    self.heap.push(Front::of(row, at, self.descending));
                 }
             }
             let Some(Front { at, .. }) = self.heap.pop() else { break };
             // Filled only when one more row is wanted: it may be in another page.
             self.unfilled.push(at);
-            if let Some(row) = self.cursors[at].rows.pop_front() {
+            let tree = self.trees[at].tree;
+            if let Some(row) = self.trees[at].pop() {
                 bytes += size(&row);
-                rows.push(row);
+                out.push(Found { row, tree });
             }
         }
-        Ok(rows)
+        Ok(out)
     }
 }
 
@@ -110,35 +131,41 @@ fn size(row: &PageRow) -> usize {
     row.place.len() + row.cell.key.len() + row.cell.value.len()
 }
 
-fn is_enough(rows: &[PageRow], bounds: Bounds) -> bool {
-    rows.len() >= bounds.rows || rows.iter().map(size).sum::<usize>() >= bounds.bytes
-}
-
-fn cut(rows: &mut Vec<PageRow>, bounds: Bounds) {
+fn cut(found: &mut Vec<Found>, bounds: Bounds) {
     let mut bytes = 0;
-    let fits = |row: &&PageRow| {
+    let fits = |found: &&Found| {
         let before = bytes;
-        bytes += size(row);
+        bytes += size(&found.row);
         before < bounds.bytes
     };
-    let count = rows.iter().take(bounds.rows).take_while(fits).count();
-    rows.truncate(count);
+    let count = found.iter().take(bounds.rows).take_while(fits).count();
+    found.truncate(count);
 }
 
 pub(crate) fn in_direction(a: &[u8], b: &[u8], descending: bool) -> Ordering {
     if descending { b.cmp(a) } else { a.cmp(b) }
 }
 
-/// A cursor's next row in the heap of a merge, whose greatest is the next of all.
+/// A tree's next row in the heap of a merge, whose greatest is the next of all.
 struct Front {
     place: Vec<u8>,
+    /// Bytes of [`PageRow::entry`] in it.
+    entry_len: usize,
     at: usize,
     descending: bool,
 }
 
+impl Front {
+    fn of(row: &PageRow, at: usize, descending: bool) -> Front {
+        Front { place: row.place.clone(), entry_len: row.entry().len(), at, descending }
+    }
+}
+
 impl Ord for Front {
     fn cmp(&self, other: &Front) -> Ordering {
-        in_direction(&other.place, &self.place, self.descending)
+        // Within an entry rows come forwards, in either direction.
+        let entries = (&other.place[..other.entry_len], &self.place[..self.entry_len]);
+        in_direction(entries.0, entries.1, self.descending).then_with(|| other.place.cmp(&self.place))
     }
 }
 

@@ -92,6 +92,11 @@ pub(crate) fn after(prefix: &[u8]) -> Vec<u8> {
     key
 }
 
+/// Above all places with a prefix, and not above others that are higher.
+pub(crate) fn top_of(prefix: &[u8]) -> Vec<u8> {
+    [prefix, &[TOP]].concat()
+}
+
 /// The place of a row.
 pub(crate) fn place(sort_key: &[u8], id: &str, number: u32) -> Vec<u8> {
     let mut place = Vec::with_capacity(sort_key.len() + id.len() + 3);
@@ -127,15 +132,20 @@ pub(crate) fn partition_prefix(partition: &str) -> Vec<u8> {
 
 /// The length of the partition with which a sort key begins.
 pub(crate) fn partition_len(sort_key: &[u8]) -> usize {
+    pushed_len(sort_key)
+}
+
+/// The length of what [`push_id`] has put at the beginning of some bytes.
+pub(crate) fn pushed_len(bytes: &[u8]) -> usize {
     let mut at = 0;
-    while let Some(byte) = sort_key.get(at) {
-        match (byte, sort_key.get(at + 1)) {
+    while let Some(byte) = bytes.get(at) {
+        match (byte, bytes.get(at + 1)) {
             (0, Some(0)) => return at + 2,
             (0, _) => at += 2,
             _ => at += 1,
         }
     }
-    sort_key.len()
+    bytes.len()
 }
 
 /// The id in a place, which begins after the sort key.

@@ -3,7 +3,7 @@
 //! # What flows through it
 //! [`Group::update`] reads the durable changes of a database ([`rean_store::Db::indexable`]), has a [`Mapper`] make rows
 //! of the documents, and merges them into pages (`update`, `pending`, `tree`). A [`View`] of one moment gives rows,
-//! counts and reductions of a range, for a [`rean_store::Scope`] (`walk`, `cursor`, `rows`, `reduced`). What the functions
+//! counts and reductions of a range, for a [`rean_store::Scope`] (`walk`, `cursor`, `entries`, `rows`, `reduced`). What the functions
 //! of a design document do is the server's affair; what Mango's indexes and plans are is in [`mango`].
 //!
 //! # What always holds
@@ -14,7 +14,8 @@
 //! - The rows of a partition of a partitioned database lie together, where its design document wants that: what is asked of
 //!   one partition reads no other.
 //! - Rows have the order of [`rean_store::collate`], rows with equal keys that of their documents' ids, and those of one
-//!   document that of their values, as CouchDB has it (`same_key`).
+//!   document that of their values, as CouchDB has it (`same_key`); backwards all of that is turned round but the last
+//!   (`entries`).
 //! - An index that can't be of the database as it is (another instance, a lost or future sequence, forgotten purges,
 //!   another order of strings, damage) is made anew under another number.
 //!
@@ -39,6 +40,7 @@
 
 mod cursor;
 mod doc;
+mod entries;
 mod error;
 mod group;
 mod indexes;

@@ -3,7 +3,7 @@
 //! Rows that follow one another have much of their places in common, so each names only what differs.
 
 use crate::error::IndexError;
-use crate::keys::{id_of, shared};
+use crate::keys::{id_of, pushed_len, shared};
 use crate::reduce::Partial;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -41,6 +41,12 @@ impl PageRow {
     /// The sort key of its JSON key.
     pub fn sort_key(&self) -> &[u8] {
         &self.place[..self.cell.sort_len]
+    }
+
+    /// What the places of its document's rows with its key begin with, and those of no others.
+    pub fn entry(&self) -> &[u8] {
+        let (sort_key, tail) = self.place.split_at(self.cell.sort_len);
+        &self.place[..sort_key.len() + pushed_len(tail)]
     }
 
     pub fn id(&self) -> Result<String, IndexError> {

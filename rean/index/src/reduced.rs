@@ -5,7 +5,7 @@
 
 use crate::cursor::{Cursor, MERGED_TREES, in_direction};
 use crate::error::IndexError;
-use crate::keys::{TOP, TreeId};
+use crate::keys::{TreeId, top_of};
 use crate::page::PageRow;
 use crate::range::{Grouping, Range};
 use crate::reduce::{Partial, reduce_rows, rereduce};
@@ -175,11 +175,6 @@ fn behind(mut span: Span, prefix: &[u8], descending: bool) -> Span {
         span.lo = top_of(prefix);
     }
     span
-}
-
-/// Above all places with a prefix, and not above others that are higher.
-fn top_of(prefix: &[u8]) -> Vec<u8> {
-    [prefix, &[TOP]].concat()
 }
 
 /// Takes all rows of a group from a cursor, which stands at the first of them or before a page that may have it.

@@ -3,12 +3,13 @@
 //! Where there are few trees, a page goes on where the one before it stopped. Where there are many, nothing is kept but
 //! the place of the last row, and a page opens what it needs anew: rows may wait for a slow client.
 
-use crate::cursor::{Bounds, Merge, merge};
+use crate::cursor::{Bounds, Found, Merge, merge};
 use crate::error::IndexError;
+use crate::keys::{TreeId, top_of};
 use crate::page::PageRow;
 use crate::range::Range;
-use crate::view::View;
-use crate::walk::{Span, Walk};
+use crate::view::{View, count_rows};
+use crate::walk::{PageAt, Span, Walk};
 use bytes::Bytes;
 
 /// Bytes of rows after which a page ends, though it could have more rows.
@@ -31,17 +32,19 @@ pub struct Row {
 /// The rows of a range that are still to be taken. It may be kept and moved between threads.
 pub struct Rows {
     view: View,
-    /// What is left.
+    /// What is left, but for `entry`. Backwards it parts no entry.
     span: Span,
     descending: bool,
-    /// What stands at the beginning of `span`.
+    /// Backwards: where a page stopped within an entry, what is left of that, to be read forwards before all else.
+    entry: Option<(TreeId, Span)>,
+    /// Stands at the beginning of what is left.
     open: Option<Merge>,
 }
 
 impl Rows {
     pub(crate) fn new(view: View, range: &Range) -> Rows {
         let span = view.span(range);
-        Rows { view, span, descending: range.descending, open: None }
+        Rows { view, span, descending: range.descending, entry: None, open: None }
     }
 
     /// Leaves out the next `n` rows; gives how many there were, if fewer.
@@ -51,9 +54,13 @@ impl Rows {
     pub fn skip(&mut self, n: u64) -> Result<u64, IndexError> {
         let mut left = n;
         if let [_] = self.view.trees() {
-            self.open = None;
-            let pages = self.skip_pages(left);
-            left -= self.view.noting(pages)?;
+            let entry = self.skip_entry(left);
+            left -= self.view.noting(entry)?;
+            if self.entry.is_none() {
+                self.open = None;
+                let pages = self.skip_pages(left);
+                left -= self.view.noting(pages)?;
+            }
         }
         while left > 0 {
             let limit = usize::try_from(left).unwrap_or(usize::MAX).min(SKIPPED_AT_ONCE);
@@ -73,40 +80,67 @@ impl Rows {
     pub fn next_page(&mut self, limit: usize) -> Result<Vec<Row>, IndexError> {
         let bounds = Bounds { rows: limit.max(1), bytes: PAGE_BYTES };
         let found = self.take(bounds);
-        let rows = self.view.noting(found)?;
-        if let Some(last) = rows.last() {
-            self.go_behind(&last.place);
+        let found = self.view.noting(found)?;
+        if let Some(last) = found.last() {
+            self.go_behind(last);
         }
-        let row = |row: PageRow| Ok(Row { id: row.id()?, key: row.cell.key, value: row.cell.value });
-        let rows = rows.into_iter().map(row).collect();
+        let row = |Found { row, .. }: Found| Ok(Row { id: row.id()?, key: row.cell.key, value: row.cell.value });
+        let rows = found.into_iter().map(row).collect();
         self.view.noting(rows)
     }
 
-    fn take(&mut self, bounds: Bounds) -> Result<Vec<PageRow>, IndexError> {
+    fn take(&mut self, bounds: Bounds) -> Result<Vec<Found>, IndexError> {
         let (snapshot, trees) = (self.view.snapshot(), self.view.trees());
-        if trees.len() > KEPT_TREES {
-            return merge(snapshot, trees, &self.span, self.descending, bounds);
+        if let Some(mut open) = self.open.take() {
+            let found = open.take(snapshot, bounds)?;
+            self.open = Some(open);
+            return Ok(found);
         }
-        let mut open = self.open.take().unwrap_or_else(|| Merge::new(trees, &self.span, self.descending));
-        let rows = open.take(snapshot, bounds)?;
-        self.open = Some(open);
-        Ok(rows)
+        let mut found = match &self.entry {
+            Some((tree, span)) => Merge::new(&[*tree], span, false).take(snapshot, bounds)?,
+            None => Vec::new(),
+        };
+        let Some(left) = bounds.behind(&found) else { return Ok(found) };
+        if trees.len() > KEPT_TREES {
+            found.extend(merge(snapshot, trees, &self.span, self.descending, left)?);
+        } else {
+            let mut open = Merge::new(trees, &self.span, self.descending);
+            found.extend(open.take(snapshot, left)?);
+            self.open = Some(open);
+        }
+        Ok(found)
     }
 
-    fn go_behind(&mut self, place: &[u8]) {
+    fn go_behind(&mut self, last: &Found) {
+        let mut behind = last.row.place.clone();
+        behind.push(0);
         if self.descending {
-            self.span.hi = Some(place.to_vec());
+            let entry = last.row.entry().to_vec();
+            self.entry = Some((last.tree, Span { lo: behind, hi: Some(top_of(&entry)) }));
+            self.span.hi = Some(entry);
         } else {
-            self.span.lo = place.to_vec();
-            self.span.lo.push(0);
+            self.span.lo = behind;
         }
+    }
+
+    /// Leaves out what is left of an entry, if it has no more rows than that.
+    fn skip_entry(&mut self, n: u64) -> Result<u64, IndexError> {
+        let Some((tree, span)) = &self.entry else { return Ok(0) };
+        let rows = count_rows(self.view.snapshot(), *tree, span)?;
+        if rows > n {
+            return Ok(0);
+        }
+        (self.entry, self.open) = (None, None);
+        Ok(rows)
     }
 
     /// Leaves out whole pages without reading them.
     fn skip_pages(&mut self, n: u64) -> Result<u64, IndexError> {
         let Some(tree) = self.view.trees().first().copied() else { return Ok(0) };
-        let mut walk = Walk::new(tree, self.span.clone(), self.descending);
+        let whole = self.span.clone();
+        let mut walk = Walk::new(tree, whole.clone(), self.descending);
         let mut skipped = 0;
+        let mut last: Option<PageAt> = None;
         while let Some(page) = walk.next(self.view.snapshot())? {
             let rows = match self.span.covers(&page) {
                 true => page.head.rows,
@@ -116,14 +150,31 @@ impl Rows {
                 break;
             }
             skipped += rows;
-            match (self.descending, page.next) {
-                (true, _) => self.span.hi = Some(page.separator.max(self.span.lo.clone())),
-                (false, Some(next)) => self.span.lo = next.max(std::mem::take(&mut self.span.lo)),
+            match (self.descending, &page.next) {
+                (true, _) => self.span.hi = Some(page.separator.clone().max(self.span.lo.clone())),
+                (false, Some(next)) => self.span.lo = next.clone().max(std::mem::take(&mut self.span.lo)),
                 // Behind the last page there is nothing.
                 (false, None) => self.span.hi = Some(self.span.lo.clone()),
             }
+            last = Some(page);
         }
-        Ok(skipped)
+        match last.filter(|_| self.descending) {
+            Some(last) => Ok(skipped - self.back_before_entry(tree, &whole, &last, &walk)?),
+            None => Ok(skipped),
+        }
+    }
+
+    /// Backwards, the pages that were left out may end within an entry, whose first rows are in the pages before: goes back
+    /// to before it. Gives how many rows that is.
+    fn back_before_entry(&mut self, tree: TreeId, whole: &Span, last: &PageAt, walk: &Walk) -> Result<u64, IndexError> {
+        let rows = walk.rows(self.view.snapshot(), last)?;
+        let entry = rows.back().map(PageRow::entry).filter(|entry| last.separator[..] > **entry);
+        let Some(top) = entry.map(top_of) else { return Ok(0) };
+        let top = whole.hi.clone().map_or(top.clone(), |hi| hi.min(top));
+        let span = Span { lo: last.separator.clone(), hi: Some(top.clone()) };
+        let rows = count_rows(self.view.snapshot(), tree, &span)?;
+        self.span.hi = Some(top);
+        Ok(rows)
     }
 }
 

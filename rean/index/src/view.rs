@@ -219,7 +219,8 @@ pub(crate) fn stored_rows(snapshot: &dyn Snapshot, tree: TreeId) -> Result<u64, 
     rows[..].try_into().map(u64::from_be_bytes).map_err(|_| IndexError::Damaged("a number of rows"))
 }
 
-fn count_rows(snapshot: &dyn Snapshot, tree: TreeId, span: &Span) -> Result<u64, IndexError> {
+/// The rows of a tree in a span.
+pub(crate) fn count_rows(snapshot: &dyn Snapshot, tree: TreeId, span: &Span) -> Result<u64, IndexError> {
     if span.lo.is_empty() && span.hi.is_none() {
         return stored_rows(snapshot, tree);
     }

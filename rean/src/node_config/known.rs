@@ -7,6 +7,8 @@
 use adea_ring::log_level;
 use adea_ring::node_config::{CLOSED, MAINTENANCE, WRITE_ONLY};
 
+use rean_store::MAX_PARTITION_BYTES;
+
 use crate::config::Limits;
 use crate::databases::check_name;
 
@@ -16,6 +18,8 @@ pub const MAX_UUIDS: u64 = 1_000;
 pub const MAX_DBS_INFO: usize = 100;
 /// The most of both that may be set: the whole answer is in memory.
 const MAX_LISTED: u64 = 100_000;
+/// The largest partition that may be set: what CouchDB's clients can read as a number. 0 is no bound.
+const MAX_PARTITION_SIZE: u64 = 1 << 53;
 /// The longest time that may be set, in seconds: ten years. CouchDB's times are seconds or milliseconds.
 const MAX_TIME: u64 = 10 * 366 * 86_400;
 
@@ -55,7 +59,7 @@ const fn known(section: &'static str, key: &'static str, kind: Kind, default: De
     Known { section, key, kind, default }
 }
 
-const KNOWN: [Known; 29] = [
+const KNOWN: [Known; 32] = [
     known("chttpd", "admin_only_all_dbs", Kind::Bool, Default::Text("true")),
     known("chttpd", "authentication_handlers", Kind::Text, Default::Elsewhere),
     // CouchDB has no such setting: here a body must come at least so fast.
@@ -67,8 +71,11 @@ const KNOWN: [Known; 29] = [
     known("chttpd", "require_valid_user_except_for_up", Kind::Bool, Default::Elsewhere),
     known("chttpd_auth", "allow_persistent_cookies", Kind::Bool, Default::Elsewhere),
     known("chttpd_auth", "cookie_domain", Kind::Text, Default::Elsewhere),
+    // CouchDB has neither of these two: how long a log-in can be prolonged, and how long a temporary name and password last.
+    known("chttpd_auth", "max_session_age", Kind::Number(1, MAX_TIME), Default::Elsewhere),
     known("chttpd_auth", "require_valid_user", Kind::Bool, Default::Elsewhere),
     known("chttpd_auth", "same_site", Kind::OneOf(&["", "none", "lax", "strict"]), Default::Elsewhere),
+    known("chttpd_auth", "session_timeout", Kind::Number(1, MAX_TIME), Default::Elsewhere),
     known("chttpd_auth", "timeout", Kind::Number(1, MAX_TIME), Default::Elsewhere),
     known("couch_httpd_auth", "timeout", Kind::Number(1, MAX_TIME), Default::Elsewhere),
     known("cors", "credentials", Kind::Bool, Default::Elsewhere),
@@ -84,6 +91,12 @@ const KNOWN: [Known; 29] = [
     ),
     known("couchdb", "max_attachment_size", Kind::Size, Default::Limit(|limits| limits.max_attachment_bytes)),
     known("couchdb", "max_document_size", Kind::Size, Default::Limit(|limits| limits.max_document_bytes as u64)),
+    known(
+        "couchdb",
+        "max_partition_size",
+        Kind::Number(0, MAX_PARTITION_SIZE),
+        Default::Limit(|_| MAX_PARTITION_BYTES),
+    ),
     known("log", "level", Kind::Level, Default::Elsewhere),
     known("replicator", "checkpoint_interval", Kind::Number(1, MAX_TIME), Default::Text("5000")),
     known("replicator", "use_checkpoints", Kind::Bool, Default::Text("true")),

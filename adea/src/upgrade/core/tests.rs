@@ -53,6 +53,10 @@ struct Machine {
     /// The agent is killed also just after the journal is written.
     dies_when_saved: bool,
     steps: Vec<Step>,
+    /// Where the other pod is with the order, and whether it was removed from the ring.
+    other: (Step, bool),
+    /// The program files that were kept, each time that others were to go.
+    tidied: Vec<Vec<PathBuf>>,
 }
 
 fn installed() -> PathBuf {
@@ -95,6 +99,8 @@ impl Machine {
             deaths: Vec::new(),
             dies_when_saved: false,
             steps: Vec::new(),
+            other: (Step::Ready, false),
+            tidied: Vec::new(),
         }
     }
 
@@ -129,14 +135,15 @@ impl Machine {
     fn turn(&mut self, order: &Order) {
         self.turn += 1;
         self.ends += u32::from(!self.is_up() && self.luck == Luck::Crashes && self.turn.is_multiple_of(4));
-        let other = Progress { order: order.id.clone(), step: Step::Ready, reason: None };
+        let (step, is_removed) = self.other;
+        let other = Progress { order: order.id.clone(), step, reason: None };
         let explicit = if self.runs == Software::default() { software("old") } else { self.runs.clone() };
         let outputs = self.core.turn(Inputs {
             now_ms: 1_000_000 + self.turn * TURN_MS,
             elapsed_ms: (self.turn - self.began) * TURN_MS,
             order: (self.key == self.order_key).then(|| order.clone()),
             key: self.key,
-            peers: vec![Peer { id: "other".parse().unwrap(), is_live: true, is_removed: false, progress: Some(other) }],
+            peers: vec![Peer { id: "other".parse().unwrap(), is_live: true, is_removed, progress: Some(other) }],
             is_master: false,
             up: self.is_up().then(|| self.runs.clone()),
             ends: self.ends,
@@ -152,6 +159,7 @@ impl Machine {
             trouble: None,
         });
         self.fetched = outputs.fetch.is_some();
+        self.tidied.extend(outputs.tidy.clone());
         let step = outputs.progress.as_ref().map(|progress| progress.step);
         if step != self.steps.last().copied() {
             self.steps.extend(step);
@@ -225,6 +233,55 @@ fn an_agent_that_dies_at_any_point_goes_on_where_it_was() {
         machine.dies_when_saved = true;
         assert_eq!(machine.run(&order()), end, "{luck:?}, killed after each change: {:?}", machine.steps);
     }
+}
+
+#[test]
+fn what_failed_is_given_back_once_all_are_back() {
+    for luck in [Luck::Crashes, Luck::BadAgent, Luck::Behind] {
+        let (first, mut machine) = (order(), Machine::new(luck));
+        machine.other.0 = Step::Done;
+        assert_eq!(machine.run(&first), Step::RolledBack, "{luck:?}");
+        assert!(machine.tidied.is_empty() && machine.journal().new.is_some(), "{luck:?}: the other has yet to go back");
+        machine.other.0 = Step::RolledBack;
+        machine.begin();
+        machine.run(&first);
+        // Once, and with what it runs.
+        let [kept] = &machine.tidied[..] else { panic!("{luck:?}: {:?}", machine.tidied) };
+        assert!(kept.contains(&installed()) && !kept.contains(&new_outfit().agent), "{luck:?}: {kept:?}");
+        let journal = machine.journal();
+        assert_eq!((journal.new, journal.old.unwrap().software), (None, software("old")), "{luck:?}");
+        assert_eq!(journal.images, [new_outfit().brought.unwrap()], "they are forgotten when they are gone");
+        // The next one finds all that it needs.
+        (machine.luck, machine.other.0) = (Luck::Good, Step::Ready);
+        let second = Order { made_at_ms: 2, id: "1".repeat(16), ..order() };
+        assert_eq!(machine.run(&second), Step::Done, "{luck:?}");
+    }
+    // What is done keeps what it runs, and what it goes back to.
+    let mut machine = Machine::new(Luck::Good);
+    assert_eq!(machine.run(&order()), Step::Done);
+    assert_eq!(machine.tidied, [[installed(), new_outfit().agent]]);
+}
+
+#[test]
+fn a_pod_that_had_not_begun_gives_back_too_and_can_go_on() {
+    let (order, mut machine) = (order(), Machine::new(Luck::Good));
+    while machine.steps.last() != Some(&Step::Ready) {
+        machine.turn(&order);
+    }
+    machine.other.0 = Step::RollingBack;
+    machine.run(&order);
+    assert!(machine.tidied.is_empty());
+    machine.other.0 = Step::RolledBack;
+    assert_eq!(machine.run(&order), Step::Ready);
+    assert_eq!(machine.tidied, [[installed(), installed()]]);
+    assert_eq!(machine.journal().new, None);
+    machine.begin();
+    assert_eq!(machine.run(&order), Step::Ready);
+    // Who had failed is removed from the ring: the order goes on, and what was given back is fetched again.
+    machine.other.1 = true;
+    assert_eq!(machine.run(&order), Step::Done);
+    assert_eq!(machine.steps[2..4], [Step::Fetching, Step::Ready], "{:?}", machine.steps);
+    assert_eq!(machine.runs, software("new"));
 }
 
 #[test]

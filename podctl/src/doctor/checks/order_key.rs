@@ -18,14 +18,24 @@ pub fn order_key(facts: &OrderKeyFacts) -> Vec<Finding> {
             "podctl upgrade key: it says what to do here",
         )];
     };
+    let mut findings = Vec::new();
+    if let Some(key) = &facts.awaited {
+        findings.push(Finding::bad(
+            CHECK,
+            HERE,
+            "orders count here only from a time on that is yet to come: some clock was wrong when the machine got its key",
+            "the pod refuses the orders of machines whose clocks are right",
+            format!("set this machine's clock (timedatectl set-ntp true), then: podctl upgrade key --trust {key}"),
+        ));
+    }
     let Some((rights, private)) = &facts.private else {
-        return vec![Finding::well(
+        findings.push(Finding::well(
             CHECK,
             HERE,
             format!("the pod follows the orders of {trusted}, which are signed elsewhere"),
-        )];
+        ));
+        return findings;
     };
-    let mut findings = Vec::new();
     if rights.mode & 0o077 != 0 {
         findings.push(Finding::bad(
             CHECK,

@@ -46,6 +46,7 @@ fn machine() -> MachineFacts {
         ring_file: Some(("/d/ring.json".into(), rights(0o600))),
         order_key: Some(OrderKeyFacts {
             trusted: Some("ab".into()),
+            awaited: None,
             path: "/d/order.key".into(),
             private: Some((Rights { mode: 0o600 }, Ok("ab".into()))),
         }),
@@ -164,12 +165,21 @@ fn faults_of_the_machine() {
     assert_eq!(with_machine(|here| here.data = Some(("/d".into(), rights(0o755)))), one("rights", "here", Warn));
     let order_key = |trusted: Option<&str>, private: Option<(u32, Result<&str, &str>)>| {
         let private = private.map(|(mode, key)| (Rights { mode }, key.map(str::to_owned).map_err(str::to_owned)));
-        let facts = OrderKeyFacts { trusted: trusted.map(str::to_owned), path: "/k".into(), private };
+        let facts = OrderKeyFacts { trusted: trusted.map(str::to_owned), awaited: None, path: "/k".into(), private };
         with_machine(|here| here.order_key = Some(facts))
     };
     assert_eq!(order_key(None, None), one("orders", "here", Warn));
     assert_eq!(order_key(Some("ab"), None), []);
     assert_eq!(order_key(Some("ab"), Some((0o640, Ok("ab")))), one("orders", "here", Bad));
+    // Wherever the key lies.
+    for is_here in [true, false] {
+        let awaits = |machine: &mut MachineFacts| {
+            let facts = machine.order_key.as_mut().unwrap();
+            facts.awaited = Some("abab".into());
+            facts.private = facts.private.take().filter(|_| is_here);
+        };
+        assert_eq!(with_machine(awaits), one("orders", "here", Bad), "{is_here}");
+    }
     assert_eq!(order_key(Some("ab"), Some((0o600, Ok("cd")))), one("orders", "here", Warn));
     assert_eq!(order_key(Some("ab"), Some((0o600, Err("no key")))), one("orders", "here", Warn));
     assert_eq!(with_machine(|here| here.disk = Some((DiskLevel::Low, 1))), one("disk", "here", Warn));
