@@ -5,7 +5,7 @@
 //! hash. What is known of an account's roles is kept here for as long as its document doesn't change, and live feeds learn
 //! of a change at once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use adea_ring::Identity;
@@ -39,8 +39,9 @@ pub struct Accounts {
 struct Shared {
     cache: Mutex<Cache>,
     watchers: Mutex<HashMap<Arc<str>, watch::Sender<()>>>,
-    /// Accounts that have changed, for [`Accounts::changed`].
-    changed: Mutex<BTreeSet<String>>,
+    /// Accounts that have changed, for [`Accounts::changed`], with whether they were removed: who is there again by then is
+    /// somebody else.
+    changed: Mutex<BTreeMap<String, bool>>,
     has_changed: Notify,
 }
 
@@ -130,11 +131,11 @@ impl Accounts {
         Ok(account)
     }
 
-    /// Waits until there are accounts whose documents have changed, and gives at most `max` of them. For one follower: each
-    /// change is told once.
-    pub async fn changed(&self, max: usize) -> Vec<String> {
+    /// Waits until there are accounts whose documents have changed, and gives at most `max` of them, with whether they were
+    /// removed meanwhile. For one follower: each change is told once.
+    pub async fn changed(&self, max: usize) -> Vec<(String, bool)> {
         loop {
-            let names: Vec<String> = {
+            let names: Vec<(String, bool)> = {
                 let mut changed = self.shared.changed.lock();
                 std::iter::from_fn(|| changed.pop_first()).take(max).collect()
             };
@@ -143,6 +144,11 @@ impl Accounts {
             }
             self.shared.has_changed.notified().await;
         }
+    }
+
+    /// Takes back what [`Accounts::changed`] gave: it could not be told.
+    pub fn not_told(&self, names: &[(String, bool)]) {
+        names.iter().for_each(|(name, removed)| self.shared.note(name, *removed));
     }
 
     fn load(&self, name: &str) -> Result<Roles, StoreError> {
@@ -155,6 +161,13 @@ impl Accounts {
             Some(stored) if stored.deleted => Roles::Removed,
             Some(stored) => Roles::Now(account_doc::strings(stored.body.get("roles")).into()),
         })
+    }
+}
+
+impl Shared {
+    fn note(&self, name: &str, removed: bool) {
+        *self.changed.lock().entry(name.to_owned()).or_default() |= removed;
+        self.has_changed.notify_one();
     }
 }
 
@@ -172,10 +185,12 @@ impl CommitHook for Shared {
         }
         drop(cache);
         // Who has just been made was served nothing.
-        let known_before = changes.iter().filter(|change| change.generation() > 1);
-        let names = known_before.filter_map(|change| change.id().strip_prefix(ACCOUNT_PREFIX)).map(str::to_owned);
-        self.changed.lock().extend(names);
-        self.has_changed.notify_one();
+        for change in changes {
+            if let Some(name) = change.id().strip_prefix(ACCOUNT_PREFIX) {
+                // What is known of a name from before there was an account is somebody else's.
+                self.note(name, change.is_deletion() || change.generation() == 1);
+            }
+        }
         let watchers = self.watchers.lock();
         for change in changes {
             let name = change.id().strip_prefix(ACCOUNT_PREFIX);

@@ -24,7 +24,7 @@ use crate::room;
 use crate::route::{Request, Response};
 use crate::security;
 pub use crate::server_info::{active_tasks, membership, root, session, store, uuids, workers};
-use crate::target::{PERSONAL, SEPARATOR, Target, named_by, require_server_admin, resolve};
+use crate::target::{PERSONAL, SEPARATOR, Target, require_server_admin, resolve, stand_in};
 
 /// What stands for the one node of a pod where CouchDB names nodes.
 pub const NODE: &str = "adea@localhost";
@@ -270,7 +270,7 @@ pub async fn access(pod: &Arc<Pod>, who: &Identity, request: Request) -> Result<
 fn describe_part(target: &Target, reader: &Arc<Reader>, part: PartInfo) -> Value {
     // The sequence as the feed of that partial database shows it to this reader.
     let update_seq = target.db.part(&part.signature).map(|number| {
-        let reader = if target.whole() { target.db.reader(named_by(&part.readers)) } else { Arc::clone(reader) };
+        let reader = if target.whole() { stand_in(&part.readers) } else { Arc::clone(reader) };
         let scope = Scope::Part(reader, number);
         target.db.seq_token(&scope, part.update_seq)
     });

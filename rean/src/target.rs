@@ -4,10 +4,12 @@
 //! or not the thing that one may not see exists: a partial database that doesn't name the reader and one that isn't
 //! there, an unreadable document and a missing one.
 
+use std::sync::Arc;
+
 use adea_ring::Identity;
 use adea_ring::identity::SYSTEM_NAME;
 use rean_store::access::Signature;
-use rean_store::{Author, Db, DbKind, Scope, Who, validate_partitioned_id};
+use rean_store::{Author, Db, DbKind, Reader, Scope, Who, validate_partitioned_id};
 
 use crate::error::ApiError;
 use crate::pod::Pod;
@@ -207,7 +209,7 @@ fn partial(db: Db, name: &str, signature: &str, identity: &Identity, who: Who) -
     let admin = identity.is_admin();
     let reader = if admin {
         let part = db.parts().into_iter().find(|part| part.signature == signature);
-        db.reader(named_by(&part.map(|part| part.readers).unwrap_or_default()))
+        stand_in(&part.map(|part| part.readers).unwrap_or_default())
     } else {
         db.reader(who.clone())
     };
@@ -222,18 +224,9 @@ fn partial(db: Db, name: &str, signature: &str, identity: &Identity, who: Who) -
     }
 }
 
-/// Somebody whom these readers name: an administrator sees a partial database as such a one does.
-pub fn named_by(readers: &[String]) -> Who {
-    let mut who = Who::default();
-    for entry in readers {
-        if let Some(role) = entry.strip_prefix("role:") {
-            who.roles.push(role.to_owned());
-        } else if who.name.is_none() && entry != "anyone" {
-            let name = entry.strip_prefix("user:").unwrap_or(SYSTEM_NAME);
-            who.name = Some(name.to_owned());
-        }
-    }
-    who
+/// Somebody whom these readers name, for an administrator.
+pub fn stand_in(readers: &[String]) -> Arc<Reader> {
+    Arc::new(Reader::stand_in(readers, SYSTEM_NAME))
 }
 
 fn of_app(db: Db, name: &str, scope: Scope, write: Writing, identity: &Identity, who: Who) -> Target {

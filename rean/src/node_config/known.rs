@@ -71,10 +71,11 @@ const KNOWN: [Known; 32] = [
     known("chttpd", "require_valid_user_except_for_up", Kind::Bool, Default::Elsewhere),
     known("chttpd_auth", "allow_persistent_cookies", Kind::Bool, Default::Elsewhere),
     known("chttpd_auth", "cookie_domain", Kind::Text, Default::Elsewhere),
-    // CouchDB has neither of these two: how long a log-in can be prolonged, and how long a temporary name and password last.
+    // CouchDB has no such setting: how long a log-in can be prolonged.
     known("chttpd_auth", "max_session_age", Kind::Number(1, MAX_TIME), Default::Elsewhere),
     known("chttpd_auth", "require_valid_user", Kind::Bool, Default::Elsewhere),
     known("chttpd_auth", "same_site", Kind::OneOf(&["", "none", "lax", "strict"]), Default::Elsewhere),
+    // Nor this: how long a temporary name and password last.
     known("chttpd_auth", "session_timeout", Kind::Number(1, MAX_TIME), Default::Elsewhere),
     known("chttpd_auth", "timeout", Kind::Number(1, MAX_TIME), Default::Elsewhere),
     known("couch_httpd_auth", "timeout", Kind::Number(1, MAX_TIME), Default::Elsewhere),

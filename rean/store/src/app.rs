@@ -32,6 +32,7 @@ pub struct Who {
 pub struct Reader {
     who: Who,
     entries: HashSet<String>,
+    is_stand_in: bool,
 }
 
 impl Reader {
@@ -45,7 +46,27 @@ impl Reader {
             entries.insert("users".to_owned());
             entries.insert(format!("user:{name}"));
         }
-        Reader { who, entries }
+        Reader { who, entries, is_stand_in: false }
+    }
+
+    /// Somebody whom these readers name: an administrator sees a partial database as such a one does. What it is shown
+    /// is nobody's.
+    /// `user`: a name for where these are all users; one that no account can have.
+    pub fn stand_in(readers: &[String], user: &str) -> Reader {
+        let mut who = Who::default();
+        for entry in readers {
+            if let Some(role) = entry.strip_prefix("role:") {
+                who.roles.push(role.to_owned());
+            } else if who.name.is_none() && entry != "anyone" {
+                who.name = Some(entry.strip_prefix("user:").unwrap_or(user).to_owned());
+            }
+        }
+        Reader { is_stand_in: true, ..Reader::new(who) }
+    }
+
+    /// The user who is shown what this reader reads.
+    pub(crate) fn user(&self) -> Option<&str> {
+        self.name().filter(|_| !self.is_stand_in)
     }
 
     /// Their name; `None`: not logged in.

@@ -2,7 +2,8 @@
 //!
 //! A device that has lost its place, because it was cut off before it noted one, begins at the start again and may hold
 //! documents that have left its user's sight since. A first read tells such a device of their end, and must not tell
-//! anybody of a document that they were never given. So each user's record has *spells*: one for what names the user or
+//! anybody of a document that they could never read. (It may tell of one that they could read and were not given: what a
+//! feed has passed counts as given, whichever of the user's rights and filters it was for.) So each user's record has *spells*: one for what names the user or
 //! everybody, one for each time that they held a role. A document that came to a partial database at `entered` and left it
 //! at `left` may be held by a user who was served from there in a spell with `from < left` and `entered <= until`.
 //!
@@ -35,8 +36,8 @@ struct Spell {
     from: Seq,
     /// What was in sight up to here was given.
     until: Seq,
-    /// Whether the user still had the role when they last asked.
-    held: bool,
+    /// The newest sequence when the role was found to be lost; `None`: it wasn't.
+    lost: Option<Seq>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,19 +86,32 @@ pub(crate) struct Given {
 
 /// What a user was given of one partial database.
 #[derive(Debug, Default)]
-pub(crate) struct Spans(Vec<(Seq, Seq)>);
+pub(crate) struct Spans(Vec<Span>);
+
+/// Of a spell.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    from: Seq,
+    until: Seq,
+    lost: Option<Seq>,
+}
 
 impl Spans {
     /// Until when a document was given that was there at these times (see [`crate::record::PartRow::stays`]); `None`: it
     /// never was.
     pub fn given(&self, stays: impl Iterator<Item = (Seq, Seq)> + Clone) -> Option<Seq> {
-        let had = |(from, until): (Seq, Seq)| stays.clone().any(|(entered, left)| entered <= until && from < left);
-        self.0.iter().copied().filter(|span| had(*span)).map(|(_, until)| until).max()
+        let had = |span: &&Span| stays.clone().any(|(entered, left)| entered <= span.until && span.from < left);
+        self.0.iter().filter(had).map(|span| span.until).max()
+    }
+
+    /// When the last right to it was lost: what the user wrote, they wrote before that.
+    pub fn lost(&self) -> Option<Seq> {
+        self.0.iter().filter_map(|span| span.lost).max()
     }
 
     /// Whether the user was served before this sequence.
     pub fn began_before(&self, seq: Seq) -> bool {
-        self.0.iter().any(|(from, _)| *from < seq)
+        self.0.iter().any(|span| span.from < seq)
     }
 }
 
@@ -109,12 +123,13 @@ impl Given {
             None => by_name,
             Some(role) => readers.iter().any(|entry| entry.strip_prefix("role:") == Some(role.as_str())),
         };
-        Spans(self.spells.iter().filter(counts).map(|spell| (spell.from, spell.until)).collect())
+        let span = |spell: &Spell| Span { from: spell.from, until: spell.until, lost: spell.lost };
+        Spans(self.spells.iter().filter(counts).map(span).collect())
     }
 
     /// Roles by which the user was served and which they have no more, for [`Reader::with_roles`].
     pub fn lost_roles(&self) -> Vec<String> {
-        let held = |role: &str| self.spells.iter().any(|spell| spell.held && spell.role.as_deref() == Some(role));
+        let held = |role: &str| self.spells.iter().any(|spell| spell.is_held() && spell.role.as_deref() == Some(role));
         let lost = self.spells.iter().filter_map(|spell| spell.role.as_deref()).filter(|role| !held(role));
         lost.map(str::to_owned).collect()
     }
@@ -132,6 +147,12 @@ impl Given {
     }
 }
 
+impl Spell {
+    fn is_held(&self) -> bool {
+        self.lost.is_none()
+    }
+}
+
 impl Record {
     /// The last spell by this right.
     fn last(&mut self, role: Option<&str>) -> Option<&mut Spell> {
@@ -142,11 +163,12 @@ impl Record {
     /// `opened_at`.
     fn settle(&mut self, opened_at: Seq, now: Seq) {
         for spell in &mut self.spells {
-            if self.live && spell.held {
+            if self.live && spell.is_held() {
                 spell.until = opened_at;
             }
             // Sequences are given again after commits were lost.
             (spell.from, spell.until) = (spell.from.min(now), spell.until.min(now));
+            spell.lost = spell.lost.map(|lost| lost.min(now));
         }
         self.live = false;
     }
@@ -163,18 +185,20 @@ impl Record {
 
     fn turn_to(&mut self, roles: &[String], now: Seq) {
         for spell in &mut self.spells {
-            spell.held &= spell.role.as_ref().is_none_or(|role| roles.contains(role));
+            if spell.is_held() && spell.role.as_ref().is_some_and(|role| !roles.contains(role)) {
+                spell.lost = Some(now);
+            }
         }
         for role in std::iter::once(None).chain(roles.iter().map(Some)) {
-            if !self.last(role.map(String::as_str)).is_some_and(|spell| spell.held) {
-                self.spells.push(Spell { role: role.cloned(), from: now, until: 0, held: true });
+            if !self.last(role.map(String::as_str)).is_some_and(|spell| spell.is_held()) {
+                self.spells.push(Spell { role: role.cloned(), from: now, until: 0, lost: None });
             }
         }
         while self.spells.len() > MAX_SPELLS && self.forget_one() {}
     }
 
     fn forget_one(&mut self) -> bool {
-        let oldest = self.spells.iter().position(|spell| !spell.held);
+        let oldest = self.spells.iter().position(|spell| !spell.is_held());
         oldest.map(|at| self.spells.remove(at)).is_some()
     }
 
@@ -201,7 +225,7 @@ impl User {
 
     /// Ends the spells of roles that are lost, begins those of roles that are new. Tells whether any was lost.
     fn turn_to(&mut self, roles: &[String], now: Seq) -> bool {
-        let is_lost = |spell: &Spell| spell.held && spell.role.as_ref().is_some_and(|role| !roles.contains(role));
+        let is_lost = |spell: &Spell| spell.is_held() && spell.role.as_ref().is_some_and(|role| !roles.contains(role));
         let lost = self.record.spells.iter().any(is_lost);
         if lost {
             self.record = self.now();
@@ -229,12 +253,12 @@ impl User {
 }
 
 impl Db {
-    /// Notes that a user's feed is open; nothing for who has no name.
+    /// Notes that a user's feed is open; nothing for who has no name, or stands in.
     ///
     /// # Errors
     /// The engine failed.
     pub(crate) fn serve(&self, reader: &Reader) -> Result<Option<Serving>, StoreError> {
-        let Some(name) = reader.name() else { return Ok(None) };
+        let Some(name) = reader.user() else { return Ok(None) };
         let open = Arc::new(Open { roles: reader.roles().to_vec(), given: AtomicU64::new(0) });
         let now = self.inner().seq();
         let mut users = self.inner().served.users.lock();

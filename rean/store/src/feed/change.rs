@@ -39,6 +39,11 @@ impl Change {
         &self.row.id
     }
 
+    /// Whether its winner is a deletion.
+    pub fn is_deletion(&self) -> bool {
+        self.row.leaves.first().is_none_or(|winner| winner.deleted)
+    }
+
     /// Its winner's generation: 1 for one that is new.
     pub fn generation(&self) -> u64 {
         self.row.leaves.first().map_or(0, |winner| winner.rev.generation)

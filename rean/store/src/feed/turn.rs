@@ -29,10 +29,10 @@ enum Told {
     Live,
     /// That it left.
     End,
-    /// That what they were given of it until then, or wrote themselves, is over.
+    /// That what they were given of it, or wrote themselves, is over.
     EndOfGiven {
+        given_until: Seq,
         until: Seq,
-        own: bool,
     },
 }
 
@@ -94,7 +94,9 @@ impl Feed {
                         None
                     }
                     Told::End => self.end_of(snapshot, reader, self.place.after, &row)?,
-                    Told::EndOfGiven { until, own } => self.end_of_given(snapshot, seq, until, own, &row)?,
+                    Told::EndOfGiven { given_until, until } => {
+                        self.end_of_given(snapshot, seq, given_until, until, &row)?
+                    }
                 };
                 if let Some(end) = end {
                     rows.push(FeedRow { seq_token, ..end.row });
@@ -104,6 +106,8 @@ impl Feed {
         }
         self.place.sure = turn.roles;
         self.place.maybe.clear();
+        let Self { place, .. } = self;
+        place.gained.retain(|gain| place.sure.contains(&gain.role));
         self.place.turn = None;
         self.mark_ended(ending)?;
         self.succeed(ended)?;
@@ -147,7 +151,11 @@ impl Feed {
         match given_until {
             None if !own => Told::Nothing,
             _ if row.tomb => Told::End,
-            until => Told::EndOfGiven { until: until.unwrap_or_default(), own },
+            until => {
+                let wrote_until = spans.filter(|_| own).and_then(Spans::lost).unwrap_or_default();
+                let given_until = until.unwrap_or_default();
+                Told::EndOfGiven { given_until, until: given_until.max(wrote_until) }
+            }
         }
     }
 
@@ -199,28 +207,27 @@ impl Feed {
         Ok(Some(End { row, told: Vec::new() }))
     }
 
-    /// What a reader is told of a document that is still in a partial database from which they were served `until` then:
-    /// the end of what they may have been given. Not of what came later, or each first read of theirs would end what
+    /// What a reader is told of a document that is still in a partial database from which they were served until
+    /// `given_until`, and where they may have written until `until`: the end of what they may have. Not of what came later, or each first read of theirs would end what
     /// others have since been shown in its place.
     fn end_of_given(
         &self,
         snapshot: &dyn Snapshot,
         seq: Seq,
+        given_until: Seq,
         until: Seq,
-        own: bool,
         row: &PartRow,
     ) -> Result<Option<End>, StoreError> {
-        let mut held: Vec<Rev> = row.leaves.iter().map(|leaf| leaf.rev.clone()).collect();
-        if seq > until {
+        let mut held: Vec<Rev> = row.leaves.iter().map(|leaf| &leaf.rev).chain(&row.gone).cloned().collect();
+        if seq > given_until {
             let Some(value) = snapshot.get(Space::Docs, &key::doc(self.db.inner().id, &row.id))? else {
                 return Ok(None);
             };
             let record: DocRecord = decode(&value, "a document")?;
-            // What they wrote themselves they have without being given it.
-            let until = if own { Seq::MAX } else { until };
             held = held.iter().filter_map(|rev| self.given_of(&record.tree, &row.id, rev, until)).collect();
         }
-        held.extend(row.gone.iter().cloned());
+        held.sort_unstable();
+        held.dedup();
         if held.is_empty() {
             return Ok(None);
         }
