@@ -15,8 +15,8 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 const TAG_BYTES: usize = 12;
-/// Longest text that is looked at: a bookmark names the roles of its user, and those are bounded.
-pub const MAX_TEXT_BYTES: usize = 16 * 1024;
+/// Longest text that is looked at: a bookmark names the roles of its user, up to four times, and those are bounded.
+pub const MAX_TEXT_BYTES: usize = 24 * 1024;
 
 /// A reader's place in a partial or personal database's feed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
