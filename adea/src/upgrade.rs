@@ -11,6 +11,7 @@
 
 pub mod core;
 pub mod depot;
+mod fetching;
 pub mod journal;
 mod rean;
 mod refused;
@@ -28,7 +29,6 @@ use adea_ring::config::PodState;
 use adea_ring::report::Role;
 use adea_ring::upgrade::{Order, Peer};
 use adea_ring::{Identity, PodId, Signer};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::doing::Doing;
@@ -41,10 +41,10 @@ use crate::software::Software;
 use crate::stop::End;
 use crate::upgrade::core::{Core, Inputs, Outputs};
 use crate::upgrade::depot::{Depot, FetchError};
+use crate::upgrade::fetching::Fetching;
 use crate::upgrade::journal::{Installed, Journal, JournalError, Outfit};
 use crate::upgrade::rean::Rean;
 use crate::upgrade::refused::Refused;
-use crate::upgrade::retry::Retry;
 use crate::upgrade::trusted::Trusted;
 
 /// How often to look: what an upgrade waits for takes seconds.
@@ -80,20 +80,12 @@ struct Upgrader {
     /// This program's file.
     agent: PathBuf,
     began: Instant,
-    fetching: Option<Fetching>,
-    retry: Retry,
+    fetching: Fetching,
     /// What the links said last.
     links: Option<Links>,
     trouble: Option<String>,
     /// The order that is not followed, and why.
     refused: Option<Refused>,
-}
-
-/// Software on its way to this machine.
-struct Fetching {
-    /// The order that it is for.
-    order: String,
-    task: JoinHandle<Result<Outfit, FetchError>>,
 }
 
 /// What the links of rean said.
@@ -115,12 +107,11 @@ impl Upgrader {
             levers,
             trusted,
             core: Core::new(me, journal),
+            fetching: Fetching::new(depot.clone(), rean.clone()),
             depot,
             rean,
             agent,
             began: Instant::now(),
-            fetching: None,
-            retry: Retry::at_once(),
             links: None,
             trouble: None,
             refused: None,
@@ -192,7 +183,7 @@ impl Upgrader {
             }
             changes
         });
-        self.fetch(outputs.fetch).await;
+        self.fetching.want(outputs.fetch);
         if let Some(kept) = outputs.tidy {
             let depot = self.depot.clone();
             // What is left over is in nobody's way.
@@ -229,32 +220,9 @@ impl Upgrader {
         self.links = Some(Links { are_live, at: Instant::now(), pid });
     }
 
-    /// Fetches the software of this order, and of no other.
-    async fn fetch(&mut self, wanted: Option<Order>) {
-        let id = wanted.as_ref().map(|order| &order.id);
-        if let Some(other) = self.fetching.take_if(|fetching| id != Some(&fetching.order)) {
-            other.task.abort();
-            // The next one begins when this one has cleaned up.
-            let _ = other.task.await;
-        }
-        let Some(order) = wanted else {
-            self.retry = Retry::at_once();
-            return;
-        };
-        if self.fetching.is_none() && self.retry.is_due() {
-            let (depot, rean, id) = (self.depot.clone(), self.rean.clone(), order.id.clone());
-            let task = tokio::spawn(async move { depot.fetch(&order, &rean).await });
-            self.fetching = Some(Fetching { order: id, task });
-        }
-    }
-
     async fn fetched(&mut self) -> Option<Result<Outfit, FetchError>> {
-        let fetching = self.fetching.take_if(|fetching| fetching.task.is_finished())?;
-        let done = fetching.task.await.unwrap_or_else(|err| Err(FetchError::Failed(err.to_string())));
+        let done = self.fetching.done().await?;
         self.trouble = done.as_ref().err().map(FetchError::to_string);
-        if let Err(err) = &done {
-            self.retry.failed(err);
-        }
         Some(done)
     }
 

@@ -134,6 +134,14 @@ fn json_answer(value: &Value) -> Answer {
     (StatusCode::OK, value.to_string().into())
 }
 
+/// With all members that Docker always gives.
+fn image_summary(id: &String) -> Value {
+    json!({
+        "Id": id, "ParentId": "", "RepoTags": [], "RepoDigests": [], "Created": 0, "Size": 0, "SharedSize": -1,
+        "Labels": {}, "Containers": -1,
+    })
+}
+
 fn refuse(status: StatusCode, message: &str) -> Answer {
     (status, json!({"message": message}).to_string().into())
 }
@@ -222,6 +230,10 @@ impl World {
                 let id = format!("sha256:{}", self.next());
                 self.images.insert(name, id);
                 json_answer(&json!({"status": "done"}))
+            }
+            ("GET", ["images", "json"]) => {
+                let ids: BTreeSet<&String> = self.images.values().collect();
+                json_answer(&ids.into_iter().map(image_summary).collect())
             }
             ("GET", ["images", name @ .., "json"]) => {
                 let name = name.join("/");
@@ -324,7 +336,8 @@ impl World {
         let name = manifest[0]["RepoTags"][0].as_str().unwrap().to_owned();
         self.orders.push(format!("load {name}"));
         let id = format!("sha256:{}", self.next());
-        self.images.insert(name.clone(), id);
+        // What is there already stays as it is.
+        self.images.entry(name.clone()).or_insert(id);
         json_answer(&json!({"stream": format!("Loaded image: {name}\n")}))
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bollard::models::{ContainerCreateBody, ContainerSummary};
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, DownloadFromContainerOptions, ImportImageOptions,
-    ListContainersOptions, RemoveImageOptions,
+    ListContainersOptions, ListImagesOptions, RemoveImageOptions,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -73,6 +73,18 @@ impl Engine {
             version: labels.and_then(|mut labels| labels.remove(VERSION_LABEL)),
             names: image.repo_tags.unwrap_or_default(),
         }))
+    }
+
+    /// The ids of all images.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub async fn image_ids(&self) -> Result<BTreeSet<String>, EngineError> {
+        let everywhere = ListImagesOptions { all: true, ..ListImagesOptions::default() };
+        let images = self.docker().await?.list_images(Some(everywhere)).await.map_err(|err| self.error(err))?;
+        // Some versions of Podman leave away how the id was made.
+        let whole = |id: String| if id.contains(':') { id } else { format!("sha256:{id}") };
+        Ok(images.into_iter().map(|image| whole(image.id)).collect())
     }
 
     /// Fetches an image from its registry.

@@ -138,12 +138,13 @@ impl Core {
             self.take_order(order, &inputs);
         }
         self.heed_key(inputs.key.as_ref());
-        if let Some(Ok(outfit)) = &inputs.fetched
-            && self.journal.step == Some(Step::Fetching)
-        {
-            self.journal.new = Some(outfit.clone());
+        if let Some(Ok(outfit)) = &inputs.fetched {
+            // Also when another order has just taken the place of the one that it is for.
             if let Some(brought) = &outfit.brought {
                 self.journal.note_image(brought);
+            }
+            if self.journal.step == Some(Step::Fetching) {
+                self.journal.new = Some(outfit.clone());
             }
         }
         let is_agent = self.journal.agent.as_ref().is_none_or(|agent| *agent == inputs.agent);
@@ -276,14 +277,14 @@ impl Core {
             Act::Wait(why) => {
                 *reason = why.or_else(|| reason.take());
                 outputs.asks_links = matches!(journal.step, Some(Step::CatchingUp | Step::RollingBack));
+                // While an order is called off nothing is fetched: that time doesn't make the software late.
+                if journal.step == Some(Step::Fetching) {
+                    self.step_since_ms = Some(inputs.elapsed_ms);
+                }
             }
             Act::Fetch => {
                 outputs.fetch = Some(order.clone());
                 *reason = inputs.trouble.clone();
-            }
-            // It had failed elsewhere, so its software was given back; and who had failed was removed from the ring.
-            Act::Enter(Step::HandingOver, _) if journal.new.is_none() => {
-                (journal.step, self.step_since_ms) = (Some(Step::Fetching), Some(inputs.elapsed_ms));
             }
             Act::Enter(step, why) => {
                 outputs.log = Some(log_line(order, step, why.as_deref()));
@@ -328,7 +329,8 @@ impl Core {
 
     /// Once an order has failed or was called off, and all pods run what they ran before, nobody needs its software.
     fn give_back(&mut self, order: &Order, inputs: &Inputs, outputs: &mut Outputs) {
-        let is_before = matches!(self.journal.step, Some(Step::Ready | Step::RolledBack));
+        // In `Fetching`, when the software arrived just as it failed elsewhere.
+        let is_before = matches!(self.journal.step, Some(Step::Fetching | Step::Ready | Step::RolledBack));
         let own = self.progress();
         let is_over = order.is_settled(|pod| {
             if *pod == self.me {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use adea_ring::upgrade::{Order, Source};
 use tokio::process::Command;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::docker::{Brought, Engine};
@@ -68,11 +69,18 @@ impl Depot {
         Self { bin: folder.root().join("bin"), run: folder.run(), engine }
     }
 
-    /// Has the software of an order on this machine, so that nothing but to start it is left.
+    /// Has the software of an order on this machine, so that nothing but to start it is left. Set `is_off` ends it while it
+    /// comes over the network; from when it goes into the engine on it is brought to its end, which takes seconds, so that
+    /// whoever asked for it can [give it back](Self::give_back).
     ///
     /// # Errors
     /// Why it can't be had, for people.
-    pub async fn fetch(&self, order: &Order, rean: &Rean) -> Result<Outfit, FetchError> {
+    pub async fn fetch(
+        &self,
+        order: &Order,
+        rean: &Rean,
+        is_off: &mut watch::Receiver<bool>,
+    ) -> Result<Outfit, FetchError> {
         self.make_bin()?;
         self.sweep();
         let outfit = match (order.source, &order.archive_sha256, &order.image) {
@@ -80,13 +88,17 @@ impl Depot {
                 let id = order.archive_id().unwrap_or_default();
                 // What could not be used is fetched anew: it is not kept for its own sake.
                 let part = Part(self.run.join(format!("{PART}{}.part", &digest[..NAME_DIGITS])));
-                rean.download(&id, digest, &part.0).await?;
+                tokio::select! {
+                    biased;
+                    () = called_off(is_off) => return Err(no_longer_wanted()),
+                    downloaded = rean.download(&id, digest, &part.0) => downloaded?,
+                }
                 match image {
                     Some(image) => self.take_image(&part.0, digest, image).await?,
                     None => self.take_program(&part.0, digest).await?,
                 }
             }
-            (_, _, Some(image)) => self.pull(image).await?,
+            (_, _, Some(image)) => self.pull(image, is_off).await?,
             _ => return Err(FetchError::Fault("the order names no software".to_owned())),
         };
         match check(&outfit.agent).await {
@@ -126,7 +138,7 @@ impl Depot {
     }
 
     /// Removes an image that was brought and is of no use. What stays would not count as brought when it is fetched again.
-    async fn give_back(&self, brought: Option<Brought>) {
+    pub async fn give_back(&self, brought: Option<Brought>) {
         if let Some(brought) = brought {
             self.tidy_images(&[brought], &BTreeSet::new()).await;
         }
@@ -184,25 +196,39 @@ impl Depot {
         };
         let archive = File::open(file).map_err(|err| format!("can't read {}: {err}", file.display()))?;
         let was_there = is_there(engine, image).await?;
+        // Only for what follows at once: what can't be told is nobody's to remove.
+        let before = engine.image_ids().await.ok();
         let names = engine.load(archive).await.map_err(|err| err.to_string())?;
         if !names.iter().any(|name| name == image) {
+            for name in &names {
+                let is_new = |brought: &Brought| before.as_ref().is_some_and(|ids| !ids.contains(&brought.id));
+                self.give_back(engine.brought(name).await.filter(is_new)).await;
+            }
             let has = names.join(", ");
             return Err(FetchError::Fault(format!("the archive has no image {image}, but {has}")));
         }
         self.take_out(engine, image, digest, was_there).await
     }
 
-    async fn pull(&self, image: &str) -> Result<Outfit, FetchError> {
+    async fn pull(&self, image: &str, is_off: &mut watch::Receiver<bool>) -> Result<Outfit, FetchError> {
         let Some(engine) = &self.engine else {
             return Err(no_containers());
         };
-        let was_there = is_there(engine, image).await?;
-        if !was_there {
-            engine.pull(image).await.map_err(|err| err.to_string())?;
-        }
         let digest = image.rsplit_once("@sha256:").map_or("", |(_, digest)| digest);
         if digest.len() < NAME_DIGITS {
             return Err(FetchError::Fault("the order names no digest".to_owned()));
+        }
+        let was_there = is_there(engine, image).await?;
+        if !was_there {
+            tokio::select! {
+                biased;
+                () = called_off(is_off) => {
+                    // It may have come at the last moment.
+                    self.give_back(engine.brought(image).await).await;
+                    return Err(no_longer_wanted());
+                }
+                pulled = engine.pull(image) => pulled.map_err(|err| err.to_string())?,
+            }
         }
         self.take_out(engine, image, digest, was_there).await
     }
@@ -237,6 +263,18 @@ impl Drop for Part {
 /// Whether the engine has an image already, which is not this pod's to remove then.
 async fn is_there(engine: &Engine, name: &str) -> Result<bool, String> {
     engine.image(name).await.map(|image| image.is_some()).map_err(|err| err.to_string())
+}
+
+/// Resolves when the software is no longer wanted.
+async fn called_off(is_off: &mut watch::Receiver<bool>) {
+    if is_off.wait_for(|is_off| *is_off).await.is_err() {
+        // Nobody can call it off any more.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn no_longer_wanted() -> FetchError {
+    FetchError::Failed("it is no longer wanted".to_owned())
 }
 
 fn no_containers() -> FetchError {
@@ -293,13 +331,14 @@ fn is_its_own_end(status: ExitStatus) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::{Depot, FetchError, ask};
     use crate::docker::fake_engine::FakeEngine;
     use crate::docker::{Brought, Engine};
     use crate::doing::Doing;
     use crate::folder::Folder;
     use crate::software::Software;
+    use crate::upgrade::journal::Outfit;
     use crate::upgrade::rean::Rean;
     use adea_ring::upgrade::{Order, Source};
     use serde_json::json;
@@ -333,7 +372,7 @@ mod tests {
     }
 
     /// A rean that answers all that it is asked so.
-    async fn rean(status: &'static str, body: &'static str) -> Rean {
+    pub async fn rean(status: &'static str, body: &'static str) -> Rean {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let program =
             json!({"pid": 1, "addr": listener.local_addr().unwrap(), "healthy": true, "restarts": 0, "last_end": null});
@@ -348,6 +387,24 @@ mod tests {
             }
         });
         Rean::new(watch::channel(doing).1, Vec::new())
+    }
+
+    /// What an engine gives of an image that has this program.
+    pub fn program(text: &str) -> Vec<u8> {
+        archive("podctl", text)
+    }
+
+    fn archive(name: &str, text: &str) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(text.len() as u64);
+        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+        tar.into_inner().unwrap()
+    }
+
+    /// Fetches what nobody calls off.
+    async fn fetch(depot: &Depot, order: &Order, rean: &Rean) -> Result<Outfit, FetchError> {
+        depot.fetch(order, rean, &mut watch::channel(false).1).await
     }
 
     #[tokio::test]
@@ -366,23 +423,23 @@ mod tests {
             let mut names = std::fs::read_dir(folder.run()).unwrap().map(|entry| entry.unwrap().file_name());
             names.all(|name| !name.to_string_lossy().ends_with(".part"))
         };
-        let absent = depot.fetch(&order(good), &rean("404 Not Found", "").await).await;
+        let absent = fetch(&depot, &order(good), &rean("404 Not Found", "").await).await;
         assert_eq!(absent, Err(FetchError::Absent));
         assert!(is_swept(), "absent");
         for (status, body) in [("200 OK", "another"), ("500 Internal Server Error", "")] {
-            let failed = depot.fetch(&order(good), &rean(status, body).await).await;
+            let failed = fetch(&depot, &order(good), &rean(status, body).await).await;
             assert!(matches!(failed, Err(FetchError::Failed(_))) && is_swept(), "{status}: {failed:?}");
         }
         let faulty = [("no program", "can't be started"), ("#!/bin/sh\nexit 1\n", "1"), (strange, "no such key")];
         for (text, why) in faulty {
-            let fault = depot.fetch(&order(text), &rean("200 OK", text).await).await;
+            let fault = fetch(&depot, &order(text), &rean("200 OK", text).await).await;
             assert!(matches!(&fault, Err(FetchError::Fault(said)) if said.contains(why)), "{fault:?}");
             assert!(is_swept(), "{why}");
         }
         let image = Order { image: Some("adea:2".into()), ..order(good) };
-        let fault = depot.fetch(&image, &rean("200 OK", good).await).await;
+        let fault = fetch(&depot, &image, &rean("200 OK", good).await).await;
         assert!(matches!(fault, Err(FetchError::Fault(_))) && is_swept(), "{fault:?}");
-        let outfit = depot.fetch(&order(good), &rean("200 OK", good).await).await.unwrap();
+        let outfit = fetch(&depot, &order(good), &rean("200 OK", good).await).await.unwrap();
         assert!(outfit.agent.is_file() && is_swept());
     }
 
@@ -392,21 +449,14 @@ mod tests {
         let fake = FakeEngine::start(dir.path());
         let depot = Depot::new(&Folder::new(dir.path()).unwrap(), Some(Engine::new(&fake.socket)));
         let name = format!("example/adea@sha256:{}", "a".repeat(64));
-        {
-            let mut tar = tar::Builder::new(Vec::new());
-            let text = "#!/bin/sh\necho podctl 9.9.9\n";
-            let mut header = tar::Header::new_ustar();
-            header.set_size(text.len() as u64);
-            tar.append_data(&mut header, "podctl", text.as_bytes()).unwrap();
-            fake.world().program = tar.into_inner().unwrap();
-            fake.world().registry.push(name.clone());
-        }
+        fake.world().program = program("#!/bin/sh\necho podctl 9.9.9\n");
+        fake.world().registry.push(name.clone());
         let order = Order::new(Source::Registry, Some(name.clone()), vec!["me".parse().unwrap()], 1);
         let rean = rean("404 Not Found", "").await;
-        let first = depot.fetch(&order, &rean).await.unwrap();
+        let first = fetch(&depot, &order, &rean).await.unwrap();
         let id = fake.world().images[&name].clone();
         assert_eq!(first.brought, Some(Brought { id: id.clone(), name: name.clone() }));
-        assert_eq!(depot.fetch(&order, &rean).await.unwrap().brought, None, "it is there already");
+        assert_eq!(fetch(&depot, &order, &rean).await.unwrap().brought, None, "it is there already");
         let kept = BTreeSet::new();
         assert_eq!(depot.tidy_images(&[], &kept).await, []);
         assert!(fake.world().images.contains_key(&name));
@@ -424,13 +474,6 @@ mod tests {
         let order = Order::new(Source::Registry, Some(name.clone()), vec!["me".parse().unwrap()], 1);
         let rean = rean("404 Not Found", "").await;
         fake.world().registry.push(name.clone());
-        let program = |text: &str| {
-            let mut tar = tar::Builder::new(Vec::new());
-            let mut header = tar::Header::new_ustar();
-            header.set_size(text.len() as u64);
-            tar.append_data(&mut header, "podctl", text.as_bytes()).unwrap();
-            tar.into_inner().unwrap()
-        };
         // One that doesn't take the configuration; one of which there is nothing to be taken out.
         let strange = program("#!/bin/sh\ncase \"$*\" in *--check) exit 2;; esac\necho podctl 9.9.9\n");
         for (text, is_new) in [(strange, true), (Vec::new(), true), (Vec::new(), false)] {
@@ -440,12 +483,32 @@ mod tests {
                 world.images = if is_new { [].into() } else { [(name.clone(), "sha256:people's".to_owned())].into() };
                 world.orders.clear();
             }
-            assert!(depot.fetch(&order, &rean).await.is_err());
+            assert!(fetch(&depot, &order, &rean).await.is_err());
             let left: Vec<_> = fake.world().images.keys().cloned().collect();
             let wanted = if is_new { Vec::new() } else { vec![name.clone()] };
             assert_eq!(left, wanted, "{is_new}");
             let is_removed = fake.orders().contains(&format!("remove image {name}"));
             assert_eq!(is_removed, is_new, "it was there before");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_archive_with_another_image_leaves_nothing_and_takes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeEngine::start(dir.path());
+        let depot = Depot::new(&Folder::new(dir.path()).unwrap(), Some(Engine::new(&fake.socket)));
+        let text = String::from_utf8(archive("manifest.json", r#"[{"RepoTags": ["another:1"]}]"#)).unwrap();
+        let text: &'static str = text.leak();
+        let order = Order::new(Source::Ring, Some("adea:2".into()), vec!["me".parse().unwrap()], 1);
+        let order = Order { archive_sha256: Some(hex::encode(Sha256::digest(text))), ..order };
+        let rean = rean("200 OK", text).await;
+        for was_there in [false, true] {
+            let images = if was_there { vec![("another:1".to_owned(), "sha256:people's".to_owned())] } else { vec![] };
+            fake.world().images = images.into_iter().collect();
+            let fault = fetch(&depot, &order, &rean).await;
+            assert!(matches!(&fault, Err(FetchError::Fault(why)) if why.contains("another:1")), "{fault:?}");
+            assert_eq!(fake.world().images.contains_key("another:1"), was_there);
+            assert!(fake.orders().contains(&"load another:1".to_owned()));
         }
     }
 

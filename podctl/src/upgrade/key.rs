@@ -76,7 +76,20 @@ pub async fn run(args: &KeyArgs) -> anyhow::Result<()> {
         let known = file.order_trust().filter(|trust| trust.key == key);
         // The same key again lets a machine off that has waited for a time which a wrong clock told.
         if known.is_none() || file.waits_for_orders(now_ms()) {
-            check_clock(args, &path, &file).await?;
+            if let Some(why) = check_clock(args, &path, &file).await? {
+                // Of a clock that is behind, older orders would count again.
+                if known.is_some() && !args.force {
+                    bail!(
+                        "this machine's clock could not be compared with those of the other pods: {why}\n\
+                         See that it is right (timedatectl) and that a pod answers, then do this again; or add --force if \
+                         you know that the clock is right"
+                    );
+                }
+                eprintln!(
+                    "warning: this machine's clock could not be compared with those of the other pods: {why}\n\
+                     Orders count here from now on by it: see that it is right (timedatectl), else do this again when it is"
+                );
+            }
             let at = args.at.clone().or_else(|| known.and_then(|trust| trust.at));
             file.trust_orders(&OrderTrust { key, at }, now_ms());
             file.save(&path)?;
@@ -91,24 +104,34 @@ pub async fn run(args: &KeyArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether this machine's clock is as those of the other pods, since orders are to count from now on by it. Where that can't
-/// be told, whoever does this has to see to it: a key that was stolen has to go also while no pod answers.
-async fn check_clock(args: &KeyArgs, ring_file: &Path, file: &RingFile) -> anyhow::Result<()> {
+/// Whether this machine's clock is as those of the other pods, since orders are to count from now on by it. Gives why that
+/// can't be told: then whoever does this has to see to it, as a key that was stolen has to go also while no pod answers.
+async fn check_clock(args: &KeyArgs, ring_file: &Path, file: &RingFile) -> anyhow::Result<Option<String>> {
     let target = TargetArgs::of_machine(args.data.clone(), args.config.clone());
     let asking = async {
         let (mut conn, ..) = target.ring(Some(ring_file)).await?;
-        Ok::<_, anyhow::Error>(clocks::of_others(&Pods::read(&mut conn).await?, &file.pod_id).await)
+        others_ahead_ms(&Pods::read(&mut conn).await?, &file.pod_id).await
     };
-    let why = match timeout(CLOCK_DEADLINE, asking).await {
-        Ok(Ok(ahead_ms)) => return judge(ahead_ms, args.force),
-        Ok(Err(err)) => format!("{err:#}"),
-        Err(_) => format!("no answer in {} s", CLOCK_DEADLINE.as_secs()),
-    };
-    eprintln!(
-        "warning: this machine's clock could not be compared with those of the other pods: {why}\n\
-         Orders count here from now on by it: see that it is right (timedatectl), else do this again when it is"
-    );
-    Ok(())
+    Ok(match timeout(CLOCK_DEADLINE, asking).await {
+        Ok(Ok(ahead_ms)) => {
+            judge(ahead_ms, args.force)?;
+            None
+        }
+        Ok(Err(err)) => Some(format!("{err:#}")),
+        Err(_) => Some(format!("no answer in {} s", CLOCK_DEADLINE.as_secs())),
+    })
+}
+
+/// How far the other pods' clocks are ahead; none when there is no other pod.
+///
+/// # Errors
+/// When none of them tells its time.
+async fn others_ahead_ms(pods: &Pods, me: &str) -> anyhow::Result<Option<i64>> {
+    let ahead_ms = clocks::of_others(pods, me).await;
+    if ahead_ms.is_none() && pods.rows.iter().any(|row| row.id != me && !row.has_left()) {
+        bail!("none of them told its time");
+    }
+    Ok(ahead_ms)
 }
 
 /// Whether a clock is right that the other pods' are so far ahead of.
@@ -205,10 +228,12 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use super::{find, judge};
+    use super::{find, judge, others_ahead_ms};
+    use crate::ring::status::Pods;
     use adea::order_key;
     use adea::ring_file::{Admin, RingFile};
     use adea_ring::upgrade::{OrderKey, OrderTrust};
+    use serde_json::json;
 
     #[test]
     fn an_order_needs_the_key_that_the_pods_follow() {
@@ -228,6 +253,26 @@ mod tests {
         assert_eq!(find(Some(&brought), &ring_file, &file).unwrap().public(), key.public());
         order_key::save(&beside, &key).unwrap();
         assert_eq!(find(None, &ring_file, &file).unwrap().public(), key.public());
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_no_other_pod_confirms_is_not_taken_for_a_right_one() {
+        let ring = |other: Option<(bool, bool)>| {
+            let mut own = vec![json!({"_id": "pod:me"})];
+            let mut seen = vec![json!({"_id": "pod:me", "alive": true})];
+            if let Some((is_seen, alive)) = other {
+                own.push(json!({"_id": "pod:other"}));
+                seen.extend(is_seen.then(|| json!({"_id": "pod:other", "alive": alive})));
+            }
+            Pods::new(Some("me".to_owned()), None, own, seen)
+        };
+        assert_eq!(others_ahead_ms(&ring(None), "me").await.unwrap(), None, "there is nobody to ask");
+        // It has no address, or is away.
+        for alive in [true, false] {
+            let why = others_ahead_ms(&ring(Some((true, alive))), "me").await.unwrap_err().to_string();
+            assert!(why.contains("told its time"), "{alive}: {why}");
+        }
+        assert_eq!(others_ahead_ms(&ring(Some((false, false))), "me").await.unwrap(), None, "it has left");
     }
 
     #[test]

@@ -97,6 +97,9 @@ pub fn next(order: &Order, me: &PodId, peers: &[Peer], own: &Own) -> Act {
             None => Act::Fetch,
         },
         Step::Unknown => Act::Enter(Step::Fetching, None),
+        // It was given back, as the order had failed or was called off, and now that goes on: who had failed was removed from
+        // the ring. `Ready` is to mean to the others that it is here, before any of them begins.
+        Step::Ready if !own.has_software => Act::Enter(Step::Fetching, None),
         Step::Ready => match scene.hindrance() {
             Some(why) => Act::Wait(Some(why)),
             None => Act::Enter(Step::HandingOver, None),
@@ -371,6 +374,25 @@ mod tests {
         // What was done in another order is not done in this one.
         let elsewhere = [peer("a", &other, Some(Step::Done)), peer("c", &order, Some(Step::Ready))];
         assert!(is_wait(&next(&order, &id("b"), &elsewhere, &at(Step::Ready)), "after a"));
+    }
+
+    #[test]
+    fn what_was_given_back_is_fetched_again_before_anybody_begins() {
+        let order = order();
+        let given_back = Own { has_software: false, ..at(Step::Ready) };
+        let c = |is_removed| Peer { is_removed, ..peer("c", &order, Some(Step::RolledBack)) };
+        for name in ["a", "b"] {
+            let other = if name == "a" { "b" } else { "a" };
+            let act = |step, is_removed, own: &Own| {
+                next(&order, &id(name), &[peer(other, &order, Some(step)), c(is_removed)], own)
+            };
+            assert!(is_wait(&act(Step::Ready, false, &given_back), "c went back"), "{name}");
+            // Not only the one whose turn it is.
+            assert_eq!(act(Step::Ready, true, &given_back), Act::Enter(Step::Fetching, None), "{name}");
+        }
+        let a = |b| next(&order, &id("a"), &[peer("b", &order, Some(b)), c(true)], &at(Step::Ready));
+        assert!(is_wait(&a(Step::Fetching), "until b has the software"));
+        assert_eq!(a(Step::Ready), Act::Enter(Step::HandingOver, None));
     }
 
     #[test]

@@ -285,6 +285,55 @@ fn a_pod_that_had_not_begun_gives_back_too_and_can_go_on() {
 }
 
 #[test]
+fn what_was_given_back_is_here_again_before_another_pod_s_turn_is_over() {
+    // The other one comes first; a third, which has failed, is none of the order's any more.
+    let pods = vec!["other".parse().unwrap(), "me".parse().unwrap()];
+    let (order, mut machine) = (Order { pods, ..order() }, Machine::new(Luck::Good));
+    assert_eq!(machine.run(&order), Step::Ready);
+    machine.other.0 = Step::RolledBack;
+    assert_eq!(machine.run(&order), Step::Ready);
+    assert_eq!(machine.journal().new, None);
+    machine.other.0 = Step::Ready;
+    assert_eq!(machine.run(&order), Step::Ready, "it is not its turn");
+    assert_eq!(machine.steps, [Step::Fetching, Step::Ready, Step::Fetching, Step::Ready]);
+    assert_eq!(machine.journal().new, Some(new_outfit()));
+    machine.other.0 = Step::Done;
+    assert_eq!(machine.run(&order), Step::Done);
+}
+
+#[test]
+fn what_arrives_just_as_another_pod_fails_is_given_back() {
+    let (order, mut machine) = (order(), Machine::new(Luck::Good));
+    while !machine.fetched {
+        machine.turn(&order);
+    }
+    machine.other.0 = Step::RolledBack;
+    assert_eq!(machine.run(&order), Step::Fetching);
+    assert_eq!((machine.journal().new, machine.tidied.len()), (None, 1));
+    assert_eq!(machine.journal().images, [new_outfit().brought.unwrap()], "they are forgotten when they are gone");
+    // For an order that has just taken its place it is not, but it is no less here.
+    let (first, mut machine) = (order, Machine::new(Luck::Good));
+    while !machine.fetched {
+        machine.turn(&first);
+    }
+    machine.turn(&Order { made_at_ms: 2, id: "1".repeat(16), ..first });
+    assert_eq!(machine.journal().new, None);
+    assert_eq!(machine.journal().images, [new_outfit().brought.unwrap()]);
+}
+
+#[test]
+fn software_is_not_late_for_the_time_that_its_order_was_called_off() {
+    let (order, mut machine) = (order(), Machine::new(Luck::Absent));
+    while machine.steps.last() != Some(&Step::Fetching) {
+        machine.turn(&order);
+    }
+    machine.other.0 = Step::RolledBack;
+    assert_eq!(machine.run(&order), Step::Fetching);
+    (machine.luck, machine.other.1) = (Luck::Good, true);
+    assert_eq!(machine.run(&order), Step::Done);
+}
+
+#[test]
 fn why_it_went_back_is_said() {
     for (luck, why) in [(Luck::Crashes, "3 times"), (Luck::BadAgent, "agent"), (Luck::Behind, "caught up")] {
         let mut machine = Machine::new(luck);
