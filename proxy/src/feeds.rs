@@ -51,15 +51,16 @@ struct Inner {
     next_id: u64,
     /// By account; anonymous feeds are under the empty name. Bounded by the number of connections.
     accounts: HashMap<Arc<str>, HashMap<u64, Arc<Feed>>>,
-    /// The feeds of sessions by their end (milliseconds since 1970).
+    /// The feeds of sessions and passes by their end (milliseconds since 1970).
     ends: BTreeMap<(u64, u64), Arc<Feed>>,
 }
 
 #[derive(Debug)]
 struct Feed {
     login: Arc<Login>,
-    /// When the login's session ends, as far as is known. Changed only where `Inner::ends` is.
-    expires_at_ms: AtomicU64,
+    /// When the login ends, as far as is known; `u64::MAX` and not in `Inner::ends` if only by somebody's doing. Changed only
+    /// where `Inner::ends` is.
+    ends_at_ms: AtomicU64,
     ended: AtomicBool,
     waker: AtomicWaker,
 }
@@ -82,16 +83,15 @@ pub struct FeedTicket {
 impl Feeds {
     /// Enters a feed. It is ended at once when the login was revoked in the meantime.
     pub fn enter(self: &Arc<Self>, login: Arc<Login>) -> FeedTicket {
-        let expires_at_ms = login.session.as_ref().map_or(u64::MAX, |session| session.expires_at_ms);
-        let (expires_at_ms, ended) = (AtomicU64::new(expires_at_ms), AtomicBool::new(false));
-        let feed = Arc::new(Feed { login, expires_at_ms, ended, waker: AtomicWaker::new() });
+        let (ends_at_ms, ended) = (AtomicU64::new(login.ends_at_ms.unwrap_or(u64::MAX)), AtomicBool::new(false));
+        let feed = Arc::new(Feed { login, ends_at_ms, ended, waker: AtomicWaker::new() });
         let mut inner = self.inner.lock();
         inner.next_id += 1;
         let id = inner.next_id;
         let account = Arc::clone(&feed.login.account);
         inner.accounts.entry(account).or_default().insert(id, Arc::clone(&feed));
-        if let Some(session) = &feed.login.session {
-            inner.ends.insert((session.expires_at_ms, id), Arc::clone(&feed));
+        if let Some(ends_at_ms) = feed.login.ends_at_ms {
+            inner.ends.insert((ends_at_ms, id), Arc::clone(&feed));
         }
         drop(inner);
         // After entering: whoever revokes a login marks it first and looks at the entered feeds then.
@@ -123,23 +123,24 @@ impl Feeds {
         due.filter_map(|feed| feed.login.session.as_ref().map(|session| session.id.clone())).collect()
     }
 
-    /// Moves the end of a session's feeds on; it never comes nearer by that.
-    pub fn prolong(&self, id: &str, expires_at_ms: u64) {
+    /// Moves the end of the feeds that are due on to that of their sessions; it never comes nearer by that. All sessions at
+    /// once, so that the feeds are gone through once however many sessions there are.
+    pub fn prolong(&self, now_ms: u64, sessions: &HashMap<Box<str>, u64>) {
         let mut inner = self.inner.lock();
-        let before = inner
-            .ends
-            .range(..(expires_at_ms, 0))
-            .filter(|(_, feed)| feed.login.session.as_ref().is_some_and(|session| &*session.id == id));
-        let before: Vec<(u64, u64)> = before.map(|(key, _)| *key).collect();
-        for key in before {
+        let due = inner.ends.range(..=(now_ms, u64::MAX)).filter_map(|(key, feed)| {
+            let ends_at_ms = *sessions.get(&feed.login.session.as_ref()?.id)?;
+            (ends_at_ms > key.0).then_some((*key, ends_at_ms))
+        });
+        let due: Vec<((u64, u64), u64)> = due.collect();
+        for (key, ends_at_ms) in due {
             if let Some(feed) = inner.ends.remove(&key) {
-                feed.expires_at_ms.store(expires_at_ms, Ordering::Release);
-                inner.ends.insert((expires_at_ms, key.1), feed);
+                feed.ends_at_ms.store(ends_at_ms, Ordering::Release);
+                inner.ends.insert((ends_at_ms, key.1), feed);
             }
         }
     }
 
-    /// Ends the feeds whose sessions are over.
+    /// Ends the feeds whose sessions and passes are over.
     pub fn end_expired(&self, now_ms: u64) {
         let inner = self.inner.lock();
         inner.ends.range(..=(now_ms, u64::MAX)).for_each(|(_, feed)| feed.end());
@@ -184,8 +185,8 @@ impl Drop for FeedTicket {
                 inner.accounts.remove(&login.account);
             }
         }
-        if login.session.is_some() {
-            inner.ends.remove(&(self.feed.expires_at_ms.load(Ordering::Acquire), self.id));
+        if login.ends_at_ms.is_some() {
+            inner.ends.remove(&(self.feed.ends_at_ms.load(Ordering::Acquire), self.id));
         }
     }
 }
@@ -198,6 +199,7 @@ mod tests {
     fn login(account: &str, session: Option<(&str, u64)>) -> Arc<Login> {
         let mut login = Login::anonymous_for_tests();
         login.account = account.into();
+        login.ends_at_ms = session.map(|(_, expires_at_ms)| expires_at_ms);
         login.session = session.map(|(id, expires_at_ms)| Session {
             id: id.into(),
             rev: "1-a".into(),
@@ -239,8 +241,8 @@ mod tests {
         let other = feeds.enter(login("ann", Some(("s2", 1000))));
         assert!(feeds.due(999).is_empty());
         assert_eq!(feeds.due(1000), HashSet::from(["s1".into(), "s2".into()]));
-        feeds.prolong("s1", 2000);
-        feeds.prolong("s1", 1500);
+        feeds.prolong(1000, &HashMap::from([("s1".into(), 2000), ("s3".into(), 3000)]));
+        feeds.prolong(2000, &HashMap::from([("s1".into(), 1500)]));
         feeds.end_expired(1000);
         assert!(!ended(&tabs[0]) && !ended(&tabs[1]) && ended(&other));
         assert!(feeds.due(1999).is_empty(), "what has ended is not looked up again");
@@ -250,6 +252,33 @@ mod tests {
         feeds.stop();
         assert_eq!(other.why(), Close::Restart);
         drop((tabs, other));
+        let inner = feeds.inner.lock();
+        assert!(inner.accounts.is_empty() && inner.ends.is_empty());
+    }
+
+    #[test]
+    fn only_feeds_that_are_due_are_moved_on() {
+        let feeds = Arc::new(Feeds::default());
+        let tabs = [1000, 1400].map(|end_ms| feeds.enter(login("ann", Some(("s1", end_ms)))));
+        feeds.prolong(1000, &HashMap::from([("s1".into(), 2000)]));
+        assert!(feeds.due(1399).is_empty());
+        assert_eq!(feeds.due(1400), HashSet::from(["s1".into()]));
+        feeds.end_expired(1400);
+        assert!(!ended(&tabs[0]) && ended(&tabs[1]));
+    }
+
+    #[test]
+    fn feeds_of_a_pass_end_with_it() {
+        let feeds = Arc::new(Feeds::default());
+        let mut pass = Login::anonymous_for_tests();
+        pass.ends_at_ms = Some(1000);
+        let feed = feeds.enter(Arc::new(pass));
+        assert!(feeds.due(1000).is_empty(), "there is no session to ask for");
+        feeds.end_expired(999);
+        assert!(!ended(&feed));
+        feeds.end_expired(1000);
+        assert!(ended(&feed));
+        drop(feed);
         let inner = feeds.inner.lock();
         assert!(inner.accounts.is_empty() && inner.ends.is_empty());
     }

@@ -34,7 +34,7 @@ pub struct Lifetimes<'a> {
     pub cookie: Option<&'a CookieRules>,
     /// Any other, in milliseconds.
     pub plain_ms: u64,
-    /// How long after its log-in any can be prolonged, in milliseconds.
+    /// How long after its log-in any ends, however it is prolonged, in milliseconds.
     pub max_age_ms: u64,
 }
 
@@ -88,13 +88,15 @@ pub async fn log_in(
         Some(rules) => rules.timeout_s.saturating_mul(1000),
         None => lifetimes.plain_ms,
     };
+    // The longest life bounds the first one too, not only what it is prolonged by.
+    let lifetime_ms = lifetime_ms.min(lifetimes.max_age_ms);
     let expires_at_ms = now_ms.saturating_add(lifetime_ms);
     let (id, secret, mut doc) = make_session(&login.account, &login.password_sha256, now_ms, expires_at_ms);
     doc.cookie = cookie.is_some();
     accounts::create_session(upstream, &id, &doc).await.map_err(|error| failed(&error))?;
     let mut answer = json!({"ok": true, "name": login.identity.name, "roles": login.identity.roles});
     let Some(rules) = cookie else {
-        let mut session = times(expires_at_ms, expires_at_ms.max(now_ms.saturating_add(lifetimes.max_age_ms)));
+        let mut session = times(expires_at_ms, now_ms.saturating_add(lifetimes.max_age_ms));
         session["name"] = format!("{SESSION_PREFIX}{id}").into();
         session["password"] = secret.into();
         answer["session"] = session;

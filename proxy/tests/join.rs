@@ -6,8 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use adea_ring::operator::{MAX_LIFE_MS, OperatorKey};
 use adea_ring::{PodId, RingSecret};
-use common::{ADMIN, Pod, request};
+use common::{ADMIN, Pod, request, soon};
 use http::StatusCode;
+use http_body_util::BodyExt;
 use serde_json::json;
 
 fn now_ms() -> u64 {
@@ -88,6 +89,18 @@ async fn the_operators_pass_makes_an_administrator_of_one_pod_for_a_while() {
     let body = json!({"name": name, "password": password}).to_string();
     let request = request("POST", "/_session", None).header("content-type", "application/json");
     assert_eq!(pod.ask(request, &body).await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn feeds_of_a_pass_end_with_it() {
+    let pod = Pod::start_with(|config| config.pod_id = Some(pod_id("pod-1"))).await;
+    let key = OperatorKey::new(&pod.rean.secret);
+    let (name, password) = key.pass(&pod_id("pod-1"), now_ms() + 2_000);
+    let feed = request("GET", "/a/_changes?feed=continuous", Some((&name, &password)));
+    let (feed, _task) = pod.open(feed, bytes::Bytes::new()).await;
+    assert_eq!(feed.status(), StatusCode::OK);
+    soon("the feed's end", feed.into_body().collect()).await.expect("a clean end");
+    assert_eq!(pod.get("/x", Some((&name, &password))).await.status, StatusCode::UNAUTHORIZED, "and not before");
 }
 
 #[tokio::test]

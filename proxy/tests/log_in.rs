@@ -234,6 +234,62 @@ async fn sessions_expire_and_end_their_feeds() {
 }
 
 #[tokio::test]
+async fn no_session_begins_with_more_than_the_longest_life() {
+    const LONGEST_MS: u64 = 60_000;
+    let pod = Pod::start_with(|config| {
+        config.session_max_age = std::time::Duration::from_millis(LONGEST_MS);
+        config.cookie = true;
+    })
+    .await;
+    pod.rean.put_user("ann", "right", &[]);
+    for wants_session in [true, false] {
+        let asked = request("POST", "/_session", None).header("content-type", "application/json");
+        let body = json!({"name": ANN.0, "password": ANN.1, "session": wants_session}).to_string();
+        let answer = pod.ask(asked, &body).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        let session = &answer.json()["session"];
+        assert_eq!((session.is_object(), &session["expires"]), (wants_session, &session["longest"]));
+        let docs = pod.rean.docs.lock().expect("lock");
+        let sessions = docs.iter().filter(|(id, _)| id.starts_with("_ring/session:")).map(|(_, (_, doc))| doc);
+        let doc = sessions.into_iter().find(|doc| doc["cookie"].is_null() == wants_session).expect("a session");
+        let lasts = doc["expires_at_ms"].as_u64().zip(doc["created_at_ms"].as_u64()).map(|(end, start)| end - start);
+        assert_eq!(lasts, Some(LONGEST_MS));
+    }
+}
+
+#[tokio::test]
+async fn a_log_out_counts_though_the_session_was_prolonged_elsewhere() {
+    let pod = Pod::start().await;
+    pod.rean.put_user("ann", "right", &[]);
+    let (one, two) = (log_in(&pod, ANN).await, log_in(&pod, ANN).await);
+    let open = async |(name, secret): &(String, String)| {
+        let asked = request("GET", "/a/_changes?feed=continuous", Some((name, secret)));
+        let (feed, _task) = pod.open(asked, Bytes::new()).await;
+        assert_eq!(feed.status(), StatusCode::OK);
+        feed.into_body()
+    };
+    let (mut of_one, of_two) = (open(&one).await, open(&two).await);
+    let id = |session: &(String, String)| session.0.replacen('-', ":", 1);
+    // Prolonged on both sides of a split, it lives on both. Ended on the other side, it ends here, where the log-in was
+    // checked a moment ago and the document's winner stays as it was.
+    pod.rean.branch("_ring", &id(&one), false);
+    pod.rean.branch("_ring", &id(&two), true);
+    soon("the feed's end", of_two.collect()).await.expect("a clean end");
+    // The rows come in their order: that of the first has been looked at by now.
+    for (session, status) in [(&one, StatusCode::OK), (&two, StatusCode::UNAUTHORIZED)] {
+        for method in ["GET", "PUT"] {
+            let asked = request(method, "/_session", Some((&session.0, &session.1)));
+            assert_eq!(pod.ask(asked, "").await.status, status, "{method}");
+        }
+    }
+    pod.rean.put("a", "doc", json!({}));
+    let told = async {
+        while !of_one.frame().await.expect("open").expect("open").data_ref().is_some_and(|data| data.contains(&b'd')) {}
+    };
+    soon("the row", told).await;
+}
+
+#[tokio::test]
 async fn feeds_end_when_the_right_to_them_does() {
     let pod = Pod::start().await;
     pod.rean.put_user("ann", "right", &[]);

@@ -349,15 +349,17 @@ export class Feeds {
       const headers = session ? { authorization: basic(session) } : {};
       const answer = await this.#plainFetch(`${this.#url}/_session`, { method: 'PUT', headers, credentials: 'include' });
       const told = await answer.json();
+      if (answer.status === 429 || answer.status >= 500) throw new Error(`it can't be prolonged now: ${answer.status}`);
       if (this.#socket !== socket || this.#session !== session) return;
       // An older pod, or nothing that ends. When the log-in is over the server says so on the connection.
       if (!answer.ok || !told.session) return;
       this.#leaves = Date.now() + told.session.left_ms;
       if (told.session.expires === told.session.longest) return;
     } catch {
-      // The pod is away for a moment; without an idea of the time left there is no hurry.
+      // The pod is away or has too much to do, for a moment; without an idea of the time left there is no hurry, nor when it
+      // is over by this clock and the connection still stands.
       if (this.#socket !== socket) return;
-      this.#leaves ??= Date.now() + QUIET_MS;
+      if (!(this.#leaves > Date.now())) this.#leaves = Date.now() + QUIET_MS;
     }
     this.#stayLater();
   }

@@ -124,12 +124,26 @@ pub async fn rehash(
     }
 }
 
-/// Reads a session's document.
+/// A session's document, and the branches of it that end in a deletion.
+#[derive(Debug, Deserialize)]
+struct SessionBranches {
+    #[serde(flatten)]
+    doc: SessionDoc,
+    #[serde(rename = "_deleted_conflicts", default)]
+    deleted: Vec<String>,
+}
+
+/// Reads a session's document. `None` when there is none, or when any of its branches is deleted: while pods could not reach
+/// each other one may have prolonged a session that was ended on another. Of such branches the one that lives wins, but
+/// who has logged out must stay so. Nothing but a log-out deletes a session: one whose time is over is purged, which leaves
+/// no branch.
 ///
 /// # Errors
 /// When rean does not answer.
 pub async fn session(upstream: &Upstream, id: &str) -> Result<Option<SessionDoc>, UpstreamError> {
-    read(upstream, &format!("/_ring/{}", encode("session:", id))).await
+    let path = format!("/_ring/{}?deleted_conflicts=true", encode("session:", id));
+    let found = read::<SessionBranches>(upstream, &path).await?;
+    Ok(found.filter(|found| found.deleted.is_empty()).map(|found| found.doc))
 }
 
 /// Writes a new session's document, and gives its revision.
@@ -156,7 +170,7 @@ pub async fn renew_session(
     expires_at_ms: u64,
 ) -> Result<Option<String>, UpstreamError> {
     let path = format!("/_ring/{}", encode("session:", id));
-    let Some(mut doc) = read::<SessionDoc>(upstream, &path).await? else { return Ok(None) };
+    let Some(mut doc) = session(upstream, id).await? else { return Ok(None) };
     if doc.rev.as_deref() != Some(rev) {
         return Ok(None);
     }

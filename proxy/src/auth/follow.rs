@@ -11,8 +11,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Authenticator;
 use super::cache::Change;
+use super::{Authenticator, accounts};
 use crate::upstream::{Upstream, UpstreamError};
 
 /// The databases, in the order of [`Authenticator::set_blind`].
@@ -50,6 +50,17 @@ struct Place {
     since: Option<String>,
 }
 
+/// What a line asks for that takes questions to rean.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    /// Nothing more.
+    Taken,
+    /// The settings have changed.
+    Settings,
+    /// A session's document has several branches, of which a row doesn't say whether one is deleted.
+    Branches(String),
+}
+
 /// Follows a database for ever, through any failure.
 pub async fn follow(database: usize, authenticator: Arc<Authenticator>, upstream: Arc<Upstream>) {
     let mut place = Place { database, since: None };
@@ -83,7 +94,10 @@ impl Place {
             }
         };
         let since = utf8_percent_encode(&since, NON_ALPHANUMERIC);
-        let path = format!("/{name}/_changes?feed=continuous&heartbeat={HEARTBEAT_MS}&since={since}");
+        // A session that was ended somewhere and prolonged elsewhere at the same time has a branch that lives, and that is all
+        // that a row tells without its other branches.
+        let style = if name == "_ring" { "all_docs" } else { "main_only" };
+        let path = format!("/{name}/_changes?feed=continuous&style={style}&heartbeat={HEARTBEAT_MS}&since={since}");
         let (mut feed, _stream) = upstream.follow(&path).await?;
         authenticator.set_blind(self.database, false);
         if name == "_ring" {
@@ -98,8 +112,10 @@ impl Place {
                 }
                 line.extend_from_slice(part);
                 if line.ends_with(b"\n") {
-                    if self.take(authenticator, &line)? {
-                        authenticator.reload_settings().await;
+                    match self.take(authenticator, &line)? {
+                        News::Taken => {}
+                        News::Settings => authenticator.reload_settings().await,
+                        News::Branches(id) => authenticator.changed(look_up(upstream, id).await),
                     }
                     line.clear();
                 }
@@ -108,20 +124,35 @@ impl Place {
         Ok(())
     }
 
-    /// Takes a line in; `true`: the settings have changed.
-    fn take(&mut self, authenticator: &Authenticator, line: &[u8]) -> Result<bool, UpstreamError> {
+    /// Takes a line in, but for what it gives back.
+    fn take(&mut self, authenticator: &Authenticator, line: &[u8]) -> Result<News, UpstreamError> {
         if line.trim_ascii().is_empty() {
-            return Ok(false);
+            return Ok(News::Taken);
         }
         let row: Row = serde_json::from_slice(line)?;
-        if let Some(change) = change(&row) {
-            authenticator.changed(change);
-        }
         if let Some(seq) = text(row.last_seq.as_ref().unwrap_or(&row.seq)) {
             self.since = Some(seq);
         }
-        Ok(row.id.as_deref() == Some(NODE_CONFIG_ID))
+        if row.id.as_deref() == Some(NODE_CONFIG_ID) {
+            return Ok(News::Settings);
+        }
+        match change(&row) {
+            Some(Change::Session { id, rev: Some(_) }) if row.changes.len() > 1 => return Ok(News::Branches(id)),
+            Some(change) => authenticator.changed(change),
+            None => {}
+        }
+        Ok(News::Taken)
     }
+}
+
+/// What has become of a session whose document has several branches. If that can't be found out it is taken to be over:
+/// that ends its feeds, and the next request with it looks again.
+async fn look_up(upstream: &Upstream, id: String) -> Change {
+    let found = accounts::session(upstream, &id).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "a session with several branches can't be looked up");
+        None
+    });
+    Change::Session { id, rev: found.and_then(|doc| doc.rev) }
 }
 
 /// The next bytes of the feed; `None` at its end.

@@ -61,6 +61,9 @@ pub struct Login {
     pub session: Option<Session>,
     /// Whether that came as a cookie.
     pub by_cookie: bool,
+    /// When it ends if nobody ends it before, in milliseconds since 1970: its session, as that was when it was looked up,
+    /// or its pass. `None` for a password, which holds until it is changed.
+    pub ends_at_ms: Option<u64>,
     /// Of what the password was checked against (see [`Stored::fingerprint`]); empty where none was.
     pub password_sha256: String,
     revoked: AtomicBool,
@@ -86,6 +89,7 @@ impl Login {
             headers: identity_headers(signer, &identity),
             identity,
             user_rev,
+            ends_at_ms: session.as_ref().map(|session| session.expires_at_ms),
             session,
             by_cookie: false,
             password_sha256: String::new(),
@@ -247,15 +251,15 @@ impl Authenticator {
         self.feeds.end_all();
     }
 
-    /// Checked each time: that is as quick as the look-up would be, and so a pass ends when it ends.
+    /// Checked each time: that is as quick as the look-up would be, and so a pass ends when it ends. So do its feeds.
     fn check_pass(&self, credentials: &Credentials) -> Outcome {
         let passes = self.passes.as_ref();
-        let identity = passes.and_then(|passes| passes.check(credentials, clock::now_ms()));
-        if identity.is_none() {
+        let found = passes.and_then(|passes| passes.check(credentials, clock::now_ms()));
+        if found.is_none() {
             self.metrics.auth_failures.fetch_add(1, Ordering::Relaxed);
         }
-        let identity = identity.ok_or(Refusal::BadCredentials)?;
-        Ok(Arc::new(Login::new(&self.signer, identity, None, None)))
+        let (identity, ends_at_ms) = found.ok_or(Refusal::BadCredentials)?;
+        Ok(Arc::new(Login { ends_at_ms: Some(ends_at_ms), ..Login::new(&self.signer, identity, None, None) }))
     }
 
     async fn check_once(&self, digest: Digest, credentials: Credentials, peer: IpAddr) -> Outcome {

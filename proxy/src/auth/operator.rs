@@ -23,10 +23,10 @@ impl Passes {
         Some(Self { key: OperatorKey::new(&config.ring_secret), pod: config.pod_id.clone()?, name })
     }
 
-    /// Whom a pass makes of a request, at this time in milliseconds since 1970; none when it is none.
-    pub fn check(&self, credentials: &Credentials, now_ms: u64) -> Option<Identity> {
-        self.key.check(&self.pod, &credentials.name, &credentials.password, now_ms)?;
-        Some(Identity { name: Some(self.name.clone()), roles: vec![ADMIN_ROLE.to_owned()] })
+    /// Whom a pass makes of a request at this time, and until when: both in milliseconds since 1970. None when it is none.
+    pub fn check(&self, credentials: &Credentials, now_ms: u64) -> Option<(Identity, u64)> {
+        let ends_at_ms = self.key.check(&self.pod, &credentials.name, &credentials.password, now_ms)?;
+        Some((Identity { name: Some(self.name.clone()), roles: vec![ADMIN_ROLE.to_owned()] }, ends_at_ms))
     }
 }
 

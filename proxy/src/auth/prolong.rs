@@ -5,7 +5,7 @@
 //! `max_session_age` after the log-in: who has stolen a session doesn't have it for ever. A feed was opened with the
 //! session as it was then; so when that time is over the document is asked once more, which may have been prolonged on any pod.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -77,16 +77,17 @@ impl Authenticator {
         Some(expires_at_ms)
     }
 
-    /// Ends the feeds of sessions that are over, and leaves those whose sessions were prolonged since.
+    /// Ends the feeds of sessions and passes that are over, and leaves those whose sessions were prolonged since.
     pub async fn end_expired_feeds(&self) {
         let now_ms = clock::now_ms();
         let due = self.feeds.due(now_ms);
-        if due.is_empty() {
-            return;
-        }
+        // Outside of the look-ups: what was found counts also when the time for the others runs out.
+        let prolonged = Mutex::new(HashMap::new());
         let asked = stream::iter(due).for_each_concurrent(LOOK_UPS_AT_ONCE, async |id| {
             match accounts::session(&self.upstream, &id).await {
-                Ok(Some(doc)) if doc.expires_at_ms > now_ms => self.feeds.prolong(&id, doc.expires_at_ms),
+                Ok(Some(doc)) if doc.expires_at_ms > now_ms => {
+                    prolonged.lock().insert(id, doc.expires_at_ms);
+                }
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "a session can't be looked up"),
             }
@@ -94,6 +95,7 @@ impl Authenticator {
         if timeout(LOOK_UP_TIME, asked).await.is_err() {
             tracing::warn!("feeds of sessions that can't be looked up in time are ended");
         }
+        self.feeds.prolong(now_ms, &prolonged.into_inner());
         self.feeds.end_expired(now_ms);
     }
 }

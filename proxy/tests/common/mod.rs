@@ -90,6 +90,18 @@ impl FakeRean {
         self.tell(db, json!({"id": id, "changes": [{"rev": "9-d"}], "deleted": true}));
     }
 
+    /// A branch of a document comes from another pod that loses against the one here: deleted, or not.
+    pub fn branch(&self, db: &str, id: &str, deleted: bool) {
+        let mut docs = self.docs.lock().expect("lock");
+        let (generation, doc) = docs.get_mut(&format!("{db}/{id}")).expect("a document");
+        if deleted {
+            doc["_deleted_conflicts"] = json!(["1-d"]);
+        }
+        let leaves = json!([{"rev": format!("{generation}-a")}, {"rev": "1-d"}]);
+        drop(docs);
+        self.tell(db, json!({"id": id, "changes": leaves}));
+    }
+
     /// The ids in a database.
     pub fn ids(&self, db: &str) -> Vec<String> {
         let docs = self.docs.lock().expect("lock");
@@ -213,6 +225,9 @@ async fn documents(rean: &FakeRean, method: &Method, (db, id): (&str, &str), que
                 Some((generation, doc)) => {
                     let mut doc = doc.clone();
                     doc["_rev"] = format!("{generation}-a").into();
+                    if !query.contains("deleted_conflicts=true") {
+                        doc.as_object_mut().expect("an object").remove("_deleted_conflicts");
+                    }
                     axum_json(StatusCode::OK, &doc)
                 }
                 None => axum_json(StatusCode::NOT_FOUND, &json!({"error": "not_found"})),
@@ -235,6 +250,7 @@ fn feed(rean: &Arc<FakeRean>, db: &str, query: &str) -> Response {
     // Ends after the first row.
     let once = query.contains("once");
     let silent = query.contains("silent");
+    let all_leaves = query.contains("style=all_docs");
     let beat_text = if db == "_feeds" { ":\n\n" } else { "\n" };
     let start = if query.contains("longpoll") { "{\"results\":[\n" } else { beat_text };
     let stream = futures_util::stream::unfold(Some((rows, Some(start), open)), move |state| {
@@ -249,6 +265,11 @@ fn feed(rean: &Arc<FakeRean>, db: &str, query: &str) -> Response {
                 match tokio::time::timeout(beat, rows.recv()).await {
                     Err(_) => return Some((Ok(Bytes::from(beat_text)), Some((rows, None, open)))),
                     Ok(Ok((of, row))) if of == db => {
+                        let mut row: Value = serde_json::from_str(&row).expect("JSON");
+                        if let Some(leaves) = row["changes"].as_array_mut().filter(|_| !all_leaves) {
+                            leaves.truncate(1);
+                        }
+                        let row = row.to_string();
                         let next = (!once).then_some((rows, None, open));
                         return Some((Ok(Bytes::from(row + "\n")), next));
                     }
