@@ -184,7 +184,6 @@ impl CommitHook for Shared {
             }
         }
         drop(cache);
-        // Who has just been made was served nothing.
         for change in changes {
             if let Some(name) = change.id().strip_prefix(ACCOUNT_PREFIX) {
                 // What is known of a name from before there was an account is somebody else's.

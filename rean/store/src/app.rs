@@ -50,8 +50,7 @@ impl Reader {
     }
 
     /// Somebody whom these readers name: an administrator sees a partial database as such a one does. What it is shown
-    /// is nobody's.
-    /// `user`: a name for where these are all users; one that no account can have.
+    /// is nobody's. `user`: a name for where these are all users; one that no account can have.
     pub fn stand_in(readers: &[String], user: &str) -> Reader {
         let mut who = Who::default();
         for entry in readers {

@@ -151,6 +151,11 @@ impl Spell {
     fn is_held(&self) -> bool {
         self.lost.is_none()
     }
+
+    /// Whether it is over for a user who has these roles now.
+    fn ends_with(&self, roles: &[String]) -> bool {
+        self.is_held() && self.role.as_ref().is_some_and(|role| !roles.contains(role))
+    }
 }
 
 impl Record {
@@ -185,7 +190,7 @@ impl Record {
 
     fn turn_to(&mut self, roles: &[String], now: Seq) {
         for spell in &mut self.spells {
-            if spell.is_held() && spell.role.as_ref().is_some_and(|role| !roles.contains(role)) {
+            if spell.ends_with(roles) {
                 spell.lost = Some(now);
             }
         }
@@ -225,8 +230,7 @@ impl User {
 
     /// Ends the spells of roles that are lost, begins those of roles that are new. Tells whether any was lost.
     fn turn_to(&mut self, roles: &[String], now: Seq) -> bool {
-        let is_lost = |spell: &Spell| spell.is_held() && spell.role.as_ref().is_some_and(|role| !roles.contains(role));
-        let lost = self.record.spells.iter().any(is_lost);
+        let lost = self.record.spells.iter().any(|spell| spell.ends_with(roles));
         if lost {
             self.record = self.now();
         }
